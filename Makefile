@@ -1,0 +1,48 @@
+# On a machine with Python 3.11 or later, git and make: `make demo` and `make test` do all the set-up themselves.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-all lint messages clean
+
+help:
+	@echo "make demo      download from the stand-in site into Download/demo, offline"
+	@echo "make test      the tests that need nothing but Python"
+	@echo "make test-all  lint, types, and the tests that are slow or need more (a browser, root)"
+	@echo "make messages  bring the Chinese catalogue up to date with the sentences in the code"
+	@echo "make clean     remove the virtual environment and the caches"
+
+demo: $(VENV)/runtime
+	@$(BIN)/python -m demo.run_demo
+
+test: $(VENV)/development
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/development lint
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh tests/install_debian_packages.sh; fi
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+messages: $(VENV)/development
+	$(BIN)/python tests/messages.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")'
+	@echo "Setting up $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/development: $(VENV)/runtime requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt
+	@touch $@

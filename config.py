@@ -1,0 +1,290 @@
+"""Settings, read once from the environment and an optional ``.env``; and working.json, read again and again.
+
+Every setting is documented in README.md; a wrong one is a UsageError that names it and says what would be
+right. Relative paths are relative to the folder of the scripts, wherever they are started.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from errors import UsageError
+from i18n import _
+from model import Working
+
+ROOT = Path(__file__).resolve().parent
+
+USER_AGENT = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
+)
+"""The site answers 412 to clients that do not look like a browser."""
+
+MEDIA_SUFFIXES = (
+    "bilivideo.com",
+    "bilivideo.cn",
+    "akamaized.net",
+    "hdslb.com",
+    "biliapi.net",
+    "szbdyd.com",
+    "mountaintoys.cn",
+    "ahdohpiechei.com",
+)
+"""Hosts from which the site serves media (with everything below them); others in a playinfo are not asked."""
+
+
+class Category(NamedTuple):
+    """A folder that is filled from a region ranking.
+
+    ``rid`` is the id of a main region as ranking/v2 knows it since 2025 (1001 and up; 0 is the whole site);
+    ``tids`` picks sub-regions out of that ranking, by the ids in use before 2025 or since. Empty picks all.
+    """
+
+    name: str
+    rid: int
+    tids: frozenset[int] = frozenset()
+
+
+CATEGORIES = (
+    Category("野生技术协会", 1010, frozenset({122, 2091, 2095})),
+    Category("社科人文", 1010, frozenset({124, 228, 2088, 2089, 2090, 2092})),
+    Category("科学科普", 1010, frozenset({201, 2094})),
+    Category("财经", 1010, frozenset({207, 2087})),
+    Category("校园学习", 1010, frozenset({208, 2084, 2085, 2086})),
+    Category("职业职场", 1010, frozenset({209, 2093})),
+    Category("首页", 0),
+)
+"""The reference's categories; edit, or name targets to add_url.py. Ids: bilibili-API-collect, video_zone*.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting with its default; ``redis_url``, ``token`` and ``sessdata`` are secrets without a repr."""
+
+    redis_url: str = field(default="", repr=False)
+    server_url: str = "http://127.0.0.1:8080"
+    token: str = field(default="", repr=False)
+    worker: str = ""
+    web_url: str = "https://www.bilibili.com"
+    api_url: str = "https://api.bilibili.com"
+    passport_url: str = "https://passport.bilibili.com"
+    short_url: str = "https://b23.tv"
+    media_hosts: tuple[str, ...] = ()
+    download_dir: Path = ROOT / "Download"
+    data_dir: Path = ROOT / ".data"
+    working_file: Path = ROOT / "working.json"
+    hosts: tuple[str, ...] = ()
+    category: str = "other"
+    sessdata: str = field(default="", repr=False)
+    lease_seconds: float = 60.0
+    affinity_seconds: float = 120.0
+    connections: int = 16
+    api_interval_seconds: float = 0.5
+
+    @property
+    def server_is_local(self) -> bool:
+        """Tell whether the queue server is on this machine's loopback."""
+        return is_loopback(urlsplit(self.server_url).hostname or "")
+
+
+_VARIABLES = {
+    "redis_url": "REDIS_URL",
+    "server_url": "BILI_SERVER_URL",
+    "token": "BILI_TOKEN",
+    "worker": "BILI_WORKER",
+    "web_url": "BILI_WEB_URL",
+    "api_url": "BILI_API_URL",
+    "passport_url": "BILI_PASSPORT_URL",
+    "short_url": "BILI_SHORT_URL",
+    "media_hosts": "BILI_MEDIA_HOSTS",
+    "download_dir": "BILI_DOWNLOAD_DIR",
+    "data_dir": "BILI_DATA_DIR",
+    "working_file": "BILI_WORKING_FILE",
+    "hosts": "BILI_HOSTS",
+    "category": "BILI_CATEGORY",
+    "sessdata": "BILI_SESSDATA",
+    "lease_seconds": "BILI_LEASE_SECONDS",
+    "affinity_seconds": "BILI_AFFINITY_SECONDS",
+    "connections": "BILI_CONNECTIONS",
+    "api_interval_seconds": "BILI_API_INTERVAL",
+}
+VARIABLES = tuple(_VARIABLES.values())
+"""The names of all settings, for the documentation's test."""
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or IP literal means this machine only."""
+    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def load(environ: Mapping[str, str], root: Path = ROOT) -> Settings:
+    """Return the settings of ``environ``, completed by ``root/.env``; all wrong ones are in one UsageError."""
+    dotenv = {name: value or "" for name, value in dotenv_values(root / ".env").items()}
+    return parse_settings({**dotenv, **environ}, root)
+
+
+def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
+    """Return the settings in ``values``; an empty value means the default. Raise UsageError naming each wrong one."""
+    found: dict[str, object] = {}
+    wrong: list[str] = []
+    for name, variable in _VARIABLES.items():
+        text = values.get(variable, "").strip()
+        if not text:
+            continue
+        try:
+            found[name] = _PARSERS[name](text, root)
+        except ValueError as error:
+            shown = "" if name in ("redis_url", "token", "sessdata") else f"={text!r}"
+            wrong.append(f"{variable}{shown}: {error}")
+    if wrong:
+        raise UsageError("\n".join([_("These settings are wrong:"), *wrong]))
+    for name, path in (("download_dir", "Download"), ("data_dir", ".data"), ("working_file", "working.json")):
+        found.setdefault(name, root / path)
+    return Settings(**found)  # type: ignore[arg-type]
+
+
+def _text(text: str, root: Path) -> str:
+    if any(ord(character) < 32 for character in text):
+        raise ValueError(_("it has control characters"))
+    return text
+
+
+def _header(text: str, root: Path) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError(_("it must be printable ASCII, because it travels in an HTTP header"))
+    return text
+
+
+def _worker(text: str, root: Path) -> str:
+    if len(text) > 64 or not text.isprintable():
+        raise ValueError(_("a worker's name has 1 to 64 printable characters"))
+    return text
+
+
+def _path(text: str, root: Path) -> Path:
+    return root / Path(text).expanduser()
+
+
+def _url(text: str, root: Path) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(_("it must be an http:// or https:// address, such as http://192.0.2.1:8080"))
+    if parts.port == 0:  # reading the port raises ValueError where it is no number
+        raise ValueError(_("port 0 is nobody's"))
+    return text.rstrip("/")
+
+
+def _redis_url(text: str, root: Path) -> str:
+    if urlsplit(text).scheme not in ("redis", "rediss", "unix", "valkey", "valkeys"):
+        raise ValueError(_("it must look like redis://:password@host:6379/0"))
+    return re.sub(r"^valkey", "redis", text)
+
+
+def _names(text: str, root: Path) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _number(low: float, high: float) -> Callable[[str, Path], float]:
+    def parse(text: str, root: Path) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise ValueError(_("it must be a number from {low:g} to {high:g}").format(low=low, high=high))
+        return value
+
+    return parse
+
+
+def _category(text: str, root: Path) -> str:
+    if problem := category_problem(text):
+        raise ValueError(problem)
+    return text
+
+
+def category_problem(name: str) -> str:
+    """Return what is wrong with a category as the name of one folder, or an empty text."""
+    if not name.strip() or name != name.strip() or not name.isprintable() or len(name.encode()) > 120:
+        return _("a category is a folder's name: 1 to 120 bytes, printable, no spaces around it")
+    if name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+        return _('a category is one folder: no leading dot, none of / \\ : * ? " < > |')
+    return ""
+
+
+def _connections(text: str, root: Path) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise ValueError(_("it must be a whole number from 1 to 256"))
+    return int(text)
+
+
+_PARSERS: dict[str, Callable[[str, Path], object]] = {
+    "redis_url": _redis_url,
+    "server_url": _url,
+    "token": _header,
+    "worker": _worker,
+    "web_url": _url,
+    "api_url": _url,
+    "passport_url": _url,
+    "short_url": _url,
+    "media_hosts": _names,
+    "download_dir": _path,
+    "data_dir": _path,
+    "working_file": _path,
+    "hosts": _names,
+    "category": _category,
+    "sessdata": _header,
+    "lease_seconds": _number(1, 3600),
+    "affinity_seconds": _number(0, 86400),
+    "connections": _connections,
+    "api_interval_seconds": _number(0, 60),
+}
+
+
+# ------------------------------------------------------------------------------------------ working.json
+
+WORKING_SAMPLE = '{"stop": 1, "count": 1}'
+
+_STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[}\]])')
+
+
+def parse_working(text: str) -> Working:
+    """Return what working.json says; raise ValueError with line and column, or naming the key that is wrong.
+
+    A trailing comma is accepted, because the reference's own sample has one; it is blanked, not cut out, so
+    that the positions in an error stay true. Unknown keys are left to later versions.
+    """
+    tolerant = _STRING_OR_TRAILING_COMMA.sub(lambda m: " " if m[0] == "," else m[0], text.removeprefix("\ufeff"))
+    try:
+        content = json.loads(tolerant)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            _("line {line}, column {column}: {problem}").format(
+                line=error.lineno, column=error.colno, problem=error.msg
+            )
+        ) from None
+    except RecursionError:
+        raise ValueError(_("line 1, column 1: nested too deep")) from None
+    if not isinstance(content, dict):
+        raise ValueError(_("line 1, column 1: an object such as {sample} is expected").format(sample=WORKING_SAMPLE))
+    stop = content.get("stop", 1)
+    count = content.get("count", 1)
+    if type(stop) is not int or stop not in (0, 1):
+        raise ValueError(_position(text, "stop") + _('"stop" must be 1 (run) or 0 (stop)'))
+    if type(count) is not int or not 1 <= count <= 64:
+        raise ValueError(_position(text, "count") + _('"count" must be a whole number from 1 to 64'))
+    return Working(stop=stop, count=count)
+
+
+def _position(text: str, key: str) -> str:
+    before = text[: max(text.find(f'"{key}"'), 0)]
+    line = before.count("\n") + 1
+    column = len(before) - (before.rfind("\n") + 1) + 1
+    return _("line {line}, column {column}: ").format(line=line, column=column)

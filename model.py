@@ -1,0 +1,315 @@
+"""The records that modules pass to each other.
+
+Every record is frozen: no field is filled in later. Sizes are in bytes, durations in seconds, chunks are
+half-open ranges ``[start, stop)``. Tokens and signed URLs have no repr, so that no log line can show them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+KIB = 1024
+MIB = 1024 * KIB
+
+CHUNK_BYTES = 10 * MIB
+"""A chunk is what one Range request asks for; the size is the reference's own."""
+
+# ------------------------------------------------------------------------------------------ what the site has
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page (分P) of a video; ``cid`` is its identity on the whole site, ``number`` counts from 1."""
+
+    number: int
+    cid: int
+    title: str
+    duration_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A described container: a video (稿件) with all its pages, in order.
+
+    ``episode_id`` is set where the site serves the pages through its bangumi player; it is the episode that was
+    asked for, or the one that the video redirects to. ``notes`` are sentences that a user should read.
+    """
+
+    bvid: str
+    aid: int
+    title: str
+    pages: tuple[Page, ...]
+    owner: str = ""
+    episode_id: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def page_with_cid(self, cid: int) -> Page | None:
+        """Return the page whose identity is ``cid``, or None when the uploader took it away."""
+        return next((page for page in self.pages if page.cid == cid), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One DASH representation. ``id`` is the qn of a video stream or the site's audio quality id.
+
+    ``urls`` are all mirrors as the site orders them, the primary first.
+    """
+
+    kind: str
+    """``"video"`` or ``"audio"``."""
+    id: int
+    codecid: int
+    codecs: str
+    bandwidth: int
+    urls: tuple[str, ...] = field(repr=False)
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of a durl (legacy, joined) stream; ``order`` counts from 1."""
+
+    order: int
+    size_bytes: int
+    duration_seconds: float
+    urls: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Playinfo:
+    """A page's streams as the site offers them now: DASH in ``videos`` and ``audios``, or durl ``segments``.
+
+    ``deadline`` is the Unix time in seconds at which the signed URLs die, None where they do not say.
+    """
+
+    duration_seconds: float
+    videos: tuple[Stream, ...] = ()
+    audios: tuple[Stream, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    segments_qn: int = 0
+    deadline: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user wants of the streams on offer: the highest qn, and codecs in order of preference."""
+
+    qn: int = 127
+    codecids: tuple[int, ...] = (7, 12, 13)
+    """AVC 7, HEVC 12, AV1 13: AVC first, because it plays everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The streams to download of a page: a video with an audio stream or without, or durl segments."""
+
+    video: Stream | None = None
+    audio: Stream | None = None
+    segments: tuple[Segment, ...] = ()
+    qn: int = 0
+
+
+# ------------------------------------------------------------------------------------------ what a user asks for
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one submitted text means: the id of the job to queue, or a short link that must be resolved first."""
+
+    id: str = ""
+    short_link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobId:
+    """A job id taken apart; ``str`` is the id exactly as it stands in ``ready``.
+
+    Exactly one of ``bvid`` and ``episode_id`` is set. ``cid`` makes it a page job; without it the job is a
+    container, of all pages or, with ``number``, of that page only.
+    """
+
+    bvid: str = ""
+    episode_id: int = 0
+    number: int = 0
+    cid: int = 0
+
+    @property
+    def is_page(self) -> bool:
+        """Tell a page to download from a container to expand."""
+        return self.cid > 0
+
+    def __str__(self) -> str:
+        base = self.bvid or f"ep{self.episode_id}"
+        query = "&".join(f"{name}={value}" for name, value in (("p", self.number), ("cid", self.cid)) if value > 0)
+        return f"{base}?{query}" if query else base
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """The content of working.json. ``stop`` keeps the reference's own meaning: 1 runs, 0 stops."""
+
+    stop: int = 1
+    count: int = 1
+
+    @property
+    def running(self) -> bool:
+        """The one place where the odd number becomes a word."""
+        return self.stop == 1
+
+
+# ------------------------------------------------------------------------------------------ the queue
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on one job until ``lease_seconds`` from the request, renewed by heartbeats.
+
+    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    category: str
+    attempt: int
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """The answer to a lease request; with no lease, ``retry_after_seconds`` says when to ask again."""
+
+    leases: tuple[Lease, ...]
+    retry_after_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one."""
+
+    added: int
+    known: int
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The answer to an add: how many ids were new, how many already known, and pairs of a text and why not."""
+
+    added: int
+    known: int
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed, as it is sent with a nack. ``kind`` is transient, permanent or environment.
+
+    ``code`` is the site's own number as text where there is one (``-404``), else a word (``disk-full``).
+    """
+
+    kind: str
+    code: str
+    reason: str
+    title: str = ""
+    retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is recorded of a finished page. ``path`` is relative to the download folder, with ``/``."""
+
+    path: str
+    bytes: int
+    seconds: float
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Jobs by state; every accepted job that is not a closed container is in exactly one of them."""
+
+    ready: int
+    leased: int
+    delayed: int
+    done: int
+    dead: int
+
+
+# ------------------------------------------------------------------------------------------ a download
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The half-open range ``[start, stop)`` of a stream, the ``index``-th one from 0."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes in the range."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """A parsed ``Content-Range``: half-open, ``total_bytes`` None for ``*``; no range at all in a 416 reply."""
+
+    start: int | None
+    stop: int | None
+    total_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSource:
+    """One stream to download: what it is, and where it can be had now.
+
+    ``name`` identifies the stream among those of the page, apart from its size: ``v80-7`` (qn 80, codecid 7),
+    ``a30280-0``, ``d64-1`` (segment 1 of durl at qn 64). ``job`` is the id of the page job that wants it.
+    """
+
+    job: str
+    cid: int
+    name: str
+    urls: tuple[str, ...] = field(repr=False)
+    size_bytes: int | None = None
+    """As announced by the site; a wish to be proved by Content-Range, not a fact."""
+    deadline: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamProgress:
+    """How far a stream is: ``done_bytes`` are safe on disk, ``total_bytes`` is None until it is known."""
+
+    name: str
+    done_bytes: int
+    total_bytes: int | None
+    mirror: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What ffmpeg is to join: DASH ``video`` and ``audio`` files (either may be missing), or durl ``segments``.
+
+    Paths are absolute texts. ``tag`` is written into the file as its comment and read back by
+    ``mp4_boxes.read_comment``: it says which page the file holds.
+    """
+
+    output: str
+    video: str = ""
+    audio: str = ""
+    segments: tuple[str, ...] = ()
+    duration_seconds: float = 0.0
+    title: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A finished file that passed every check and stands under its name."""
+
+    path: str
+    bytes: int
+    duration_seconds: float

@@ -1,0 +1,158 @@
+"""Settings and working.json: what is accepted, and what the error says where it is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+import config
+from config import VARIABLES, Settings, category_problem, load, parse_settings, parse_working
+from errors import UsageError
+from model import Working
+
+# ------------------------------------------------------------------------------------------ settings
+
+
+def test_without_any_setting_there_are_the_documented_defaults() -> None:
+    settings = parse_settings({}, Path("/srv/farm"))
+    assert settings.server_url == "http://127.0.0.1:8080"
+    assert settings.download_dir == Path("/srv/farm/Download")
+    assert settings.data_dir == Path("/srv/farm/.data")
+    assert settings.working_file == Path("/srv/farm/working.json")
+    assert (settings.lease_seconds, settings.affinity_seconds) == (60.0, 120.0)
+    assert settings.category == "other"
+
+
+def test_relative_paths_are_relative_to_the_scripts_and_absolute_ones_stay(tmp_path: Path) -> None:
+    values = {"BILI_DOWNLOAD_DIR": "videos", "BILI_DATA_DIR": str(tmp_path)}
+    settings = parse_settings(values, Path("/srv/farm"))
+    assert settings.download_dir == Path("/srv/farm/videos")
+    assert settings.data_dir == tmp_path
+
+
+def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("BILI_CATEGORY=fromfile\nBILI_WORKER=filed\n", "utf-8")
+    settings = load({"BILI_CATEGORY": "fromenv"}, tmp_path)
+    assert (settings.category, settings.worker) == ("fromenv", "filed")
+
+
+def test_all_wrong_settings_are_named_in_one_error() -> None:
+    wrong = {
+        "REDIS_URL": "http://:topsecret@host",
+        "BILI_SERVER_URL": "not an address",
+        "BILI_TOKEN": "line\nbreak-topsecret",
+        "BILI_LEASE_SECONDS": "soon",
+        "BILI_AFFINITY_SECONDS": "-1",
+        "BILI_CATEGORY": "../up",
+        "BILI_CONNECTIONS": "0",
+        "BILI_API_URL": "http://host:99999",
+    }
+    with pytest.raises(UsageError) as caught:
+        parse_settings(wrong)
+    for name in wrong:
+        assert name in str(caught.value)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
+    values = dict.fromkeys(VARIABLES, "7")
+    values |= {name: "http://host.example/prefix/" for name in VARIABLES if name.endswith("_URL")}
+    values |= {"REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
+    values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
+    settings = parse_settings(values)
+    assert settings.redis_url == "redis://:secretpassword@host/1"
+    assert settings.api_url == "http://host.example/prefix"
+    assert settings.media_hosts == ("a.example", "127.0.0.1:99")
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("http://127.0.0.1:8080", True),
+        ("http://localhost", True),
+        ("http://[::1]:8080", True),
+        ("http://127.0.0.1.example.com", False),
+        ("https://farm.example", False),
+    ],
+)
+def test_a_server_on_this_machine_is_told_from_others(url: str, local: bool) -> None:
+    assert Settings(server_url=url).server_is_local is local
+
+
+@pytest.mark.parametrize("bad", ["", " ", "a/b", "..", ".hidden", "x\n", "C:", "é" * 61, " a"])
+def test_a_category_is_the_name_of_one_folder(bad: str) -> None:
+    assert category_problem(bad)
+
+
+def test_the_default_categories_are_good_folders() -> None:
+    assert [category_problem(category.name) for category in config.CATEGORIES] == [""] * 7
+
+
+# ------------------------------------------------------------------------------------------ working.json
+
+
+def test_stop_and_count_are_read() -> None:
+    assert parse_working('{"stop": 0, "count": 64}') == Working(0, 64)
+    assert parse_working("{}") == Working(1, 1)
+
+
+def test_one_runs_and_zero_stops() -> None:
+    assert parse_working('{"stop": 1}').running
+    assert not parse_working('{"stop": 0}').running
+
+
+@pytest.mark.parametrize(
+    "text", ['{"stop": 1, "count": 3,}', '{\n "stop": 1,\n "count": 3,\n}\n', '\ufeff{"count": 3, "a": [1, 2, ], }']
+)
+def test_trailing_commas_are_accepted(text: str) -> None:
+    assert parse_working(text) == Working(1, 3)
+
+
+def test_a_comma_in_a_text_is_left_alone() -> None:
+    assert parse_working('{"note": "a,}", "count": 2}') == Working(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", "line 1, column 1"),
+        ('{"stop": 1', "line 1, column 11"),
+        ('{\n  "stop": 1\n  "count": 2\n}', "line 3, column 3"),
+        ('{\n  "stop": 2\n}', "line 2, column 3"),
+        ('{"stop": 1, "count": 65}', "line 1, column 13"),
+        ('{"count": 0}', "line 1, column 2"),
+        ('{"count": true}', "line 1, column 2"),
+        ('{"count": 1.5}', "line 1, column 2"),
+        ('{"stop": "1"}', "line 1, column 2"),
+        ("[1]", "line 1, column 1"),
+        ("[" * 100_000, "line 1, column"),
+    ],
+)
+def test_a_problem_is_named_with_line_and_column(text: str, where: str) -> None:
+    with pytest.raises(ValueError, match=where):
+        parse_working(text)
+
+
+@given(st.text(max_size=60) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+def test_any_text_is_understood_or_refused_with_a_position(text: str) -> None:
+    try:
+        working = parse_working(text)
+    except ValueError as error:
+        assert "line" in str(error) and "column" in str(error)
+    else:
+        assert working.stop in (0, 1) and 1 <= working.count <= 64
+
+
+@given(stop=st.sampled_from([0, 1]), count=st.integers(1, 64), cut=st.integers(0, 30))
+def test_a_half_written_file_never_means_something_else(stop: int, count: int, cut: int) -> None:
+    """Whatever an editor has written so far of a file reads as an error, or as the whole file."""
+    whole = json.dumps({"stop": stop, "count": count})
+    try:
+        assert parse_working(whole[:cut]) == Working(stop, count)
+    except ValueError:
+        assert cut < len(whole)
