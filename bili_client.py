@@ -1,0 +1,468 @@
+"""The door to the site's API and pages: asked slowly, once for all who wait, and with cookies only where they belong.
+
+What an answer means is decided in parse_.py. Nothing here logs, shows or raises an address with a query, a cookie
+or a key: errors name the host at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import logging
+import os
+import random
+import ssl
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from config import USER_AGENT, Settings
+from errors import JobError, NoWayOut, SiteError, UsageError
+from i18n import _
+from model import MIB, JobId, Page, Playinfo, Video
+from parse_ import (
+    parse_initial_state,
+    parse_playinfo_html,
+    parse_playurl,
+    parse_season,
+    parse_spi,
+    parse_view,
+    parse_wbi_keys,
+    risk_control,
+    sign_wbi,
+)
+from retry import full_jitter_seconds
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 8 * MIB
+TRIES = 3
+MAX_HOPS = 3
+MAX_VIDEOS = 256
+VIDEO_SECONDS = 120.0
+KEYS_TRUSTED_SECONDS = 60.0
+"""Keys that are younger than this are not the reason of a refusal."""
+BUVID_RETRY_SECONDS = 600.0
+UNREACHED_SECONDS = 15.0
+MAX_RETRY_AFTER_SECONDS = 6 * 3600.0
+
+_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=20)
+_KEY_SYMPTOMS = frozenset({"-403", "-352", "v_voucher"})
+_STREAMS_WANTED: dict[str, str | int] = {"qn": 127, "fnval": 4048, "fnver": 0, "fourk": 1}
+"""All of DASH at once (docs/video/videostream_url.md of bilibili-API-collect): HDR, 4K, 8K, Dolby and AV1 included."""
+_BEIJING_SECONDS = 8 * 3600
+
+_Value = TypeVar("_Value")
+
+
+# ------------------------------------------------------------------------------------------ the session
+
+
+def tls_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+    """Return the context for all TLS connections; the CA file that is meant for requests or curl counts as well."""
+    context = ssl.create_default_context()
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = environ.get(name, "")
+        if not path or environ.get("SSL_CERT_FILE"):
+            continue
+        try:
+            is_folder = Path(path).is_dir()
+            context.load_verify_locations(cafile=None if is_folder else path, capath=path if is_folder else None)
+        except OSError as error:
+            raise UsageError(
+                _("{name}: the certificates in {path} cannot be read: {problem}").format(
+                    name=name, path=path, problem=error.strerror or _("no certificate is in it")
+                )
+            ) from None
+        break
+    return context
+
+
+def make_session(settings: Settings, environ: Mapping[str, str] = os.environ) -> aiohttp.ClientSession:
+    """Return a session that looks like a browser, honours proxies and CA files, and never keeps a cookie.
+
+    It has no jar on purpose: a cookie goes out only with a request that names it.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls_context(environ)),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"},
+        timeout=_TIMEOUT,
+        trust_env=True,
+    )
+
+
+# ------------------------------------------------------------------------------------------ sharing among tasks
+
+
+@dataclass(slots=True)
+class _Flight(Generic[_Value]):
+    task: asyncio.Task[tuple[_Value, float]]
+    waiters: int = 0
+
+
+class _Shared(Generic[_Value]):
+    """Answers that many tasks want at once: asked for by one, given to all, kept for the seconds told with them."""
+
+    def __init__(self, monotonic: Callable[[], float], entries: int) -> None:
+        self._monotonic = monotonic
+        self._entries = entries
+        self._kept: dict[str, tuple[_Value, float]] = {}
+        self._flights: dict[str, _Flight[_Value]] = {}
+
+    async def get(self, key: str, ask: Callable[[], Coroutine[object, object, tuple[_Value, float]]]) -> _Value:
+        """Return the answer of ``ask`` (a value, and how long it is good), or the one that is kept."""
+        kept = self._kept.get(key)
+        if kept is not None and self._monotonic() < kept[1]:
+            return kept[0]
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(asyncio.create_task(ask()))
+            flight.task.add_done_callback(partial(self._land, key, flight))
+        flight.waiters += 1
+        try:
+            await asyncio.wait([flight.task])
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.task.done():
+                # Nobody wants it any more; who comes next must not join a task that is being cancelled.
+                self._drop(key, flight)
+                flight.task.cancel()
+        return flight.task.result()[0]
+
+    def forget(self, key: str) -> None:
+        """Drop a kept answer."""
+        self._kept.pop(key, None)
+
+    def _drop(self, key: str, flight: _Flight[_Value]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    def _land(self, key: str, flight: _Flight[_Value], task: asyncio.Task[tuple[_Value, float]]) -> None:
+        self._drop(key, flight)
+        if task.cancelled() or task.exception() is not None:
+            return
+        value, good_seconds = task.result()
+        self._kept.pop(key, None)
+        while len(self._kept) >= self._entries:
+            del self._kept[next(iter(self._kept))]
+        self._kept[key] = (value, self._monotonic() + good_seconds)
+
+
+class _Pace:
+    """Places in time, one each ``interval_seconds``, given out in the order of asking."""
+
+    def __init__(
+        self, interval_seconds: float, monotonic: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self._interval_seconds = interval_seconds
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._next = float("-inf")
+
+    async def wait(self) -> None:
+        now = self._monotonic()
+        place = max(self._next, now)
+        self._next = place + self._interval_seconds
+        if place > now:
+            await self._sleep(place - now)
+
+
+# ------------------------------------------------------------------------------------------ the client
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    text: str = field(repr=False)
+    location: str = field(repr=False)
+    retry_after_seconds: float | None
+
+
+class _Unreachable(Exception):
+    """Nobody answered at all: no name, no connection, or a proxy that refuses."""
+
+
+class _Cut(Exception):
+    """Somebody was there, but no whole answer came."""
+
+
+_Origin = tuple[str, str, int]
+
+
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+class BiliClient:
+    """Describes videos and asks for their streams; one for all jobs of a process, on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        *,
+        unix_time: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._unix_time = unix_time
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._draw = draw
+        self._pace = _Pace(settings.api_interval_seconds, monotonic, sleep)
+        self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
+        self._keys: _Shared[tuple[tuple[str, str], float]] = _Shared(monotonic, 1)
+        self._buvids: _Shared[tuple[str, str]] = _Shared(monotonic, 1)
+        self._cookie_origins = {_origin(url) for url in (settings.web_url, settings.api_url, settings.passport_url)}
+
+    async def describe(self, job: JobId) -> Video:
+        """Return the video or the episode of a job with all its pages; the page is read where the API is of no use.
+
+        For a page job the answer may be two minutes old, so that a long series does not ask for each of its pages; a
+        container is asked for anew, because a page that came since must not be missed. Errors are those of JobError.
+        """
+        key = job.bvid or f"ep{job.episode_id}"
+        if not job.is_page:
+            self._videos.forget(key)
+        return await self._videos.get(key, partial(self._describe, job))
+
+    async def playinfo(self, video: Video, page: Page) -> Playinfo:
+        """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
+        try:
+            if video.episode_id:
+                params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
+                return parse_playurl(await self._ask_api("/pgc/player/web/playurl", params))
+            return await self._signed_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
+        except (SiteError, NoWayOut) as error:
+            refused = error
+        path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
+        return await self._read_page(path, partial(parse_playinfo_html, cid=page.cid), refused)
+
+    async def _describe(self, job: JobId) -> tuple[Video, float]:
+        try:
+            if job.episode_id:
+                answer = await self._ask_api("/pgc/view/web/season", {"ep_id": job.episode_id})
+                video = parse_season(answer, job.episode_id)
+            else:
+                video = parse_view(await self._ask_api("/x/web-interface/view", {"bvid": job.bvid}))
+        except (SiteError, NoWayOut) as error:
+            path = f"/bangumi/play/ep{job.episode_id}" if job.episode_id else f"/video/{job.bvid}/"
+            video = await self._read_page(path, parse_initial_state, error)
+        if (job.bvid and video.bvid != job.bvid) or (job.episode_id and video.episode_id != job.episode_id):
+            raise SiteError(_("the site described another video than the one asked for"))
+        return video, VIDEO_SECONDS
+
+    async def _read_page(self, path: str, parse: Callable[[str], _Value], refused: JobError) -> _Value:
+        """Return what the page says where the API failed; where both fail, raise what a person can use most."""
+        log.info(_("the API of the site gave nothing usable (%s); reading %s instead"), refused, path)
+        try:
+            return parse(await self._fetch_page(self._settings.web_url + path))
+        except (SiteError, NoWayOut) as error:
+            # NoWayOut is only true if neither door could be reached.
+            failure = error if isinstance(refused, NoWayOut) else refused
+        raise failure
+
+    # -------------------------------------------------------------------------------------- signed calls
+
+    async def _signed_playinfo(self, params: Mapping[str, str | int]) -> Playinfo:
+        keys, asked_at = await self._wbi_keys()
+        try:
+            return await self._ask_signed(params, keys)
+        except JobError as error:
+            if error.code not in _KEY_SYMPTOMS or self._monotonic() - asked_at < KEYS_TRUSTED_SECONDS:
+                raise
+            refused = error
+        self._keys.forget(self._today())
+        renewed, _asked_at = await self._wbi_keys()
+        if renewed == keys:
+            raise refused
+        return await self._ask_signed(params, renewed)
+
+    async def _ask_signed(self, params: Mapping[str, str | int], keys: tuple[str, str]) -> Playinfo:
+        signed = sign_wbi(params, keys, int(self._unix_time()))
+        return parse_playurl(await self._ask_api("/x/player/wbi/playurl", signed))
+
+    async def _wbi_keys(self) -> tuple[tuple[str, str], float]:
+        """Return the keys of the day and when they were asked for; the site changes them at midnight in Beijing."""
+        return await self._keys.get(self._today(), self._ask_keys)
+
+    def _today(self) -> str:
+        return str(int(self._unix_time() + _BEIJING_SECONDS) // 86400)
+
+    async def _ask_keys(self) -> tuple[tuple[tuple[str, str], float], float]:
+        keys = parse_wbi_keys(await self._ask_api("/x/web-interface/nav", {}))
+        return (keys, self._monotonic()), 86400.0
+
+    # -------------------------------------------------------------------------------------- requests
+
+    async def _ask_api(self, path: str, params: Mapping[str, str | int]) -> str:
+        query = urlencode(params, quote_via=quote, safe="")
+        reply = await self._fetch(self._settings.api_url + path + ("?" + query if query else ""))
+        if reply.status // 100 == 3:
+            raise SiteError(_("the API of the site sent us elsewhere (HTTP {status})").format(status=reply.status))
+        return reply.text
+
+    async def _fetch_page(self, url: str) -> str:
+        """Return the text of a page, following redirects on its own host only."""
+        origin = _origin(url)
+        for _hop in range(MAX_HOPS + 1):
+            reply = await self._fetch(url)
+            if reply.status // 100 != 3:
+                return reply.text
+            url = _followed(url, reply.location)
+            if _origin(url) != origin:
+                raise SiteError(_("a page of the site sent us to another host"))
+        raise SiteError(_("a page of the site sent us on more than {hops} times").format(hops=MAX_HOPS))
+
+    async def _fetch(self, url: str, with_buvid: bool = True) -> _Reply:
+        """Return a whole reply below 500; quick second and third tries for what passes quickly."""
+        host = _origin(url)[1]
+        headers = await self._headers(url, with_buvid)
+        cut = False
+        reply: _Reply | None = None
+        for attempt in range(1, TRIES + 1):
+            if attempt > 1:
+                await self._sleep(full_jitter_seconds(attempt - 1, 1.0, 4.0, self._draw))
+            await self._pace.wait()
+            try:
+                reply = await self._try(url, headers)
+            except _Unreachable:
+                continue
+            except _Cut:
+                cut = True
+                continue
+            if reply.status in (412, 429):
+                raise risk_control(reply.status, reply.retry_after_seconds)
+            if reply.status < 500:
+                return reply
+        raise _failure(host, reply, cut)
+
+    async def _try(self, url: str, headers: Mapping[str, str]) -> _Reply:
+        # What aiohttp raises holds the request with its cookie: it must end here, not in a traceback.
+        try:
+            async with self._session.get(
+                URL(url, encoded=True), headers=headers, allow_redirects=False, auto_decompress=False, timeout=_TIMEOUT
+            ) as response:
+                return _Reply(
+                    status=response.status,
+                    text=await _read_text(response),
+                    location=response.headers.get("Location", ""),
+                    retry_after_seconds=_retry_after(response.headers.get("Retry-After", ""), self._unix_time()),
+                )
+        except (
+            aiohttp.ClientConnectorError,
+            aiohttp.ClientHttpProxyError,
+            aiohttp.InvalidURL,
+            aiohttp.ConnectionTimeoutError,
+        ):
+            failure: Exception = _Unreachable()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            failure = _Cut()
+        raise failure
+
+    async def _headers(self, url: str, with_buvid: bool) -> dict[str, str]:
+        headers = {
+            "User-Agent": USER_AGENT,
+            "Referer": self._settings.web_url + "/",
+            "Accept": "*/*",
+            "Accept-Encoding": "gzip",
+        }
+        if _origin(url) not in self._cookie_origins:
+            return headers
+        cookies = []
+        if self._settings.sessdata:
+            cookies.append("SESSDATA=" + quote(self._settings.sessdata, safe="%*"))
+        if with_buvid:
+            buvids = await self._buvids.get("", self._ask_buvids)
+            cookies += [f"{name}={quote(value, safe='')}" for name, value in zip(_BUVIDS, buvids, strict=True) if value]
+        if cookies:
+            headers["Cookie"] = "; ".join(cookies)
+        return headers
+
+    async def _ask_buvids(self) -> tuple[tuple[str, str], float]:
+        """Return a visitor's cookies; without them the site is stricter, but not shut."""
+        try:
+            reply = await self._fetch(self._settings.api_url + "/x/frontend/finger/spi", with_buvid=False)
+            return parse_spi(reply.text), float("inf")
+        except SiteError:
+            return ("", ""), BUVID_RETRY_SECONDS
+        except NoWayOut:
+            return ("", ""), UNREACHED_SECONDS
+
+
+_BUVIDS = ("buvid3", "buvid4")
+
+
+def _followed(url: str, location: str) -> str:
+    """Return the absolute address of a redirect; SiteError for one that is none."""
+    if not location or not location.isascii() or not location.isprintable() or " " in location:
+        raise SiteError(_("a page of the site sent us to a malformed address"))
+    try:
+        followed = urljoin(url, location)
+        _origin(followed)
+    except ValueError:
+        followed = ""
+    if not followed.startswith(("https://", "http://")):
+        raise SiteError(_("a page of the site sent us to a malformed address"))
+    return followed.partition("#")[0]
+
+
+def _failure(host: str, reply: _Reply | None, cut: bool) -> JobError:
+    """Return the error for tries that all failed; NoWayOut only where none met anybody."""
+    if reply is not None:
+        return SiteError(
+            _("{host} has trouble of its own (HTTP {status}); it may work later").format(
+                host=host, status=reply.status
+            ),
+            reply.status,
+            reply.retry_after_seconds,
+        )
+    if cut:
+        return SiteError(_("{host} did not send a whole answer, {tries} times").format(host=host, tries=TRIES))
+    return NoWayOut(_("{host} cannot be reached: check the network, the proxy and its certificate").format(host=host))
+
+
+async def _read_text(response: aiohttp.ClientResponse) -> str:
+    """Return the decoded body; it is decompressed here, a bounded piece at a time, against bombs."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
+        raise SiteError(_("the site answered in an encoding that was not asked for"))
+    inflater = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)
+    body = bytearray()
+    async for piece in response.content.iter_chunked(64 * 1024):
+        room = MAX_BODY_BYTES + 1 - len(body)
+        try:
+            body += piece[:room] if inflater is None else inflater.decompress(piece, room)
+        except zlib.error:
+            raise SiteError(_("the site answered with a broken compressed body")) from None
+        if len(body) > MAX_BODY_BYTES:
+            raise SiteError(_("the site answered more than {limit} MiB").format(limit=MAX_BODY_BYTES // MIB))
+    if inflater is not None and body and not inflater.eof:
+        raise _Cut
+    return body.decode("utf-8", "replace")
+
+
+def _retry_after(value: str, unix_seconds: float) -> float | None:
+    """Return the seconds that a Retry-After header asks for, as a number or as a date."""
+    value = value.strip()
+    if value.isascii() and value.isdecimal() and len(value) <= 9:
+        seconds = float(value)
+    else:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - unix_seconds
+        except (ValueError, OverflowError, IndexError, TypeError):
+            return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

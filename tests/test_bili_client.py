@@ -1,0 +1,672 @@
+"""The client of the site against a small site of its own: where cookies go, how slowly it asks, what it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import re
+import socket
+import ssl
+import tracemalloc
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+import bili_client
+from bili_client import BiliClient, make_session, tls_context
+from config import USER_AGENT, Settings
+from errors import JobError, NoWayOut, PermanentError, RiskControl, SiteError, UsageError
+from model import MIB, JobId, Video
+from parse_ import aid_to_bvid, parse_job_id, parse_playurl, parse_view, sign_wbi
+
+DATA = Path(__file__).parent / "data"
+BVID = aid_to_bvid(113764301)
+EPISODE_BVID = aid_to_bvid(113764302)
+SECRET = "f1e2d3c4%2C1780000000%2Cabcde*b1"
+OLD_KEYS = ("7cd084941338484aae1ad9425b84077c", "4932caff0ff746eab6f01bf08b70ac45")
+NEW_KEYS = ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210")
+
+VIEW = "/api/x/web-interface/view"
+PLAYURL = "/api/x/player/wbi/playurl"
+NAV = "/api/x/web-interface/nav"
+SPI = "/api/x/frontend/finger/spi"
+SEASON = "/api/pgc/view/web/season"
+PAGE = f"/site/video/{BVID}/"
+
+
+def golden(name: str) -> str:
+    return (DATA / name).read_text(encoding="utf-8")
+
+
+VIDEO = parse_view(golden("view_three_pages.json"))
+EPISODE = parse_view(golden("view_episode.json"))
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Site:
+    """A site with path prefixes that answers golden texts, and records what it was asked."""
+
+    texts: dict[str, str | Handler]
+    url: str = ""
+    requests: list[web.Request] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        found = self.texts.get(request.path)
+        if found is None:
+            return web.Response(status=404, text="<html>not here</html>", content_type="text/html")
+        if isinstance(found, str):
+            return web.Response(text=found, content_type="text/plain")
+        return await found(request)
+
+    @property
+    def paths(self) -> Counter[str]:
+        return Counter(request.path for request in self.requests)
+
+    def cookies(self) -> list[str]:
+        return [request.headers["Cookie"] for request in self.requests if "Cookie" in request.headers]
+
+
+def real_texts() -> dict[str, str | Handler]:
+    return {
+        VIEW: golden("view_three_pages.json"),
+        PLAYURL: golden("playurl_dash.json"),
+        NAV: golden("nav_guest.json"),
+        SPI: golden("spi.json"),
+        SEASON: golden("season.json"),
+        "/api/pgc/player/web/playurl": golden("pgc_playurl.json"),
+        PAGE: golden("video_page.html"),
+    }
+
+
+async def serve(site: Site) -> web.AppRunner:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", site.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    site.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    return runner
+
+
+@pytest_asyncio.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site(real_texts())
+    runner = await serve(site)
+    yield site
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture
+async def canary() -> AsyncIterator[Site]:
+    canary = Site({})
+    runner = await serve(canary)
+    yield canary
+    await runner.cleanup()
+
+
+class Time:
+    """A clock that only moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        wake = self.now + seconds
+        await asyncio.sleep(0)
+        self.now = max(self.now, wake)
+
+
+def settings_of(site: Site, **more: Any) -> Settings:
+    urls = {"web_url": site.url + "/site", "api_url": site.url + "/api", "passport_url": site.url + "/passport"}
+    return Settings(**{**urls, "sessdata": SECRET, "api_interval_seconds": 0.0, **more})
+
+
+@dataclass
+class Made:
+    client: BiliClient
+    time: Time
+    session: aiohttp.ClientSession
+
+
+@pytest_asyncio.fixture
+async def made(site: Site) -> AsyncIterator[Made]:
+    settings = settings_of(site)
+    async with make_session(settings, {}) as session:
+        time = Time()
+        yield Made(client_of(settings, session, time), time, session)
+
+
+def client_of(settings: Settings, session: aiohttp.ClientSession, time: Time) -> BiliClient:
+    return BiliClient(settings, session, unix_time=time, monotonic=time, sleep=time.sleep, draw=lambda: 0.5)
+
+
+def job(text: str = BVID) -> JobId:
+    return parse_job_id(text)
+
+
+# ------------------------------------------------------------------------------------------ the plain way
+
+
+async def test_describe(site: Site, made: Made) -> None:
+    assert await made.client.describe(job()) == VIDEO
+    asked = site.requests[-1]
+    assert (asked.path, dict(asked.query)) == (VIEW, {"bvid": BVID})
+    assert asked.headers["User-Agent"] == USER_AGENT
+    assert asked.headers["Referer"] == site.url + "/site/"
+
+
+async def test_an_episode_is_asked_from_its_season(site: Site, made: Made) -> None:
+    video = await made.client.describe(job("ep330799?cid=27651390202"))
+    assert (video.episode_id, video.pages[0].cid) == (330799, 27651390202)
+    assert dict(site.requests[-1].query) == {"ep_id": "330799"}
+
+
+async def test_the_playurl_call_is_signed(site: Site, made: Made) -> None:
+    assert await made.client.playinfo(VIDEO, VIDEO.pages[1]) == parse_playurl(golden("playurl_dash.json"))
+    query = dict(site.requests[-1].query)
+    assert {"bvid": BVID, "cid": "27651390102", "qn": "127", "fnval": "4048", "fourk": "1"}.items() <= query.items()
+    plain: dict[str, str | int] = {name: value for name, value in query.items() if name not in ("wts", "w_rid")}
+    assert sign_wbi(plain, OLD_KEYS, int(query["wts"])) == query
+
+
+async def test_an_episode_is_played_by_the_bangumi_player(site: Site, made: Made) -> None:
+    assert EPISODE.episode_id == 330798
+    assert (await made.client.playinfo(EPISODE, EPISODE.pages[0])).videos
+    assert site.requests[-1].path == "/api/pgc/player/web/playurl"
+    assert {"ep_id": "330798", "cid": "27651390201"}.items() <= dict(site.requests[-1].query).items()
+
+
+async def test_definite_answers_do_not_go_to_the_page(site: Site, made: Made) -> None:
+    site.texts[VIEW] = golden("view_deleted.json")
+    with pytest.raises(PermanentError):
+        await made.client.describe(job())
+    assert PAGE not in site.paths
+
+
+async def test_another_video_than_the_one_asked_for_is_refused(made: Made) -> None:
+    with pytest.raises(SiteError, match="another video"):
+        await made.client.describe(job(EPISODE_BVID))
+
+
+async def test_another_episode_than_the_one_asked_for_is_refused(site: Site, made: Made) -> None:
+    state = json.dumps({"epInfo": {"id": 9, "aid": 170001, "cid": 7, "title": "1"}})
+    site.texts[SEASON] = "<html>"
+    site.texts["/site/bangumi/play/ep8"] = f"<script>window.__INITIAL_STATE__={state};</script>"
+    with pytest.raises(SiteError, match="another video"):
+        await made.client.describe(job("ep8"))
+
+
+# ------------------------------------------------------------------------------------------ cookies
+
+
+async def test_cookies_go_to_the_site_and_only_there(site: Site, canary: Site, made: Made) -> None:
+    await made.client.describe(job())
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    sent = {request.path: request.headers.get("Cookie", "") for request in site.requests}
+    assert sent[SPI] == f"SESSDATA={SECRET}"
+    for path in (VIEW, NAV, PLAYURL):
+        assert re.fullmatch(rf"SESSDATA={re.escape(SECRET)}; buvid3=[0-9A-F-]+infoc; buvid4=[%\w.-]+", sent[path])
+    # The session that did all this has nothing that it could give to a media host.
+    async with made.session.get(canary.url + "/upgcxcode/1.m4s") as reply:
+        assert reply.status == 404
+    assert canary.cookies() == []
+
+
+async def test_a_visitor_has_no_sessdata(site: Site) -> None:
+    settings = settings_of(site, sessdata="")
+    async with make_session(settings, {}) as session:
+        await client_of(settings, session, Time()).describe(job())
+    assert not any("SESSDATA" in cookie for cookie in site.cookies())
+    assert len(site.cookies()) == 1
+
+
+async def test_sessdata_cannot_smuggle_in_another_header(site: Site) -> None:
+    settings = settings_of(site, sessdata="a,b; c=d")
+    async with make_session(settings, {}) as session:
+        await client_of(settings, session, Time()).describe(job())
+    assert site.cookies()[0] == "SESSDATA=a%2Cb%3B%20c%3Dd"
+
+
+def to(location: str) -> Handler:
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": location, "Set-Cookie": "evil=1; Path=/"})
+
+    return redirect
+
+
+@pytest.mark.parametrize("path", [VIEW, PLAYURL])
+async def test_no_redirect_of_the_api_is_followed(site: Site, canary: Site, made: Made, path: str) -> None:
+    site.texts[path] = to(canary.url + "/api")
+    site.texts[PAGE] = to(canary.url + "/page")
+    with pytest.raises(SiteError, match="302"):
+        await (made.client.describe(job()) if path == VIEW else made.client.playinfo(VIDEO, VIDEO.pages[1]))
+    assert canary.requests == []
+
+
+@pytest.mark.parametrize("scheme", ["//", "https://", "ftp://", "http://[", "http://x:y@"])
+async def test_no_redirect_of_a_page_leaves_its_host(site: Site, canary: Site, made: Made, scheme: str) -> None:
+    site.texts[VIEW] = "<html>"
+    site.texts[PAGE] = to(scheme + canary.url.removeprefix("http://") + "/page")
+    with pytest.raises(SiteError):
+        await made.client.describe(job())
+    assert canary.requests == []
+
+
+async def test_a_page_is_followed_on_its_host_three_times(site: Site, made: Made) -> None:
+    site.texts[VIEW] = "<html>"
+    site.texts.update(
+        {
+            PAGE: to("/site/1"),
+            "/site/1": to(site.url + "/site/2"),
+            "/site/2": to("3"),
+            "/site/3": golden("video_page.html"),
+        }
+    )
+    assert await made.client.describe(job()) == VIDEO
+    assert not any("evil" in cookie for cookie in site.cookies())
+
+
+async def test_a_page_is_not_followed_for_ever(site: Site, made: Made) -> None:
+    site.texts[VIEW] = "<html>"
+    site.texts[PAGE] = to(PAGE)
+    with pytest.raises(SiteError):
+        await made.client.describe(job())
+    assert site.paths[PAGE] == 4
+
+
+# ------------------------------------------------------------------------------------------ fallbacks
+
+
+async def status_500(request: web.Request) -> web.StreamResponse:
+    return web.Response(status=500, text="oops")
+
+
+async def cut_body(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": "100"})
+    await response.prepare(request)
+    await response.write(b"{")
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+@pytest.mark.parametrize(
+    "broken", ["<html>404</html>", "", '{"code":-500}', '{"code":0,"data":{}}', status_500, cut_body]
+)
+async def test_the_page_is_read_where_the_api_fails(site: Site, made: Made, broken: str | Handler) -> None:
+    site.texts[VIEW] = broken
+    site.texts[PLAYURL] = broken
+    assert await made.client.describe(job()) == VIDEO
+    playinfo = await made.client.playinfo(VIDEO, VIDEO.pages[1])
+    assert playinfo.duration_seconds == 845.12
+    assert dict(site.requests[-1].query) == {"p": "2"}
+    assert site.paths[VIEW] == (1 if isinstance(broken, str) else 3)
+
+
+async def test_the_streams_of_another_part_are_not_taken(site: Site, made: Made) -> None:
+    site.texts[PLAYURL] = '{"code":-400,"message":"请求错误"}'
+    with pytest.raises(SiteError) as raised:
+        await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert raised.value.code == "-400"
+
+
+async def test_quick_tries_have_jitter_and_an_end(site: Site, made: Made) -> None:
+    site.texts[VIEW] = status_500
+    site.texts.pop(PAGE)
+    with pytest.raises(SiteError) as raised:
+        await made.client.describe(job())
+    assert raised.value.code == "500"
+    assert made.time.slept == [0.5, 1.0]
+
+
+async def test_a_second_try_is_enough(site: Site, made: Made) -> None:
+    async def once(request: web.Request) -> web.StreamResponse:
+        site.texts[VIEW] = golden("view_three_pages.json")
+        return await cut_body(request)
+
+    site.texts[VIEW] = once
+    assert await made.client.describe(job()) == VIDEO
+    assert PAGE not in site.paths
+
+
+async def test_no_way_out_when_nothing_can_be_reached(site: Site) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        settings = settings_of(site, web_url=url, api_url=url)
+        async with make_session(settings, {}) as session:
+            client = client_of(settings, session, Time())
+            for ask in (client.describe(job()), client.playinfo(VIDEO, VIDEO.pages[0])):
+                with pytest.raises(NoWayOut, match=r"127\.0\.0\.1"):
+                    await ask
+        settings = settings_of(site, api_url=url)
+        async with make_session(settings, {}) as session:
+            client = client_of(settings, session, Time())
+            assert await client.describe(job()) == VIDEO
+            site.texts[PAGE] = "<html>"
+            with pytest.raises(SiteError):
+                await client.playinfo(VIDEO, VIDEO.pages[1])
+
+
+async def test_a_proxy_that_is_away_or_malformed_is_no_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(site, web_url="http://bili.test", api_url="http://bili.test")
+    for proxy in ("http://127.0.0.1:1", "127.0.0.1:1"):
+        monkeypatch.setenv("http_proxy", proxy)
+        async with make_session(settings, {}) as session:
+            with pytest.raises(NoWayOut):
+                await client_of(settings, session, Time()).describe(job())
+
+
+# ------------------------------------------------------------------------------------------ risk control, keys
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [(412, None, None), (429, "90", 90.0), (412, "Thu, 01 Jan 1970 00:20:00 GMT", 200.0)],
+)
+async def test_risk_control_by_status(
+    site: Site, made: Made, status: int, header: str | None, seconds: float | None
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, headers={"Retry-After": header} if header else None)
+
+    site.texts[VIEW] = refuse
+    with pytest.raises(RiskControl) as raised:
+        await made.client.describe(job())
+    assert (raised.value.code, raised.value.retry_after_seconds) == (str(status), seconds)
+    assert (site.paths[VIEW], site.paths[PAGE]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"code":-352}', '{"code":-412}', '{"code":0,"data":{"v_voucher":"v"}}', '{"code":-403}']
+)
+async def test_fresh_keys_are_not_blamed(site: Site, made: Made, answer: str) -> None:
+    site.texts[PLAYURL] = answer
+    with pytest.raises(JobError) as raised:
+        await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert isinstance(raised.value, RiskControl | PermanentError)
+    assert (site.paths[NAV], site.paths[PLAYURL]) == (1, 1)
+
+
+def nav(keys: tuple[str, str]) -> str:
+    images = {
+        name: f"https://i0.hdslb.com/bfs/wbi/{key}.png" for name, key in zip(("img_url", "sub_url"), keys, strict=True)
+    }
+    return json.dumps({"code": -101, "message": "账号未登录", "data": {"isLogin": False, "wbi_img": images}})
+
+
+async def test_old_keys_are_renewed_and_the_call_made_once_more(site: Site, made: Made) -> None:
+    async def check(request: web.Request) -> web.StreamResponse:
+        query = dict(request.query)
+        plain: dict[str, str | int] = {name: value for name, value in query.items() if name not in ("wts", "w_rid")}
+        good = sign_wbi(plain, NEW_KEYS, int(query["wts"])) == query
+        return web.Response(text=golden("playurl_dash.json") if good else '{"code":-403,"message":"访问权限不足"}')
+
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    site.texts.update({NAV: nav(NEW_KEYS), PLAYURL: check})
+    made.time.now += 61
+    assert (await made.client.playinfo(VIDEO, VIDEO.pages[0])).videos
+    assert site.paths[NAV] == 2
+
+
+async def test_the_same_keys_again_are_not_tried_again(site: Site, made: Made) -> None:
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    site.texts[PLAYURL] = '{"code":-403}'
+    made.time.now += 61
+    with pytest.raises(PermanentError):
+        await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert (site.paths[NAV], site.paths[PLAYURL]) == (2, 2)
+
+
+async def test_keys_are_of_the_day(site: Site, made: Made) -> None:
+    made.time.now = 16 * 3600.0 - 10
+    for _turn in range(3):
+        await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.paths[NAV] == 1
+    made.time.now += 20
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.paths[NAV] == 2
+
+
+async def test_a_visitor_without_buvid_is_served(site: Site, made: Made) -> None:
+    site.texts.pop(SPI)
+    assert await made.client.describe(job()) == VIDEO
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.paths[SPI] == 1
+    made.time.now += bili_client.BUVID_RETRY_SECONDS
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.paths[SPI] == 2
+
+
+# ------------------------------------------------------------------------------------------ once for all, slowly
+
+
+async def test_pages_of_one_video_ask_once(site: Site, made: Made) -> None:
+    described = await asyncio.gather(*(made.client.describe(JobId(BVID, number=n, cid=n)) for n in range(1, 301)))
+    assert set(described) == {VIDEO}
+    assert site.paths == {SPI: 1, VIEW: 1}
+    made.time.now += bili_client.VIDEO_SECONDS - 1
+    await made.client.describe(job(f"{BVID}?p=1&cid=1"))
+    assert site.paths[VIEW] == 1
+    made.time.now += 2
+    await made.client.describe(job(f"{BVID}?p=1&cid=1"))
+    assert site.paths[VIEW] == 2
+
+
+async def test_a_container_is_asked_for_anew(site: Site, made: Made) -> None:
+    assert len((await made.client.describe(job())).pages) == 3
+    longer = json.loads(golden("view_three_pages.json"))
+    longer["data"]["pages"].append({"cid": 5, "page": 4, "part": "新", "duration": 1})
+    site.texts[VIEW] = json.dumps(longer)
+    for wanted in (BVID, f"{BVID}?p=4&cid=5"):
+        assert len((await made.client.describe(job(wanted))).pages) == 4
+    assert site.paths[VIEW] == 2
+
+
+async def test_keys_and_buvids_are_asked_once_by_many(site: Site, made: Made) -> None:
+    await asyncio.gather(*(made.client.playinfo(VIDEO, page) for page in VIDEO.pages * 5))
+    assert (site.paths[NAV], site.paths[SPI], site.paths[PLAYURL]) == (1, 1, 15)
+
+
+async def test_a_failure_is_told_to_all_who_wait_and_not_kept(site: Site, made: Made) -> None:
+    site.texts[VIEW] = golden("view_deleted.json")
+    failures = await asyncio.gather(*(made.client.describe(job()) for _turn in range(5)), return_exceptions=True)
+    assert all(isinstance(failure, PermanentError) for failure in failures)
+    assert site.paths[VIEW] == 1
+    site.texts[VIEW] = golden("view_three_pages.json")
+    assert await made.client.describe(job()) == VIDEO
+
+
+async def test_one_who_leaves_does_not_take_the_answer_from_the_others(site: Site, made: Made) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await go.wait()
+        return web.Response(text=golden("view_three_pages.json"))
+
+    site.texts[VIEW] = wait
+    first, second = (asyncio.create_task(made.client.describe(job())) for _turn in range(2))
+    await asked.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    go.set()
+    assert await second == VIDEO
+    assert first.cancelled()
+    assert site.paths[VIEW] == 1
+
+
+async def test_when_all_leave_the_next_one_asks_anew(site: Site, made: Made) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await go.wait()
+        return web.Response(text="{}")
+
+    site.texts[VIEW] = wait
+    task = asyncio.create_task(made.client.describe(job()))
+    await asked.wait()
+    site.texts[VIEW] = golden("view_three_pages.json")
+    task.cancel()
+    # The next one comes in the same turn of the loop in which the first one leaves.
+    assert await asyncio.create_task(made.client.describe(job())) == VIDEO
+    assert task.cancelled()
+    go.set()
+
+
+async def test_kept_videos_are_bounded(made: Made, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: bili_client._Shared[int] = bili_client._Shared(made.time, 3)
+
+    async def value(number: int) -> tuple[int, float]:
+        return number, 10.0
+
+    for number in range(10):
+        assert await shared.get(str(number), lambda number=number: value(number)) == number
+    assert list(shared._kept) == ["7", "8", "9"]
+
+
+async def test_calls_keep_their_distance(site: Site) -> None:
+    settings = settings_of(site, api_interval_seconds=0.5)
+    async with make_session(settings, {}) as session:
+        time = Time()
+        client = client_of(settings, session, time)
+        await asyncio.gather(*(client.playinfo(VIDEO, page) for page in VIDEO.pages * 4))
+    calls = len(site.requests)
+    assert calls == 14
+    assert time.now == pytest.approx(1_000.0 + (calls - 1) * 0.5, abs=0.5)
+
+
+async def test_places_in_time_are_one_interval_apart() -> None:
+    now, waits = 0.0, []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    pace = bili_client._Pace(0.5, lambda: now, sleep)
+    for _turn in range(4):
+        await pace.wait()
+    assert waits == [0.5, 1.0, 1.5]
+    now = 100.0
+    await pace.wait()
+    await pace.wait()
+    assert waits[3:] == [0.5]
+
+
+# ------------------------------------------------------------------------------------------ bodies
+
+
+def compressed(body: bytes, encoding: str = "gzip") -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, headers={"Content-Encoding": encoding})
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("pack", "encoding"), [(gzip.compress, "gzip"), (zlib.compress, "deflate"), (bytes, "identity")]
+)
+async def test_compressed_answers(site: Site, made: Made, pack: Callable[[bytes], bytes], encoding: str) -> None:
+    site.texts[VIEW] = compressed(pack(golden("view_three_pages.json").encode()), encoding)
+    assert await made.client.describe(job()) == VIDEO
+    assert site.requests[-1].headers["Accept-Encoding"] == "gzip"
+
+
+def bomb() -> bytes:
+    """Return 64 MiB of spaces in 64 KiB, made piece by piece."""
+    packer = zlib.compressobj(9, wbits=31)
+    piece = b" " * MIB
+    return b"".join([*(packer.compress(piece) for _turn in range(64)), packer.flush()])
+
+
+async def test_a_bomb_is_not_unpacked(site: Site, made: Made) -> None:
+    site.texts[VIEW] = site.texts[PAGE] = compressed(bomb())
+    tracemalloc.start()
+    try:
+        with pytest.raises(SiteError, match="8 MiB"):
+            await made.client.describe(job())
+        assert tracemalloc.get_traced_memory()[1] < 40 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        pytest.param(b"\x1f\x8b rubbish", "gzip", id="rubbish"),
+        pytest.param(gzip.compress(b" " * 99)[:-9], "gzip", id="cut"),
+        pytest.param(b"{}", "br", id="br"),
+        pytest.param(b" " * (2**23 + 1), "identity", id="large"),
+    ],
+)
+async def test_bodies_that_cannot_be_read(site: Site, made: Made, body: bytes, encoding: str) -> None:
+    site.texts[VIEW] = compressed(body, encoding)
+    site.texts.pop(PAGE)
+    with pytest.raises(SiteError):
+        await made.client.describe(job())
+
+
+# ------------------------------------------------------------------------------------------ secrets, certificates
+
+
+async def test_no_secret_is_shown(site: Site, made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    shown = [repr(made.client)]
+    playinfo = await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    shown.append(repr(playinfo))
+    for broken in (status_500, cut_body, "<html>", '{"code":-352}', to("http://192.0.2.1/?w_rid=1")):
+        site.texts[VIEW] = site.texts[PLAYURL] = site.texts[PAGE] = broken
+        for ask in (made.client.describe(job()), made.client.playinfo(VIDEO, VIDEO.pages[0])):
+            with pytest.raises(JobError) as raised:
+                await ask
+            error: BaseException | None = raised.value
+            while error is not None:
+                shown.append(repr(error))
+                error = error.__cause__ or error.__context__
+    # aiohttp.access is the log of the test's own server.
+    shown += [record.getMessage() for record in caplog.records if record.name != "aiohttp.access"]
+    text = "\n".join(shown)
+    for secret in ("f1e2d3c4", "buvid", "infoc", "w_rid", "upsig", *OLD_KEYS):
+        assert secret not in text
+
+
+def test_a_ca_bundle_for_requests_counts(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("nothing", encoding="ascii")
+    with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
+        tls_context({"REQUESTS_CA_BUNDLE": str(bundle)})
+    with pytest.raises(UsageError, match="CURL_CA_BUNDLE"):
+        tls_context({"CURL_CA_BUNDLE": str(tmp_path / "missing.pem")})
+    tls_context({"REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": "set"})
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        tls_context({"REQUESTS_CA_BUNDLE": paths.cafile})
+    tls_context({"REQUESTS_CA_BUNDLE": str(tmp_path)})
+
+
+async def test_a_video_that_redirects_is_played_as_an_episode(site: Site, made: Made) -> None:
+    site.texts[VIEW] = golden("view_episode.json")
+    video: Video = await made.client.describe(job(EPISODE_BVID))
+    await made.client.playinfo(video, video.pages[0])
+    assert site.requests[-1].path == "/api/pgc/player/web/playurl"
+    plain = replace(video, episode_id=None)
+    await made.client.playinfo(plain, video.pages[0])
+    assert site.requests[-1].path == PLAYURL
