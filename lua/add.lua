@@ -1,0 +1,29 @@
+-- add: containers that a user asks for, each once. KEYS: the common ones, answer:<request>, then for each id its
+-- seen and its closed bucket. ARGV: 1 to ask known ones again for new pages, origin as JSON or '', then id and
+-- member of each. Answers {added, known}.
+
+local answer_key, first_bucket = KEYS[OWN + 1], OWN + 2
+local refresh, origin, first_id = ARGV[1] == '1', ARGV[2], 3
+
+local given = recall(answer_key, 'add')
+if given then
+  return cjson.decode(given)
+end
+local added, total = 0, (#ARGV - first_id + 1) / 2
+for i = 0, total - 1 do
+  local id, member = ARGV[first_id + 2 * i], ARGV[first_id + 2 * i + 1]
+  local seen_key, closed_key = KEYS[first_bucket + 2 * i], KEYS[first_bucket + 2 * i + 1]
+  local new = redis.call('SADD', seen_key, member) == 1
+  if new or (refresh and redis.call('SREM', closed_key, member) == 1) then
+    redis.call('RPUSH', READY, id)
+    if origin ~= '' then
+      redis.call('HSET', ORIGIN, id, origin)
+    end
+  end
+  if new then
+    added = added + 1
+  end
+end
+local answer = { added, total - added }
+remember(answer_key, 'add', cjson.encode(answer))
+return answer

@@ -1,0 +1,139 @@
+-- What all scripts share: the names of the keys, the clock, and the steps that several transitions are made of.
+-- Every script is this text followed by its own. All keys are declared and carry one hash tag; data comes in
+-- ARGV only. Ids of the site (aid, cid, ep) are decimal strings here: a Lua number is a double.
+
+local READY, KEPT, SUSPECT = KEYS[1], KEYS[2], KEYS[3] -- LIST, ZSET id -> reserved until, LIST
+local LEASED, DELAYED, DEAD = KEYS[4], KEYS[5], KEYS[6] -- ZSET id -> deadline, not before, when (all in ms)
+local TOKEN, TRIES, ORIGIN = KEYS[7], KEYS[8], KEYS[9] -- HASH id -> token; JSON; JSON
+local FAILED, SUCCESS, TOTALS = KEYS[10], KEYS[11], KEYS[12] -- ZSET by id; STREAM; HASH
+local HOLDS, ALONE = KEYS[13], KEYS[14] -- HASH worker -> number of leases; worker -> suspect that it holds
+local WORKERS, STATUS = KEYS[15], KEYS[16] -- ZSET worker -> last seen in ms; HASH worker -> JSON
+local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts leases
+local OWN = 18 -- keys after this one are the script's own
+
+local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
+local ANSWER_MS = 3600 * 1000
+local WORKER_MS = 24 * 3600 * 1000
+local SUSPECT_DEATHS, POISON_DEATHS = 2, 3
+
+-- The only clock there is: that of the server.
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function tries_of(id)
+  local text = redis.call('HGET', TRIES, id)
+  if text then
+    return cjson.decode(text)
+  end
+  return { attempts = 0, deaths = 0 }
+end
+
+local function save_tries(id, tries)
+  redis.call('HSET', TRIES, id, cjson.encode(tries))
+end
+
+-- A token is compared for equality: nothing else proves a lease.
+local function holds_lease(id, token)
+  return redis.call('HGET', TOKEN, id) == token
+end
+
+-- An answer is kept for the very call that it was given to: `call` names the verb and what it was about.
+local function remember(key, call, answer)
+  redis.call('SET', key, call .. '\n' .. answer, 'PX', ANSWER_MS)
+  return answer
+end
+
+local function recall(key, call)
+  local text = redis.call('GET', key)
+  if text and string.sub(text, 1, #call + 1) == call .. '\n' then
+    return string.sub(text, #call + 2)
+  end
+  return nil
+end
+
+local function end_lease(id, tries)
+  redis.call('ZREM', LEASED, id)
+  redis.call('HDEL', TOKEN, id)
+  local worker = tries.worker or ''
+  if redis.call('HINCRBY', HOLDS, worker, -1) <= 0 then
+    redis.call('HDEL', HOLDS, worker)
+  end
+  if redis.call('HGET', ALONE, worker) == id then
+    redis.call('HDEL', ALONE, worker)
+  end
+end
+
+-- Started work goes to the head, so that it is finished before new work begins.
+local function put_back(id, tries)
+  if tries.deaths >= SUSPECT_DEATHS then
+    redis.call('RPUSH', SUSPECT, id)
+  else
+    redis.call('LPUSH', READY, id)
+  end
+end
+
+-- The same, but a job with chunks on its last worker's disk waits a while for that worker.
+local function put_back_kept(id, tries, at, affinity_ms)
+  if tries.chunks and tries.deaths < SUSPECT_DEATHS and affinity_ms > 0 then
+    redis.call('ZADD', KEPT, at + affinity_ms, id)
+  else
+    put_back(id, tries)
+  end
+end
+
+local function bury(id, tries, at, code, reason)
+  tries.code, tries.reason, tries.time = code, reason, at
+  save_tries(id, tries)
+  redis.call('ZADD', DEAD, at, id)
+  redis.call('ZADD', FAILED, 0, id)
+end
+
+-- The worker that held the lease is gone. Its death is noted; the third one alone with a job makes it dead.
+local function expire(id, at, affinity_ms)
+  local tries = tries_of(id)
+  end_lease(id, tries)
+  tries.deaths = tries.deaths + 1
+  if tries.deaths >= POISON_DEATHS then
+    bury(id, tries, at, 'poison', 'Every worker that took this job alone died with it.')
+  else
+    save_tries(id, tries)
+    put_back_kept(id, tries, at, affinity_ms)
+  end
+end
+
+local function sweep(at, affinity_ms)
+  local moved = 0
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
+    expire(id, at, affinity_ms)
+    moved = moved + 1
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
+    redis.call('ZREM', DELAYED, id)
+    redis.call('ZREM', FAILED, id)
+    put_back_kept(id, tries_of(id), at, affinity_ms)
+    moved = moved + 1
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEPT, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
+    redis.call('ZREM', KEPT, id)
+    put_back(id, tries_of(id))
+    moved = moved + 1
+  end
+  return moved
+end
+
+-- Returns {id, token, origin, attempt} of a fresh lease.
+local function grant(id, worker, instance, lease_ms, nonce, at)
+  local tries = tries_of(id)
+  if tries.worker ~= worker then
+    tries.chunks = nil -- what the last worker has on its disk is out of this one's reach
+  end
+  tries.worker, tries.instance = worker, instance
+  save_tries(id, tries)
+  local token = redis.call('GET', EPOCH) .. '.' .. string.format('%.0f', redis.call('INCR', FENCE)) .. '.' .. nonce
+  redis.call('HSET', TOKEN, id, token)
+  redis.call('ZADD', LEASED, at + lease_ms, id)
+  redis.call('HINCRBY', HOLDS, worker, 1)
+  return { id, token, redis.call('HGET', ORIGIN, id) or '', tries.attempts + 1 }
+end

@@ -1,0 +1,39 @@
+-- nack: an attempt failed. KEYS: the common ones, answer:<token>.
+-- ARGV: id, token, class, code, reason, title, then a delay in ms for each failure that is allowed; the site's own
+-- wish, if there was one, is already in all of them. Answers the new state, or false for a stale token.
+
+local answer_key = KEYS[OWN + 1]
+local id, token, class, code, reason, title = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local first_delay = 7
+
+local call = 'nack ' .. id
+local given = recall(answer_key, call)
+if given then
+  return given
+end
+if not holds_lease(id, token) then
+  return false
+end
+local at = now()
+local tries = tries_of(id)
+end_lease(id, tries)
+if title ~= '' then
+  tries.title = title
+end
+if class == 'environment' then
+  tries.code, tries.reason, tries.time = code, reason, at
+  save_tries(id, tries)
+  put_back(id, tries)
+  return remember(answer_key, call, 'ready')
+end
+tries.attempts = tries.attempts + 1
+local delay = ARGV[first_delay + tries.attempts - 1]
+if class == 'permanent' or not delay then
+  bury(id, tries, at, code, reason)
+  return remember(answer_key, call, 'dead')
+end
+tries.code, tries.reason, tries.time = code, reason, at
+save_tries(id, tries)
+redis.call('ZADD', DELAYED, at + tonumber(delay), id)
+redis.call('ZADD', FAILED, 0, id)
+return remember(answer_key, call, 'delayed')

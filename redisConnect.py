@@ -1,0 +1,470 @@
+"""The queue in Redis: the one module that speaks to it.
+
+Ready work is a LIST of job ids. A lease is a token and a deadline in Redis' own clock; every transition is one Lua
+script (``lua/``), so that a job is in exactly one state whatever dies. Verbs are the same here, in Lua, over HTTP
+(web_server) and in the worker's client (queue_client): add, lease, expand, heartbeat, ack, nack, release, redrive.
+
+An answer means that the change is on disk: the engine runs with ``appendfsync always``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import random
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+import retry
+from config import Settings
+from embedded_valkey import EmbeddedValkey
+from errors import EngineError, StaleToken
+from i18n import _
+from model import Added, Counts, Expanded, Failure, JobId, Lease, Page, Result
+from parse_ import bvid_to_aid, parse_job_id
+
+log = logging.getLogger(__name__)
+
+BUCKETS = 65536
+"""Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
+
+HAVE_LIMIT = 64
+COMMON_KEYS = (
+    *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
+    *("totals", "holds", "alone", "workers", "status", "epoch", "fence"),
+)
+"""In the order in which ``lua/common.lua`` names them."""
+
+_LUA = Path(__file__).resolve().parent / "lua"
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Verb = Callable[Concatenate["Queue", _P], _R]
+
+
+def open_queue(settings: Settings) -> Queue:
+    """Return the queue in ``REDIS_URL``, or in the embedded Valkey of the data folder where that is empty.
+
+    Raises EngineError with one sentence when the engine cannot be reached or started.
+    """
+    if settings.redis_url:
+        queue = Queue(_connect_url(settings.redis_url), settings)
+    else:
+        connection, close = _connect_embedded(settings.data_dir)
+        queue = Queue(connection, settings, close, place=str(settings.data_dir))
+    try:
+        queue.ping()
+        for warning in queue.unsafe():
+            log.warning("%s", warning)
+    except EngineError:
+        queue.close()
+        raise
+    return queue
+
+
+def _nothing() -> None:
+    return None
+
+
+def _connect_url(url: str) -> redis.Redis:
+    try:
+        pool = redis.ConnectionPool.from_url(url, **_options())
+    except ValueError as error:
+        raise EngineError(_("REDIS_URL cannot be used: {problem}").format(problem=error)) from None
+    return redis.Redis(connection_pool=pool)
+
+
+def _connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
+    engine = EmbeddedValkey(data_dir)
+
+    class Connection(redis.UnixDomainSocketConnection):
+        """Starts the server again where it is gone, before it connects."""
+
+        def _connect(self) -> Any:
+            self.path = engine.ensure().path
+            return super()._connect()  # type: ignore[no-untyped-call]
+
+    try:
+        address = engine.ensure()
+    except BaseException:
+        engine.close()
+        raise
+    pool = redis.ConnectionPool(connection_class=Connection, path=address.path, password=address.password, **_options())
+    return redis.Redis(connection_pool=pool), engine.close
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "encoding_errors": "replace",  # half a surrogate pair in a title must not stop a job
+        "socket_timeout": 15,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 30,
+        # Every verb may be repeated: its token or request id makes the answer the same.
+        "retry": Retry(ConstantBackoff(0.05), 20),
+    }
+
+
+def _engine_errors(verb: _Verb[_P, _R]) -> _Verb[_P, _R]:
+    """Turn whatever the driver raises into one EngineError with a sentence."""
+
+    @functools.wraps(verb)
+    def guarded(self: Queue, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return verb(self, *args, **kwargs)
+        except redis.AuthenticationError:
+            raise EngineError(_("Redis refused the password: correct REDIS_URL.")) from None
+        except redis.RedisError as error:
+            raise EngineError(
+                _("Redis or Valkey cannot be used now ({place}): {problem}").format(place=self.place, problem=error)
+            ) from None
+
+    return guarded
+
+
+class Queue:
+    """The verbs of the queue. Safe from many threads; every call may be repeated.
+
+    Malformed ids raise ValueError, a lease that moved on StaleToken, an engine that is away EngineError.
+    """
+
+    def __init__(
+        self,
+        connection: redis.Redis,
+        settings: Settings,
+        close: Callable[[], None] = _nothing,
+        draw: retry.Draw = random.random,
+        place: str = "",
+    ) -> None:
+        options = connection.connection_pool.connection_kwargs
+        self.place = place or str(options.get("path") or f"{options.get('host')}:{options.get('port')}")
+        """Where the data is, without a password."""
+        self._redis: Any = connection  # its stubs type each answer for every decoding and mode at once
+        self._close = close
+        self._draw = draw
+        self._category = settings.category
+        self._lease_seconds = settings.lease_seconds
+        self._lease_ms = round(settings.lease_seconds * 1000)
+        self._affinity_ms = round(settings.affinity_seconds * 1000)
+        common = (_LUA / "common.lua").read_text("utf-8")
+        self._scripts = {
+            path.stem: connection.register_script(common + path.read_text("utf-8"))
+            for path in _LUA.glob("*.lua")
+            if path.stem != "common"
+        }
+        self._common = [_key(name) for name in COMMON_KEYS]
+
+    def close(self) -> None:
+        """Leave the engine; an embedded one ends when nobody else uses it."""
+        self._redis.close()
+        self._close()
+
+    # -------------------------------------------------------------------------------- what users ask for
+
+    @_engine_errors
+    def add(
+        self, ids: Sequence[str], category: str = "", source: str = "", refresh: bool = False, request: str = ""
+    ) -> Added:
+        """Queue containers, each once; with ``refresh`` known ones are asked again for new pages.
+
+        ``request`` is a random id that makes a repeated call count the same. At most a few thousand ids.
+        """
+        origin = {"category": category} if category and category != self._category else {}
+        if source:
+            origin["source"] = source
+        keys = [_answer(request or secrets.token_hex(8))]
+        args: list[str] = ["1" if refresh else "", _json(origin) if origin else ""]
+        for text in ids:
+            identity = _identity(_container(text))
+            keys += [_bucket("seen", identity), _bucket("closed", identity)]
+            args += [text, identity.member]
+        added, known = self._run("add", keys, args)
+        return Added(int(added), int(known))
+
+    @_engine_errors
+    def redrive(self, urls: Sequence[str]) -> int:
+        """Give the named dead or delayed jobs all their attempts back, now; return how many there were."""
+        for url in urls:
+            parse_job_id(url)
+        return sum(int(self._run("redrive", [], urls[i : i + 100])) for i in range(0, len(urls), 100))
+
+    @_engine_errors
+    def redrive_all(self) -> int:
+        """Give every dead job all its attempts back, now; return how many there were."""
+        moved = 0
+        while ids := self._redis.zrange(_key("dead"), 0, 99):
+            moved += int(self._run("redrive", [], ids))
+        return moved
+
+    # -------------------------------------------------------------------------------- what workers do
+
+    @_engine_errors
+    def lease(
+        self, worker: str, count: int, have: Sequence[str] = (), request: str = "", instance: str = ""
+    ) -> tuple[Lease, ...]:
+        """Lease up to ``count`` jobs to a worker, first those of ``have``, whose chunks lie on its disk.
+
+        ``request`` makes a repeated call return the same leases. ``instance`` is a random id of the worker's
+        process: what an earlier process of that worker held is given back at once where ``have`` names it.
+        """
+        nonces = [secrets.token_hex(8) for _unused in range(count)]
+        arguments: list[str | int] = [count, worker, instance, self._lease_ms, self._affinity_ms, secrets.token_hex(4)]
+        keys = [_answer(request or secrets.token_hex(8))]
+        return tuple(
+            self._lease(*fields) for fields in self._run("lease", keys, [*arguments, *nonces, *have[:HAVE_LIMIT]])
+        )
+
+    @_engine_errors
+    def expand(
+        self, url: str, token: str, pages: Sequence[Page], urls: Sequence[str] = (), more: bool = False
+    ) -> Expanded:
+        """Turn a leased container into a job for each page never seen, close it, and lease the first new one.
+
+        A source gives ``urls``, containers in their turn. With ``more`` the container stays open for another call.
+        """
+        container = _container(url)
+        identity = _identity(container)
+        keys = [_answer(token), _bucket("closed", identity)]
+        args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
+        args.append(len(pages))
+        jobs = [_page_job(container, page) for page in pages] + [_container(text) for text in urls]
+        for job in jobs:
+            keys.append(_bucket("seen", _identity(job)))
+            args += [str(job), _identity(job).member]
+        added, known, *lease = json.loads(self._current(self._run("expand", keys, args), url))
+        return Expanded(added, known, self._lease(*lease[0]) if lease else None)
+
+    @_engine_errors
+    def heartbeat(self, worker: str, jobs: Sequence[tuple[str, str, bool]], status: dict[str, Any]) -> list[str]:
+        """Renew the leases in ``jobs`` (id, token, whether chunks are on disk); return the ids that are lost.
+
+        ``status`` is what the status page shows of the worker.
+        """
+        args: list[str | int] = [worker, self._lease_ms, _json(status)]
+        for url, token, has_chunks in jobs:
+            args += [url, token, "1" if has_chunks else ""]
+        return list(self._run("heartbeat", [], args))
+
+    @_engine_errors
+    def ack(self, url: str, token: str, result: Result) -> str:
+        """Record a page as done; return its state."""
+        job = parse_job_id(url)
+        if not job.is_page:
+            raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
+        keys = [_answer(token), _key(f"done:{job.cid % BUCKETS}")]
+        args: list[str | int] = [url, token, job.cid, result.title, result.path, result.bytes, f"{result.seconds:.1f}"]
+        return self._current(self._run("ack", keys, args), url)
+
+    @_engine_errors
+    def nack(self, url: str, token: str, failure: Failure) -> str:
+        """Record a failed attempt; return the state that follows from its class: delayed, dead or ready."""
+        delays = retry.redelivery_delays_seconds(self._draw)
+        if failure.retry_after_seconds is not None:
+            delays = (max(1.0, min(failure.retry_after_seconds, 6 * 3600.0)),) * len(delays)
+        args: list[str | int] = [url, token, failure.kind, failure.code, failure.reason, failure.title]
+        args += [round(delay * 1000) for delay in delays]
+        return self._current(self._run("nack", [_answer(token)], args), url)
+
+    @_engine_errors
+    def release(self, url: str, token: str) -> str:
+        """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
+        return self._current(self._run("release", [_answer(token)], [url, token]), url)
+
+    @_engine_errors
+    def sweep(self) -> int:
+        """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
+        return int(self._run("sweep", [], [self._affinity_ms]))
+
+    # -------------------------------------------------------------------------------- what people look at
+
+    @_engine_errors
+    def counts(self) -> Counts:
+        """Return how many jobs are in each state, in one consistent look."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect"))
+            pipe.zcard(_key("leased")).zcard(_key("delayed")).zcard(_key("dead")).hget(_key("totals"), "done")
+            ready, kept, suspect, leased, delayed, dead, done = pipe.execute()
+        return Counts(ready + kept + suspect, leased, delayed, int(done or 0), dead)
+
+    @_engine_errors
+    def next_due_seconds(self) -> float | None:
+        """Return how long until the first delayed job is due, None where none is delayed."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrange(_key("delayed"), 0, 0, withscores=True).time()
+            first, (seconds, micros) = pipe.execute()
+        return max(0.0, first[0][1] / 1000 - seconds - micros / 1e6) if first else None
+
+    @_engine_errors
+    def worker_count(self) -> int:
+        """Return how many workers were heard of within three lease times, at least two minutes."""
+        seconds, _micros = self._redis.time()
+        horizon = max(120.0, 3 * self._lease_seconds)
+        return int(self._redis.zcount(_key("workers"), (seconds - horizon) * 1000, "+inf"))
+
+    @_engine_errors
+    def workers(self, limit: int = 200) -> list[dict[str, Any]]:
+        """Return the workers seen last: name, seconds since then, and the status they sent themselves."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrange(_key("workers"), 0, limit - 1, desc=True, withscores=True).time()
+            seen, (seconds, micros) = pipe.execute()
+        names = [name for name, _score in seen]
+        texts = self._redis.hmget(_key("status"), names) if names else []
+        at = seconds + micros / 1e6
+        return [
+            {**_dict(text), "worker": name, "seen_seconds": round(max(0.0, at - score / 1000), 1)}
+            for (name, score), text in zip(seen, texts, strict=True)
+        ]
+
+    @_engine_errors
+    def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return finished pages in the order in which they were, and where to go on (None at the end)."""
+        start = "-"
+        if after:
+            if not all(part.isdecimal() for part in after.split("-", 1)) or len(after) > 40:
+                raise ValueError(_('after: use the value of "next" of the answer before'))
+            start = f"({after}"
+        entries = self._redis.xrange(_key("success"), start, "+", count=limit + 1)
+        following = entries[limit - 1][0] if len(entries) > limit else None
+        return [_success(*entry) for entry in entries[:limit]], following
+
+    @_engine_errors
+    def latest_success(self, limit: int) -> list[dict[str, Any]]:
+        """Return the pages finished last, the newest first."""
+        return [_success(*entry) for entry in self._redis.xrevrange(_key("success"), count=limit)]
+
+    @_engine_errors
+    def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return dead and delayed jobs in the order of their ids, and where to go on (None at the end)."""
+        ids = self._redis.zrangebylex(_key("failed"), f"({after}" if after else "-", "+", 0, limit + 1)
+        following = ids[limit - 1] if len(ids) > limit else None
+        ids = ids[:limit]
+        if not ids:
+            return [], None
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(_key("tries"), ids).zmscore(_key("delayed"), ids).time()
+            texts, due, (seconds, micros) = pipe.execute()
+        at = seconds + micros / 1e6
+        return [
+            _failed(url, _dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
+        ], following
+
+    @_engine_errors
+    def ping(self) -> None:
+        """Raise EngineError where the engine is away."""
+        self._redis.ping()
+
+    @_engine_errors
+    def unsafe(self) -> list[str]:
+        """Return a sentence for each way in which this engine may lose what was accepted."""
+        found = []
+        try:
+            options = self._redis.config_get("append*", "maxmemory-policy")
+        except redis.ResponseError:
+            return []  # a managed server hides its configuration; nothing can be said
+        if options.get("appendonly") == "no":
+            found.append(_("Redis keeps no append-only file: what was accepted may be lost. Set: appendonly yes"))
+        elif options.get("appendfsync") != "always":
+            found.append(_("Redis does not sync each write: a power cut may lose a second. Set: appendfsync always"))
+        if options.get("maxmemory-policy", "noeviction") != "noeviction":
+            found.append(_("Redis may evict jobs when memory is short. Set: maxmemory-policy noeviction"))
+        return found
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _run(self, script: str, keys: Sequence[str], args: Iterable[str | int]) -> Any:
+        return self._scripts[script](keys=[*self._common, *keys], args=list(args))
+
+    def _lease(self, url: str, token: str, origin: str, attempt: int) -> Lease:
+        category = _dict(origin).get("category", self._category)
+        return Lease(url, token, category, int(attempt), self._lease_seconds)
+
+    def _current(self, answer: str | None, url: str) -> str:
+        if answer is None:
+            raise StaleToken(_("The lease of {id} has moved on: nothing was changed").format(id=url), 409)
+        return answer
+
+
+def _key(name: str, shard: int = 0) -> str:
+    return f"{{bili:{shard}}}:{name}"
+
+
+def _answer(token: str) -> str:
+    return _key(f"answer:{token}")
+
+
+def _bucket(kind: str, identity: _Identity) -> str:
+    return _key(f"{kind}:{identity.namespace}:{identity.number % BUCKETS}")
+
+
+def _container(text: str) -> JobId:
+    job = parse_job_id(text)
+    if job.is_page:
+        raise ValueError(_("{id} is a page, not a video or an episode").format(id=text))
+    return job
+
+
+def _page_job(container: JobId, page: Page) -> JobId:
+    if container.episode_id:
+        return JobId(episode_id=container.episode_id, cid=page.cid)
+    return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
+
+
+class _Identity(NamedTuple):
+    """What makes two jobs the same: ``member`` in the sets of ``namespace``, spread over buckets by ``number``.
+
+    Members are decimal integers wherever the number can be large, because sets of those stay compact.
+    """
+
+    namespace: str
+    number: int
+    member: str
+
+
+def _identity(job: JobId) -> _Identity:
+    if job.is_page:
+        return _Identity("c", job.cid, str(job.cid))
+    if job.episode_id:
+        return _Identity("e", job.episode_id, str(job.episode_id))
+    aid = bvid_to_aid(job.bvid)
+    return _Identity("p", aid, f"{aid}:{job.number}") if job.number else _Identity("v", aid, str(aid))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _dict(text: str | None) -> dict[str, Any]:
+    value = json.loads(text) if text else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _success(entry: str, fields: dict[str, str]) -> dict[str, Any]:
+    return {
+        "url": fields["url"],
+        "title": fields["title"],
+        "path": fields["path"],
+        "bytes": int(fields["bytes"]),
+        "seconds": float(fields["seconds"]),
+        "worker": fields["worker"],
+        "time": int(entry.split("-")[0]) / 1000,
+    }
+
+
+def _failed(url: str, tries: dict[str, Any], due_ms: float | None, at: float) -> dict[str, Any]:
+    return {
+        "url": url,
+        "state": "dead" if due_ms is None else "delayed",
+        "title": tries.get("title", ""),
+        "code": tries.get("code", ""),
+        "reason": tries.get("reason", ""),
+        "attempts": tries.get("attempts", 0),
+        "worker": tries.get("worker", ""),
+        "time": tries.get("time", 0) / 1000,
+        "next_retry_seconds": None if due_ms is None else round(max(0.0, due_ms / 1000 - at), 1),
+    }

