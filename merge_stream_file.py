@@ -1,0 +1,593 @@
+"""Join the streams of a page with ffmpeg, prove the result, and only then give it its name.
+
+ffmpeg's exit status proves little: it is 0 for inputs that lack a fragment or their end. So the boxes of each input
+are walked before, and the tracks of the output are compared with the inputs and with what the site announced after.
+Nothing is decoded or encoded. ffmpeg writes into a hidden temporary file in the folder of the output, locked by the
+worker that owns it, so that `remove_leftovers` can tell what a dead worker left from what a living one writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import mp4_boxes
+from errors import DiskFull, JobError, MergeError, PermanentError, StaleToken, UsageError
+from i18n import _
+from model import KIB, MIB, Merged, MergePlan
+
+if sys.platform != "win32":
+    import fcntl
+
+log = logging.getLogger(__name__)
+
+MIN_TIMEOUT_SECONDS = 60.0
+MERGE_BYTES_PER_SECOND = 1 * MIB
+"""The slowest merge that is waited for; a disk that reads, writes and rewrites 30 MiB/s does ten of them."""
+
+NICENESS = 10
+STDERR_BYTES = 64 * KIB
+LINE_BYTES = 4 * KIB
+LEFTOVER_SECONDS = 24 * 3600.0
+TITLE_CHARACTERS = 500
+
+_TEMPORARY = ".merge-{}.tmp"
+_LIST_SUFFIX = ".ffconcat"
+_LEFTOVER = re.compile(r"\.merge-[0-9a-f]{16}\.tmp(\.ffconcat)?")
+_PLAIN_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*", re.ASCII)
+_SUSPICIOUS = re.compile(r"[Cc]orrupt|Invalid|Broken|[Mm]ismatch")
+_HARMLESS = re.compile(r"Invalid mvhd time scale")
+"""Some old joined files say no timescale for the whole; each of their tracks has its own."""
+_NO_SPACE = re.compile(r"No space left|Disk quota exceeded")
+_NO_SPACE_STATUS = 256 - errno.ENOSPC
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+# Runs between us and ffmpeg: ffmpeg must die with the worker, even by kill -9, and leave the processor to others.
+# Neither can be done from here: a preexec_fn is not safe beside threads. The kernel ties the child to the thread
+# that started it, which is the one of the event loop; a parent that died before that is seen by its id.
+_LAUNCHER = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.nice(int(sys.argv[2]))
+try:
+    os.execv(sys.argv[3], sys.argv[3:])
+except OSError as error:
+    sys.exit(f"{sys.argv[3]}: {error.strerror}")
+"""
+
+
+# ------------------------------------------------------------------------------------------ ffmpeg itself
+
+
+def find_ffmpeg(root: Path, environ: Mapping[str, str]) -> str:
+    """Return the path of ffmpeg: of the folder ``root/ffmpeg``, else of PATH, else of the package imageio-ffmpeg.
+
+    Raise UsageError where there is none, or where the one in the folder cannot be executed.
+    """
+    own = root / "ffmpeg" / ("ffmpeg.exe" if sys.platform == "win32" else "ffmpeg")
+    if own.is_file():
+        if not os.access(own, os.X_OK):
+            raise UsageError(_("{path} cannot be executed: chmod +x it, or remove it").format(path=own))
+        return str(own.absolute())
+    if on_path := shutil.which("ffmpeg", path=environ.get("PATH", "")):
+        return str(Path(on_path).absolute())
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        raise UsageError(
+            _("ffmpeg is missing: put it into {folder}, install it, or run: pip install imageio-ffmpeg").format(
+                folder=root / "ffmpeg"
+            )
+        ) from None
+
+
+def probe_ffmpeg(path: str, timeout_seconds: float = 20.0) -> str:
+    """Return the version of the ffmpeg at ``path``; raise UsageError naming it where it does not run."""
+    try:
+        done = subprocess.run(
+            [path, "-hide_banner", "-version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_seconds,
+            check=True,
+        )
+        line = done.stdout.decode("utf-8", "replace").partition("\n")[0]
+        if line.startswith("ffmpeg version "):
+            return line.split()[2]
+        problem = _("it is not ffmpeg")
+    except subprocess.CalledProcessError as error:
+        problem = _("exit status {status}").format(status=error.returncode)
+    except subprocess.TimeoutExpired:
+        problem = _("no answer after {seconds:g} seconds").format(seconds=timeout_seconds)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    raise UsageError(_("{path} is broken ({problem}): replace or remove it").format(path=path, problem=problem))
+
+
+def ffmpeg_arguments(
+    ffmpeg: str, plan: MergePlan, temporary: str, video_codec: str = "", container: str = "mov"
+) -> list[str]:
+    """Return the command that joins what ``plan`` says into ``temporary``.
+
+    ``video_codec`` is the fourcc of the input, ``container`` what a durl segment is: ``mov`` or ``flv``. The format is
+    forced, because ffmpeg would follow a playlist that calls itself .m4s; every path has ``file:`` before it, because
+    ffmpeg takes ``a:b`` for a protocol and has no ``--``.
+    """
+    start = [ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-xerror"]
+    start += ["-progress", "pipe:1", "-y"]
+    inputs: list[str] = []
+    maps: list[str] = []
+    if len(plan.segments) > 1:
+        inputs += ["-protocol_whitelist", "file", "-f", "concat", "-safe", "1"]
+        inputs += ["-i", f"file:{segment_list_path(plan, temporary)}"]
+    else:
+        for path in (*plan.segments, plan.video, plan.audio):
+            if path:
+                inputs += ["-protocol_whitelist", "file", "-f", container, "-i", f"file:{path}"]
+    if plan.segments:
+        maps = ["-map", "0:v:0?", "-map", "0:a:0?"]
+    elif plan.video:
+        maps = ["-map", "0:v:0", *(["-map", "1:a:0"] if plan.audio else [])]
+    else:
+        maps = ["-map", "0:a:0"]
+    return [
+        *start,
+        *inputs,
+        *maps,
+        *("-c", "copy", "-map_metadata", "-1", "-map_chapters", "-1", "-movflags", "+faststart", "-strict", "-2"),
+        *(("-tag:v", "hvc1") if video_codec in ("hev1", "hvc1") else ()),  # Apple's players refuse hev1
+        *(("-metadata", f"title={_one_line(plan.title)}") if plan.title else ()),
+        *(("-metadata", f"comment={_one_line(plan.tag)}") if plan.tag else ()),
+        *("-f", "mp4", f"file:{temporary}"),
+    ]
+
+
+def segment_list_path(plan: MergePlan, temporary: str) -> str:
+    """Return where the list of several segments is written: beside them, so that it needs their bare names only."""
+    return str(Path(plan.segments[0]).parent / (Path(temporary).name + _LIST_SUFFIX))
+
+
+def segment_list(plan: MergePlan) -> str:
+    """Return the list of segments as ffmpeg's concat demuxer reads it; raise MergeError for names it could misread."""
+    paths = [Path(segment) for segment in plan.segments]
+    for path in paths:
+        if path.parent != paths[0].parent or not _PLAIN_NAME.fullmatch(path.name):
+            raise MergeError(_("{path}: segments need plain names in one folder").format(path=repr(str(path))))
+    return "ffconcat version 1.0\n" + "".join(f"file {path.name}\n" for path in paths)
+
+
+def _one_line(text: str) -> str:
+    printable = "".join(character if character.isprintable() else " " for character in text[:TITLE_CHARACTERS])
+    return printable.encode("utf-8", "replace").decode()
+
+
+# ------------------------------------------------------------------------------------------ the merge
+
+
+def always() -> bool:
+    """Return True: a merge that nobody else may forestall."""
+    return True
+
+
+async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = always) -> Merged:
+    """Join the streams of ``plan`` into ``plan.output``, which appears whole or not at all; inputs are kept.
+
+    ``may_publish`` is asked immediately before the file gets its name; if it says no, StaleToken is raised. When
+    cancelled, ffmpeg is killed and the temporary file removed. Await it in the main thread's event loop: on Linux
+    ffmpeg dies with the thread that started it. Raise MergeError with ffmpeg's last line, DiskFull, or PermanentError
+    for encrypted streams.
+    """
+    inputs = await asyncio.to_thread(_check_inputs, plan)
+    output = Path(plan.output)
+    with _temporary_file(output.parent, inputs.size_bytes) as (temporary, lock), _segment_list_file(plan, temporary):
+        arguments = ffmpeg_arguments(ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container)
+        timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
+        await _run(arguments, timeout_seconds, (str(output.parent), *plan.segments, plan.video, plan.audio))
+        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs)
+        if not may_publish():
+            raise StaleToken(_("{path} was not published: the job is no longer ours").format(path=output))
+        _publish(temporary, lock, output)
+    await asyncio.to_thread(_sync_folder, output.parent)
+    return merged
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete the temporary files that dead workers left in ``folder``; return how many.
+
+    The lock tells: the system frees it with its owner, however that ended. Where a file system has no locks, and for
+    lists of segments, only files that nobody touched for a day are deleted.
+    """
+    removed = 0
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]:
+            with contextlib.suppress(OSError):  # in use on Windows, or another worker was quicker
+                if _remove_leftover(path):
+                    removed += 1
+                    log.info(_("removed what a dead worker left: %s"), path)
+    return removed
+
+
+def _remove_leftover(path: Path) -> bool:
+    old = time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
+    if path.suffix == _LIST_SUFFIX and not old:
+        return False
+    with path.open("r+b") as file:
+        locked = _lock(file)
+        if locked is False or (locked is None and not old):
+            return False
+        if sys.platform != "win32":
+            path.unlink()
+            return True
+    path.unlink()
+    return True
+
+
+def _lock(file: IO[bytes]) -> bool | None:
+    """Lock a file until it is closed; return False if another has it, None where there are no such locks.
+
+    Windows needs none: an open file cannot be deleted there.
+    """
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+    return True
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path, needed_bytes: int) -> Iterator[tuple[Path, BinaryIO]]:
+    """Make and lock a temporary file in ``folder``; remove it in the end, unless it has its name by then."""
+    try:
+        total_bytes, _used, free_bytes = shutil.disk_usage(folder)
+        if total_bytes and free_bytes < needed_bytes:  # some network drives say 0 of everything
+            raise DiskFull(
+                _("{folder} has {free} MiB left, the merged file needs {needed}: free some room").format(
+                    folder=folder, free=free_bytes // MIB, needed=needed_bytes // MIB + 1
+                )
+            )
+        path, file = _create_locked(folder)
+    except OSError as error:
+        raise _write_failure(error, folder) from error
+    try:
+        with file:
+            yield path, file
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _create_locked(folder: Path) -> tuple[Path, BinaryIO]:
+    for _attempt in range(8):
+        path = folder / _TEMPORARY.format(secrets.token_hex(8))
+        file = path.open("xb")
+        locked = _lock(file)
+        with contextlib.suppress(FileNotFoundError):
+            if locked is not False and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return path, file
+        file.close()  # someone cleaned up between the two calls
+    raise BlockingIOError(errno.EAGAIN, _("its files vanish"))
+
+
+@contextlib.contextmanager
+def _segment_list_file(plan: MergePlan, temporary: Path) -> Iterator[None]:
+    if len(plan.segments) < 2:
+        yield
+        return
+    path = Path(segment_list_path(plan, str(temporary)))
+    try:
+        path.write_text(segment_list(plan), encoding="utf-8", newline="\n")
+        yield
+    except OSError as error:
+        raise _write_failure(error, path.parent) from error
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _write_failure(error: OSError, folder: Path) -> JobError:
+    sentence = _("cannot write into {folder}: {problem}").format(folder=folder, problem=error.strerror or error)
+    return DiskFull(sentence) if error.errno in _NOT_WRITABLE else MergeError(sentence)
+
+
+def _publish(temporary: Path, lock: BinaryIO, output: Path) -> None:
+    try:
+        if sys.platform == "win32":  # an open file cannot be renamed there
+            lock.close()
+        temporary.replace(output)
+    except OSError as error:
+        raise _write_failure(error, output.parent) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):  # some network file systems refuse; the file itself is on disk
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------ running ffmpeg
+
+
+class _Output:
+    """What ffmpeg wrote on stderr: its last line, and the lines that tell of damage; bounded, whatever it writes."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = sorted((name for name in names if name), key=len, reverse=True)
+        self._rest = b""
+        self.last_line = ""
+        self.suspicious = ""
+        self.no_space = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes; a line that never ends is cut."""
+        *lines, rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            self._take(line[:LINE_BYTES].decode("utf-8", "replace").strip())
+        self._rest = rest[:LINE_BYTES]
+
+    def close(self) -> None:
+        """Take what stands behind the last line's end."""
+        self.feed(b"\n")
+
+    def _take(self, line: str) -> None:
+        if not line:
+            return
+        self.last_line = line
+        self.no_space = self.no_space or _NO_SPACE.search(line) is not None
+        for name in self._names:
+            line = line.replace(name, "…")  # a title may have any of these words
+        if not self.suspicious and _SUSPICIOUS.search(line) and not _HARMLESS.search(line):
+            self.suspicious = line
+
+
+async def _run(arguments: list[str], timeout_seconds: float, names: tuple[str, ...]) -> None:
+    """Run ffmpeg to its end; raise MergeError or DiskFull unless it succeeded and complained of nothing."""
+    output = _Output(names)
+    progress = _Progress()
+    log.debug("%s", arguments)
+    process = await _start(arguments)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            assert process.stdout is not None and process.stderr is not None
+            await asyncio.gather(_drain(process.stderr, output.feed), _drain(process.stdout, progress.feed))
+            await process.wait()
+    except TimeoutError:
+        raise MergeError(
+            _("ffmpeg was stopped after {seconds:.0f} seconds, it had come to {position}").format(
+                seconds=timeout_seconds, position=progress.position or "0"
+            )
+        ) from None
+    finally:
+        _kill(process)
+        await asyncio.shield(process.wait())
+    output.close()
+    _judge(process.returncode or 0, output)
+
+
+def _judge(status: int, output: _Output) -> None:
+    if status == _NO_SPACE_STATUS or (status != 0 and output.no_space):
+        raise DiskFull(_("the disk is full: {line}").format(line=output.last_line or "ffmpeg"))
+    if status < 0:
+        raise MergeError(_("ffmpeg was killed by signal {number}").format(number=-status))
+    if status != 0:
+        raise MergeError(
+            _("ffmpeg failed with exit status {status}: {line}").format(status=status, line=output.last_line or "-")
+        )
+    if output.suspicious:
+        raise MergeError(_("ffmpeg found damage: {line}").format(line=output.suspicious))
+
+
+class _Progress:
+    """How far ffmpeg says it is."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.position = ""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of key=value lines."""
+        text = self._rest + data
+        found = re.findall(rb"out_time=([0-9:.]{1,20})\n", text)
+        if found:
+            self.position = found[-1].decode()
+        self._rest = text[-64:]
+
+
+async def _drain(stream: asyncio.StreamReader, feed: Callable[[bytes], None]) -> None:
+    while data := await stream.read(STDERR_BYTES):
+        feed(data)
+
+
+async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    try:
+        if sys.platform == "win32":
+            flags = subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP
+            return await asyncio.create_subprocess_exec(
+                *arguments, stdin=null, stdout=pipe, stderr=pipe, creationflags=flags | subprocess.CREATE_NO_WINDOW
+            )
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(NICENESS)]
+        return await asyncio.create_subprocess_exec(
+            *launcher, *arguments, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+    except OSError as error:
+        raise MergeError(_("cannot start {path}: {problem}").format(path=arguments[0], problem=error)) from error
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill what still runs of ffmpeg's process group; SIGTERM would leave a short file that looks whole."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------ proofs
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What the inputs hold, read before ffmpeg: seconds by kind of track."""
+
+    seconds: Mapping[str, float]
+    size_bytes: int
+    video_codec: str = ""
+    container: str = "mov"
+
+
+def _check_inputs(plan: MergePlan) -> _Inputs:
+    if bool(plan.segments) == bool(plan.video or plan.audio):
+        raise ValueError("a plan has either DASH streams or segments")
+    if plan.segments:
+        return _check_segments(plan.segments)
+    seconds: dict[str, float] = {}
+    codec = ""
+    size_bytes = 0
+    for kind, text in (("video", plan.video), ("audio", plan.audio)):
+        if text:
+            with _named_input(text) as (file, bytes_):
+                mp4_boxes.check_fragmented(file, bytes_)
+                track = _only(mp4_boxes.read_tracks(file, bytes_), kind)
+            seconds[kind] = track.duration_seconds
+            codec = track.codec if kind == "video" else codec
+            size_bytes += bytes_
+    return _Inputs(seconds, size_bytes, codec)
+
+
+def _check_segments(paths: tuple[str, ...]) -> _Inputs:
+    seconds: dict[str, float] = {}
+    codec = ""
+    containers = set()
+    size_bytes = 0
+    for path in paths:
+        with _named_input(path) as (file, bytes_):
+            container, tracks = _segment_tracks(file, bytes_)
+        containers.add(container)
+        size_bytes += bytes_
+        for track in tracks:
+            seconds[track.kind] = seconds.get(track.kind, 0.0) + track.duration_seconds
+            codec = track.codec if track.kind == "video" else codec
+    if len(containers) > 1:
+        raise MergeError(_("the segments are of different formats: {formats}").format(formats=sorted(containers)))
+    if not seconds:
+        raise MergeError(_("{path} has neither video nor audio").format(path=paths[0]))
+    return _Inputs(seconds, size_bytes, codec, containers.pop())
+
+
+def _segment_tracks(file: BinaryIO, size_bytes: int) -> tuple[str, tuple[mp4_boxes.Track, ...]]:
+    if file.read(3) == b"FLV":
+        return "flv", mp4_boxes.read_flv_tracks(file, size_bytes)
+    mp4_boxes.check_plain(file, size_bytes)
+    tracks = mp4_boxes.read_tracks(file, size_bytes)
+    return "mov", tuple(next(track for track in tracks if track.kind == kind) for kind in {t.kind for t in tracks})
+
+
+def _only(tracks: tuple[mp4_boxes.Track, ...], kind: str) -> mp4_boxes.Track:
+    if len(tracks) != 1 or tracks[0].kind != kind:
+        raise MergeError(
+            _("one {kind} track is expected, it has: {found}").format(
+                kind=kind, found=", ".join(track.kind for track in tracks) or "-"
+            )
+        )
+    if tracks[0].codec in ("encv", "enca"):
+        raise PermanentError(_("the stream is encrypted (DRM)"), code="drm")
+    return tracks[0]
+
+
+@contextlib.contextmanager
+def _named_input(path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Open an input; whatever is wrong with it is said with its name."""
+    try:
+        with Path(path).open("rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+    except JobError as error:
+        raise type(error)(f"{Path(path).name}: {error}", error.code) from error
+    except OSError as error:
+        raise MergeError(_("cannot read {path}: {problem}").format(path=path, problem=error.strerror)) from error
+
+
+def _check_output(temporary: Path, plan: MergePlan, inputs: _Inputs) -> Merged:
+    """Prove the merged file and bring it to disk; return it under the name that it is to have."""
+    with _named_output(temporary) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        mp4_boxes.check_plain(file, size_bytes)
+        tracks = mp4_boxes.read_tracks(file, size_bytes)
+        _check_tracks(tracks, plan, inputs)
+        if mp4_boxes.read_comment(file, size_bytes) != _one_line(plan.tag):
+            raise MergeError(_("the merged file lacks its comment"))
+        os.fsync(file.fileno())
+    return Merged(plan.output, size_bytes, max(track.duration_seconds for track in tracks))
+
+
+@contextlib.contextmanager
+def _named_output(temporary: Path) -> Iterator[BinaryIO]:
+    try:
+        with temporary.open("r+b") as file:
+            yield file
+    except MergeError as error:
+        raise MergeError(_("ffmpeg's output is wrong: {problem}").format(problem=error)) from error
+    except OSError as error:
+        raise _write_failure(error, temporary.parent) from error
+
+
+def _check_tracks(tracks: tuple[mp4_boxes.Track, ...], plan: MergePlan, inputs: _Inputs) -> None:
+    kinds = sorted(track.kind for track in tracks)
+    if kinds != sorted(inputs.seconds):
+        raise MergeError(
+            _("it has the tracks {found}, not {expected}").format(found=kinds, expected=sorted(inputs.seconds))
+        )
+    joints = max(len(plan.segments), 1)
+    for track in tracks:
+        seconds, expected = track.duration_seconds, inputs.seconds[track.kind]
+        if abs(seconds - expected) > 0.5 * joints:
+            raise MergeError(
+                _("its {kind} track lasts {seconds:.1f} s, the input {expected:.1f} s").format(
+                    kind=track.kind, seconds=seconds, expected=expected
+                )
+            )
+        _check_announced(track, plan.duration_seconds)
+
+
+def _check_announced(track: mp4_boxes.Track, announced_seconds: float) -> None:
+    """Compare a track with what the site announced, which is rounded; sound may end a little before the picture."""
+    if announced_seconds <= 0:
+        return
+    surplus = track.duration_seconds - announced_seconds
+    longer = max(2.0, 0.02 * announced_seconds)
+    shorter = longer if track.kind == "video" else max(5.0, 0.1 * announced_seconds)
+    if not -shorter <= surplus <= longer:
+        raise MergeError(
+            _("its {kind} track lasts {seconds:.1f} s, the site announced {announced:.1f} s").format(
+                kind=track.kind, seconds=track.duration_seconds, announced=announced_seconds
+            )
+        )

@@ -1,0 +1,635 @@
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+
+import merge_stream_file
+from errors import DiskFull, MergeError, PermanentError, StaleToken, UsageError
+from merge_stream_file import ffmpeg_arguments, find_ffmpeg, merge, probe_ffmpeg, remove_leftovers, segment_list
+from model import MergePlan
+from mp4_boxes import read_comment, read_tracks
+
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+ROOT = Path(merge_stream_file.__file__).resolve().parent
+SECONDS = 8
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs scripts with a first line, signals and locks")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+DASH = ("-movflags", "+dash+global_sidx+frag_keyframe+default_base_moof+skip_trailer", "-f", "mp4")
+LATE_DASH = (DASH[0], DASH[1] + "+delay_moov", *DASH[2:])
+PICTURE = ("-f", "lavfi", "-i", f"testsrc2=s=160x90:r=25:d={SECONDS}")
+SOUND = ("-f", "lavfi", "-i", f"sine=d={SECONDS}:r=44100")
+AVC = ("-c:v", "libx264", "-preset", "ultrafast", "-g", "25", "-bf", "2")
+HEVC = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=error", "-g", "25", "-tag:v", "hev1")
+AAC = ("-c:a", "aac", "-b:a", "64k")
+
+
+def run(*arguments: str | Path) -> str:
+    command = [FFMPEG, "-hide_banner", "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small inputs of each sort that the site has."""
+    folder = tmp_path_factory.mktemp("media")
+    run(*PICTURE, *AVC, *DASH, folder / "avc.m4s")
+    run(*PICTURE, *HEVC, *DASH, folder / "hevc.m4s")
+    run(*SOUND, *AAC, "-frag_duration", "1000000", *DASH, folder / "aac.m4s")
+    run(*PICTURE, "-c:v", "libsvtav1", "-preset", "12", "-g", "25", *DASH, folder / "av1.m4s")
+    run(*SOUND, "-c:a", "eac3", "-frag_duration", "1000000", *LATE_DASH, folder / "eac3.m4s")
+    run(*SOUND, "-c:a", "flac", "-strict", "-2", "-frag_duration", "1000000", *DASH, folder / "flac.m4s")
+    run("-f", "lavfi", "-i", "sine=d=3:r=44100", *AAC, "-frag_duration", "1000000", *DASH, folder / "short.m4s")
+    run(*PICTURE, *SOUND, *AVC, *AAC, folder / "whole.mp4")
+    for number, start in enumerate(("0", "3", "6")):
+        part = ("-ss", start, "-t", "3", "-i", folder / "whole.mp4", "-c", "copy")
+        run(*part, folder / f"{number}.flv")
+        run(*part, "-avoid_negative_ts", "make_zero", folder / f"{number}.mp4")
+    return folder
+
+
+def dash(media: Path, folder: Path, video: str = "avc.m4s", audio: str = "aac.m4s") -> MergePlan:
+    return MergePlan(
+        output=str(folder / "out.mp4"),
+        video=str(media / video) if video else "",
+        audio=str(media / audio) if audio else "",
+        duration_seconds=SECONDS,
+        title="标题 = 'x'; \"y\"",
+        tag="BV1xx411c7mD?p=1&cid=9",
+    )
+
+
+def packets(path: str | Path, stream: str, codec: str = "copy") -> list[str]:
+    """Return the hash of every packet (or, decoded, every frame) of a stream."""
+    text = run("-i", f"file:{path}", "-map", f"0:{stream}:0", f"-c:{stream}", codec, "-f", "framemd5", "-")
+    return [line.split(",")[5].strip() for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def codecs(path: str | Path) -> list[str]:
+    with Path(path).open("rb") as file:
+        return [track.codec for track in read_tracks(file, Path(path).stat().st_size)]
+
+
+def comment(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return read_comment(file, Path(path).stat().st_size)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------ what is joined
+
+
+@pytest.mark.parametrize(
+    ("video", "audio", "found"),
+    [
+        ("avc.m4s", "aac.m4s", ["avc1", "mp4a"]),
+        ("hevc.m4s", "aac.m4s", ["hvc1", "mp4a"]),
+        ("avc.m4s", "flac.m4s", ["avc1", "fLaC"]),
+        ("av1.m4s", "eac3.m4s", ["av01", "ec-3"]),
+        ("avc.m4s", "", ["avc1"]),
+        ("", "aac.m4s", ["mp4a"]),
+    ],
+)
+async def test_dash_streams_are_joined_bit_for_bit(
+    media: Path, tmp_path: Path, video: str, audio: str, found: list[str]
+) -> None:
+    plan = dash(media, tmp_path, video, audio)
+    merged = await merge(FFMPEG, plan)
+    assert names(tmp_path) == {"out.mp4"}
+    assert merged.path == plan.output and merged.bytes == Path(plan.output).stat().st_size
+    assert merged.duration_seconds == pytest.approx(SECONDS, abs=0.1)
+    assert codecs(plan.output) == found
+    assert comment(plan.output) == plan.tag
+    for stream, path in (("v", plan.video), ("a", plan.audio)):
+        if path:
+            assert packets(plan.output, stream) == packets(path, stream)
+    assert Path(plan.output).read_bytes().find(b"moov") < 100
+    assert plan.title.encode() in Path(plan.output).read_bytes()
+
+
+@pytest.mark.parametrize("segments", [("0.flv", "1.flv", "2.flv"), ("0.mp4", "1.mp4", "2.mp4"), ("0.flv",), ("1.mp4",)])
+async def test_segments_are_joined(media: Path, tmp_path: Path, segments: tuple[str, ...]) -> None:
+    paths = tuple(str(media / name) for name in segments)
+    before = names(media)
+    seconds = SECONDS if len(paths) > 1 else 3
+    plan = MergePlan(str(tmp_path / "out.mp4"), segments=paths, duration_seconds=seconds, tag="ep1?cid=9")
+    merged = await merge(FFMPEG, plan)
+    assert names(tmp_path) == {"out.mp4"} and names(media) == before
+    assert merged.duration_seconds == pytest.approx(seconds, abs=1.1)
+    assert comment(plan.output) == "ep1?cid=9"
+    for stream, codec in (("v", "rawvideo"), ("a", "copy")):
+        expected = [packet for path in paths for packet in packets(path, stream, codec)]
+        assert packets(plan.output, stream, codec) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "-y",
+        "a:b",
+        "http:x",
+        "concat:x|y",
+        "%03d",
+        'it\'s "it"',
+        "$(id) `x`",
+        "a\nb",
+        "?x#y",
+        "é👩‍💻中",
+        "a" * 240,
+        "\udcff",
+    ],
+)
+async def test_any_file_name_is_only_a_name(media: Path, tmp_path: Path, name: str) -> None:
+    if os.name == "nt":
+        pytest.skip("not a name there")
+    folder = tmp_path / name
+    folder.mkdir()
+    video, audio = folder / name, folder / "a.m4s"
+    video.symlink_to(media / "avc.m4s")
+    audio.symlink_to(media / "aac.m4s")
+    plan = MergePlan(str(folder / f"{name}.mp4"), str(video), str(audio), duration_seconds=SECONDS, title=name)
+    await merge(FFMPEG, plan)
+    assert names(folder) == {name, "a.m4s", f"{name}.mp4"}
+
+
+async def test_words_of_damage_in_a_name_are_no_damage(media: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Invalid corrupt Broken mismatch"
+    folder.mkdir()
+    (folder / "Invalid.m4s").write_bytes((media / "flac.m4s").read_bytes())
+    plan = dash(media, folder, audio="")
+    await merge(FFMPEG, dataclasses.replace(plan, audio=str(folder / "Invalid.m4s"), title="Invalid corrupt"))
+
+
+@posix
+async def test_words_of_damage_in_a_quoted_path_are_no_damage_either(media: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Invalid"
+    folder.mkdir()
+    body = f"sys.stderr.write(sys.argv[-1] + ' is slow\\n')\nsys.stderr.flush()\nos.execv({FFMPEG!r}, sys.argv)"
+    await merge(stub(tmp_path, body), dash(media, folder))
+    with pytest.raises(MergeError, match="found damage"):
+        await merge(stub(tmp_path, body.replace("is slow", "is Invalid")), dash(media, folder))
+
+
+async def test_an_older_file_is_replaced_and_odd_texts_are_made_one_line(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.mp4").write_bytes(b"old")
+    plan = dataclasses.replace(dash(media, tmp_path), title="a\0b\nc\ud800" + "x" * 5000, tag="t\0\n")
+    await merge(FFMPEG, plan)
+    assert comment(plan.output) == "t  "
+
+
+async def test_an_unknown_duration_is_compared_with_the_inputs_only(media: Path, tmp_path: Path) -> None:
+    await merge(FFMPEG, dataclasses.replace(dash(media, tmp_path, audio="short.m4s"), duration_seconds=0))
+
+
+# ------------------------------------------------------------------------------------------ damage
+
+
+def damage(data: bytes, how: str) -> bytes:
+    fragments = [match.start() - 4 for match in re.finditer(b"moof", data)]
+    third = fragments[3]
+    return {
+        "one byte short": data[:-1],
+        "half": data[: len(data) // 2],
+        "cut at a fragment": data[: fragments[-1]],
+        "hole of zeros": data[:third] + bytes(30000) + data[third + 30000 :],
+        "a fragment missing": data[:third] + data[fragments[4] :],
+        "two fragments exchanged": data[:third] + data[fragments[4] : fragments[5]] + data[third : fragments[4]]
+        + data[fragments[5] :],
+        "html": b"<!DOCTYPE html><title>412</title>",
+        "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n",
+        "empty": b"",
+        "more behind": data + b"\0",
+    }[how]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+@pytest.mark.parametrize(
+    "how",
+    ["one byte short", "half", "cut at a fragment", "hole of zeros", "a fragment missing", "two fragments exchanged",
+     "html", "playlist", "empty", "more behind"],
+)  # fmt: skip
+async def test_a_damaged_input_is_named_before_ffmpeg_runs(media: Path, tmp_path: Path, kind: str, how: str) -> None:
+    source = media / ("avc.m4s" if kind == "video" else "aac.m4s")
+    bad = tmp_path / "bad.m4s"
+    bad.write_bytes(damage(source.read_bytes(), how))
+    plan = dash(media, tmp_path)
+    bad_video, bad_audio = (str(bad), plan.audio) if kind == "video" else (plan.video, str(bad))
+    plan = dataclasses.replace(plan, video=bad_video, audio=bad_audio)
+    with pytest.raises(MergeError, match=r"^bad\.m4s: "):
+        await merge("/nowhere/ffmpeg", plan)
+    assert names(tmp_path) == {"bad.m4s"}
+
+
+async def test_streams_of_the_wrong_kind_are_refused(media: Path, tmp_path: Path) -> None:
+    for video, audio in (("aac.m4s", "avc.m4s"), ("avc.m4s", "avc.m4s"), ("whole.mp4", "aac.m4s")):
+        with pytest.raises(MergeError):
+            await merge("/nowhere/ffmpeg", dash(media, tmp_path, video, audio))
+    with pytest.raises(MergeError, match="cannot read"):
+        await merge("/nowhere/ffmpeg", dash(media, tmp_path, "missing.m4s"))
+    with pytest.raises(ValueError, match="plan"):
+        await merge("/nowhere/ffmpeg", MergePlan("x"))
+
+
+async def test_an_encrypted_stream_is_refused_for_good(media: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.m4s"
+    bad.write_bytes((media / "avc.m4s").read_bytes().replace(b"avc1\0\0\0\0\0\0\0\1", b"encv\0\0\0\0\0\0\0\1"))
+    with pytest.raises(PermanentError, match=r"bad\.m4s.*encrypted"):
+        await merge("/nowhere/ffmpeg", dataclasses.replace(dash(media, tmp_path), video=str(bad)))
+
+
+@pytest.mark.parametrize("announced", [5.9, 10.1, 600.0])
+async def test_a_video_of_another_duration_than_announced_is_refused(
+    media: Path, tmp_path: Path, announced: float
+) -> None:
+    with pytest.raises(MergeError, match="announced"):
+        await merge(FFMPEG, dataclasses.replace(dash(media, tmp_path), duration_seconds=announced))
+    assert names(tmp_path) == set()
+
+
+async def test_sound_may_end_a_little_before_the_picture_only(media: Path, tmp_path: Path) -> None:
+    await merge(FFMPEG, dash(media, tmp_path, audio="short.m4s"))
+    run("-f", "lavfi", "-i", "sine=d=2:r=44100", *AAC, "-frag_duration", "1000000", *DASH, tmp_path / "two.m4s")
+    with pytest.raises(MergeError, match="audio track lasts"):
+        await merge(FFMPEG, dataclasses.replace(dash(media, tmp_path), audio=str(tmp_path / "two.m4s")))
+
+
+@pytest.mark.parametrize("name", ["1.flv", "1.mp4"])
+@pytest.mark.parametrize("cut", [1, 1000])
+async def test_a_damaged_segment_is_named(media: Path, tmp_path: Path, name: str, cut: int) -> None:
+    sort = name[1:]
+    for number in range(3):
+        data = (media / f"{number}{sort}").read_bytes()
+        (tmp_path / f"{number}{sort}").write_bytes(data[: len(data) - cut] if number == 1 else data)
+    before = names(tmp_path)
+    paths = tuple(str(tmp_path / f"{number}{sort}") for number in range(3))
+    with pytest.raises(MergeError, match=rf"^{re.escape(name)}: "):
+        await merge(FFMPEG, MergePlan(str(tmp_path / "out.mp4"), segments=paths, duration_seconds=SECONDS))
+    with pytest.raises(MergeError, match="formats"):
+        mixed = (str(media / "0.flv"), str(media / "1.mp4"))
+        await merge(FFMPEG, MergePlan(str(tmp_path / "out.mp4"), segments=mixed))
+    assert names(tmp_path) == before
+
+
+# ------------------------------------------------------------------------------------------ ffmpegs that misbehave
+
+ASK_OUTPUT = "import sys, os, time, signal\nout = sys.argv[-1].removeprefix('file:')\n"
+
+
+def stub(folder: Path, body: str) -> str:
+    path = folder / "stub"
+    path.write_text(f"#!{sys.executable} -IS\n{ASK_OUTPUT}{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("body", "expected", "sentence"),
+    [
+        ("sys.exit(1)", MergeError, "exit status 1: -"),
+        ("sys.exit('the last line')", MergeError, "exit status 1: the last line"),
+        ("sys.stderr.write('first\\nlast without an end')\nsys.exit(183)", MergeError, "183: last without an end"),
+        ("sys.stderr.write('x' * 3_000_000 + '\\n' * 5)\nsys.exit(3)", MergeError, "status 3: x{4096}$"),
+        ("[sys.stderr.write(f'line {n}\\n') for n in range(200_000)]\nsys.exit(3)", MergeError, "line 199999"),
+        ("sys.stdout.write('y' * 3_000_000)\nsys.exit(3)", MergeError, "status 3"),
+        ("", MergeError, "output is wrong: the file is empty"),
+        ("os.unlink(out)", MergeError, "cannot write"),
+        ("open(out, 'wb').write(b'<html>')", MergeError, "output is wrong"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", MergeError, "killed by signal 9"),
+        ("sys.stderr.write('av_interleaved_write_frame(): No space left on device\\n')\nsys.exit(1)", DiskFull, "full"),
+        ("sys.exit(228)", DiskFull, "full"),
+        ("sys.stderr.write('Packet corrupt (stream = 1)\\n')", MergeError, "found damage: Packet corrupt"),
+        ("sys.stderr.write('Invalid NAL unit size (0 > 4)\\nmore\\n')", MergeError, "found damage: Invalid NAL"),
+    ],
+)
+async def test_an_ffmpeg_that_fails_is_quoted(
+    media: Path, tmp_path: Path, body: str, expected: type[Exception], sentence: str
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(expected, match=sentence):
+        await merge(stub(tmp_path, body), dash(media, folder))
+    assert names(folder) == set()
+
+
+@posix
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("data[:-1]", "output is wrong.*past the end"),
+        ("data[: len(data) // 2]", "output is wrong"),
+        ("data.replace(b'BV1xx411c7mD', b'BV1xx411c7mE')", "lacks its comment"),
+        ("data.replace(b'soun', b'text')", "has the tracks"),
+    ],
+)
+async def test_success_with_a_wrong_file_is_no_success(media: Path, tmp_path: Path, how: str, sentence: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    good = tmp_path / "good.mp4"
+    await merge(FFMPEG, dataclasses.replace(dash(media, folder), output=str(good)))
+    body = f"data = open({str(good)!r}, 'rb').read()\nopen(out, 'wb').write({how})"
+    with pytest.raises(MergeError, match=sentence):
+        await merge(stub(tmp_path, body), dash(media, folder))
+    assert names(folder) == set()
+
+
+@posix
+async def test_a_track_shorter_than_its_input_is_found(media: Path, tmp_path: Path) -> None:
+    body = f"os.execv({FFMPEG!r}, [{FFMPEG!r}, *sys.argv[1:-1], '-t', '7', sys.argv[-1]])"
+    with pytest.raises(MergeError, match=r"lasts 7\.\d s, the input 8\.0 s"):
+        await merge(stub(tmp_path, body), dash(media, tmp_path))
+
+
+@posix
+async def test_an_ffmpeg_that_hangs_is_killed_in_time(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_stream_file, "MIN_TIMEOUT_SECONDS", 0.7)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('out_time=00:00:03.50', flush=True)\ntime.sleep(600)"
+    with pytest.raises(MergeError, match=r"after 1 seconds, it had come to 00:00:03\.50"):
+        await merge(stub(tmp_path, body), dash(media, folder))
+    assert names(folder) == set()
+
+
+async def test_a_missing_ffmpeg_is_named(media: Path, tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="/nowhere/ffmpeg"):
+        await merge("/nowhere/ffmpeg", dash(media, tmp_path))
+    assert names(tmp_path) == set()
+
+
+# ------------------------------------------------------------------------------------------ cancel and kill
+
+
+async def until(reached: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not reached():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+HANG = "open({pid!r} + '.new', 'w').write(str(os.getpid()))\nos.rename({pid!r} + '.new', {pid!r})\ntime.sleep(600)"
+
+
+@linux
+async def test_cancelling_leaves_neither_child_nor_file(media: Path, tmp_path: Path) -> None:
+    folder, pid_file = tmp_path / "out", tmp_path / "pid"
+    folder.mkdir()
+    task = asyncio.create_task(merge(stub(tmp_path, HANG.format(pid=str(pid_file))), dash(media, folder)))
+    await until(pid_file.exists)
+    pid = int(pid_file.read_text())
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert os.getsid(pid) == pid
+    assert len(names(folder)) == 1 and remove_leftovers(folder) == 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not alive(pid)
+    assert names(folder) == set()
+
+
+@linux
+async def test_cancelling_at_any_moment_leaves_nothing(media: Path, tmp_path: Path) -> None:
+    plan = dash(media, tmp_path)
+    for wait_milliseconds in range(0, 200, 12):
+        task = asyncio.create_task(merge(FFMPEG, plan))
+        await asyncio.wait([task], timeout=wait_milliseconds / 1000)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert names(tmp_path) <= {"out.mp4"}
+        Path(plan.output).unlink(missing_ok=True)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for child in children:
+        with contextlib.suppress(FileNotFoundError):
+            assert b"ffmpeg" not in Path(f"/proc/{child}/cmdline").read_bytes()
+
+
+WORKER = """
+import asyncio, sys
+sys.path.insert(0, {root!r})
+import merge_stream_file
+from model import MergePlan
+asyncio.run(merge_stream_file.merge({ffmpeg!r}, MergePlan({output!r}, {video!r})))
+"""
+
+
+@linux
+async def test_kill_9_of_the_worker_ends_ffmpeg_and_its_file_is_cleaned(media: Path, tmp_path: Path) -> None:
+    folder, pid_file = tmp_path / "out", tmp_path / "pid"
+    folder.mkdir()
+    (folder / ".merge-kept.tmp").touch()
+    (folder / "other.tmp").touch()
+    script = WORKER.format(
+        root=str(ROOT),
+        ffmpeg=stub(tmp_path, HANG.format(pid=str(pid_file))),
+        output=str(folder / "out.mp4"),
+        video=str(media / "avc.m4s"),
+    )
+    worker = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        await until(pid_file.exists)
+        pid = int(pid_file.read_text())
+        assert alive(pid) and len(names(folder)) == 3
+        assert remove_leftovers(folder) == 0  # its owner lives
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    try:
+        await until(lambda: not alive(pid))
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert len(names(folder)) == 3
+    assert remove_leftovers(folder) == 1
+    assert names(folder) == {".merge-kept.tmp", "other.tmp"}
+
+
+def test_a_list_of_segments_is_left_for_a_day(tmp_path: Path) -> None:
+    path = tmp_path / ".merge-0123456789abcdef.tmp.ffconcat"
+    path.touch()
+    assert remove_leftovers(tmp_path) == 0
+    os.utime(path, (time.time() - 25 * 3600,) * 2)
+    assert remove_leftovers(tmp_path) == 1
+    assert remove_leftovers(tmp_path / "missing") == 0
+
+
+@posix
+def test_without_locks_only_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    path = tmp_path / ".merge-0123456789abcdef.tmp"
+    path.touch()
+    assert remove_leftovers(tmp_path) == 0
+    os.utime(path, (time.time() - 25 * 3600,) * 2)
+    assert remove_leftovers(tmp_path) == 1
+
+
+# ------------------------------------------------------------------------------------------ publishing
+
+
+async def test_publishing_is_asked_last_and_may_be_refused(media: Path, tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    def refuse() -> bool:
+        seen.append(names(tmp_path))
+        return False
+
+    (tmp_path / "out.mp4").write_bytes(b"old")
+    with pytest.raises(StaleToken):
+        await merge(FFMPEG, dash(media, tmp_path), refuse)
+    assert len(seen) == 1 and len(seen[0]) == 2
+    assert names(tmp_path) == {"out.mp4"} and (tmp_path / "out.mp4").read_bytes() == b"old"
+
+
+async def test_no_room_is_said_before_ffmpeg_runs(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: (10**9, 10**9 - 1000, 1000))
+    with pytest.raises(DiskFull, match="0 MiB left"):
+        await merge("/nowhere/ffmpeg", dash(media, tmp_path))
+
+
+async def test_a_folder_that_cannot_be_used_is_named(media: Path, tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="missing"):
+        await merge(FFMPEG, dash(media, tmp_path / "missing"))
+    plan = dash(media, tmp_path)
+    Path(plan.output).mkdir()
+    with pytest.raises(MergeError, match="cannot write"):
+        await merge(FFMPEG, plan)
+    assert names(tmp_path) == {"out.mp4"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs root to mount a small disk")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("cannot mount here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+async def test_a_disk_that_fills_up_is_said(media: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (small_disk / "ballast").write_bytes(bytes(800 * 1024))
+    with pytest.raises(DiskFull, match="MiB left"):
+        await merge(FFMPEG, dash(media, small_disk))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: (10**9, 0, 10**9))
+    with pytest.raises(DiskFull, match="full"):
+        await merge(FFMPEG, dash(media, small_disk))
+    assert names(small_disk) == {"ballast"}
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(DiskFull, match="cannot write"):
+        await merge(FFMPEG, dash(media, small_disk))
+
+
+async def test_merges_run_side_by_side_and_beside_threads(media: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        plans = [dataclasses.replace(dash(media, tmp_path), output=str(tmp_path / f"{n}.mp4")) for n in range(4)]
+        await asyncio.gather(*(merge(FFMPEG, plan) for plan in plans))
+    finally:
+        stop.set()
+        thread.join()
+    assert names(tmp_path) == {"0.mp4", "1.mp4", "2.mp4", "3.mp4"}
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_keeps_ffmpeg_to_local_files() -> None:
+    command = ffmpeg_arguments("ff", MergePlan("/o/x.mp4", "/i/v", "/i/a", title="t", tag="BV1"), "/o/.tmp", "hev1")
+    text = " ".join(command)
+    assert text.count("-protocol_whitelist file -f mov -i file:/i/") == 2
+    assert "-map 0:v:0 -map 1:a:0 -c copy -map_metadata -1" in text
+    assert command[-3:] == ["-f", "mp4", "file:/o/.tmp"]
+    assert {"-xerror", "-nostdin", "comment=BV1", "title=t", "hvc1"} <= set(command)
+    assert "-tag:v" not in ffmpeg_arguments("ff", MergePlan("/o", "/v", "/a"), "/t", "avc1")
+
+
+def test_lists_of_segments_hold_plain_names_only() -> None:
+    assert segment_list(MergePlan("/o", segments=("/s/0.flv", "/s/1.flv"))) == (
+        "ffconcat version 1.0\nfile 0.flv\nfile 1.flv\n"
+    )
+    for bad in ("/s/a b", "/s/it's", "/s/-y", "/t/1.flv", "/s/x\nfile y", "/s/..", "/s/é"):
+        with pytest.raises(MergeError, match="plain names"):
+            segment_list(MergePlan("/o", segments=("/s/0.flv", bad)))
+
+
+@posix
+def test_ffmpeg_is_sought_in_the_folder_then_on_path_then_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, on_path = tmp_path / "ffmpeg" / "ffmpeg", tmp_path / "bin" / "ffmpeg"
+    for path in (own, on_path):
+        path.parent.mkdir()
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    environ = {"PATH": str(on_path.parent)}
+    assert find_ffmpeg(tmp_path, environ) == str(own)
+    own.chmod(0o644)
+    with pytest.raises(UsageError, match=f"{re.escape(str(own))} cannot be executed"):
+        find_ffmpeg(tmp_path, environ)
+    own.unlink()
+    assert find_ffmpeg(tmp_path, environ) == str(on_path)
+    assert find_ffmpeg(tmp_path, {}) == find_ffmpeg(tmp_path, {"PATH": ""}) == FFMPEG
+
+    def none() -> str:
+        raise RuntimeError("No ffmpeg exe could be found")
+
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
+    with pytest.raises(UsageError, match="ffmpeg is missing: put it into"):
+        find_ffmpeg(tmp_path, {})
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(UsageError, match="pip install imageio-ffmpeg"):
+        find_ffmpeg(tmp_path, {})
+
+
+@posix
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [("sys.exit(2)", "exit status 2"), ("print('hello')", "not ffmpeg"), ("time.sleep(60)", "no answer")],
+)
+def test_a_broken_ffmpeg_is_named(tmp_path: Path, body: str, sentence: str) -> None:
+    path = stub(tmp_path, body)
+    with pytest.raises(UsageError, match=rf"{re.escape(path)} is broken.*{sentence}"):
+        probe_ffmpeg(path, timeout_seconds=0.5 if "sleep" in body else 20)
+
+
+@posix
+def test_a_good_ffmpeg_tells_its_version(tmp_path: Path) -> None:
+    assert re.match(r"[0-9n]", probe_ffmpeg(FFMPEG))
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").chmod(0o755)
+    for path in (tmp_path / "text", tmp_path / "missing"):
+        with pytest.raises(UsageError, match="is broken"):
+            probe_ffmpeg(str(path))
