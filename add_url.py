@@ -1,0 +1,748 @@
+"""Entry: put videos into the queue: ids, addresses, lists of them, or the site's region rankings.
+
+It writes to REDIS_URL if set; else, if BILI_SERVER_URL names another machine, through the server there; else to
+the embedded queue. Whatever was submitted is reduced to an id before it goes anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import io
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from http.cookiejar import DefaultCookiePolicy
+from itertools import chain
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
+from uuid import uuid4
+
+import requests
+
+from config import CATEGORIES, USER_AGENT, Category, Settings, category_problem, load
+from errors import (
+    DownloaderError,
+    EngineError,
+    JobError,
+    RiskControl,
+    ServerError,
+    ServerUnreachable,
+    SiteError,
+    Unauthorized,
+    UsageError,
+)
+from i18n import _
+from model import MIB, Added
+from parse_ import (
+    REAL_HOSTS,
+    SiteHosts,
+    parse_job_id,
+    parse_ranking,
+    parse_spi,
+    parse_target,
+    parse_wbi_keys,
+    sign_wbi,
+)
+from redisConnect import open_queue
+from retry import full_jitter_seconds
+
+BATCH = 1000
+MAX_HOPS = 3
+MAX_LINE_CHARACTERS = 4096
+MAX_BODY_BYTES = 8 * MIB
+TRIES = 3
+PATIENCE_SECONDS = 1.0
+"""A line that trickles in waits at most this long for others (until the next line comes)."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One submitted text, and the file and line where it stands; ``where`` is empty on the command line."""
+
+    text: str
+    where: str = ""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the entries so far; ``str`` is the line that scripts read, English in any language."""
+
+    added: int = 0
+    known: int = 0
+    rejected: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Count what another tally counted."""
+        self.added += other.added
+        self.known += other.known
+        self.rejected += other.rejected
+
+    def __str__(self) -> str:
+        return f"added {self.added}, known {self.known}, rejected {self.rejected}"
+
+
+def persist(call: Callable[[], T], transient: type[Exception]) -> T:
+    """Return what ``call`` returns; after a ``transient`` error try again, TRIES times in all, with full jitter."""
+    for attempt in range(1, TRIES):
+        try:
+            return call()
+        except transient as error:
+            wanted = getattr(error, "retry_after_seconds", None) or 0.0
+            time.sleep(min(wanted, 10.0) + full_jitter_seconds(attempt, 0.5, 8.0, random.random))
+    return call()
+
+
+def shown(text: str) -> str:
+    """Return ``text`` as it may be written to a terminal: printable, and not long."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text[:200])
+
+
+def say(text: str) -> None:
+    """Write a line for a person, to stderr: stdout belongs to the line that scripts read."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------ where it writes
+
+
+class Sink(Protocol):
+    """Where ids go: the queue itself (``redisConnect.Queue``), or a server that has it (``ServerSink``)."""
+
+    def add(self, ids: Sequence[str], category: str, source: str, refresh: bool, request: str) -> Added:
+        """Queue ids, at most BATCH; an empty category means the queue's own, a repeated request counts once."""
+
+    def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of failed jobs, and where the next one starts, None at the end."""
+
+    def redrive(self, urls: Sequence[str]) -> int:
+        """Make these dead jobs ready again; return how many were dead."""
+
+    def redrive_all(self) -> int:
+        """Make all dead jobs ready again; return how many there were."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+def open_sink(settings: Settings) -> Sink:
+    """Return where the settings say that ids go, and say it."""
+    if settings.redis_url:
+        say(_("The queue is in Redis at {url}.").format(url=_place(settings.redis_url)))
+    elif not settings.server_is_local:
+        say(_("The queue is at the server {url}.").format(url=_place(settings.server_url)))
+        return ServerSink(settings)
+    else:
+        say(_("The queue is the embedded one in {folder}.").format(folder=settings.data_dir))
+    # Without a default of its own the queue keeps every category that is given: the server's may be another.
+    return open_queue(replace(settings, category=""))
+
+
+class ServerSink:
+    """The queue behind the server at BILI_SERVER_URL."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.server_url
+        if not settings.token:
+            sentence = _("BILI_TOKEN is not set: the server {url} is on another machine and wants it")
+            raise UsageError(sentence.format(url=_place(self._url)))
+        self._session = new_session(settings.token, trust_env=not settings.server_is_local)
+
+    def add(self, ids: Sequence[str], category: str, source: str, refresh: bool, request: str) -> Added:
+        """Queue ids, at most BATCH."""
+        wishes = {"category": category, "source": source, "refresh": refresh, "request": request}
+        answer = self._call("POST", "/add_url", {"urls": list(ids), **{k: v for k, v in wishes.items() if v}})
+        rejected = tuple((str(item.get("url")), str(item.get("reason"))) for item in self._items(answer, "rejected"))
+        return Added(self._integer(answer, "added"), self._integer(answer, "known"), rejected)
+
+    def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of failed jobs."""
+        answer = self._call("GET", f"/failed?{urlencode({'after': after, 'limit': limit})}")
+        return self._items(answer, "items"), answer.get("next") or None
+
+    def redrive(self, urls: Sequence[str]) -> int:
+        """Make these dead jobs ready again."""
+        return self._integer(self._call("POST", "/redrive", {"urls": list(urls)}), "redriven")
+
+    def redrive_all(self) -> int:
+        """Make all dead jobs ready again."""
+        return self._integer(self._call("POST", "/redrive", {"all": True}), "redriven")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _call(self, method: str, path: str, content: object = None) -> dict[str, Any]:
+        return persist(lambda: self._call_once(method, path, content), ServerUnreachable)
+
+    def _call_once(self, method: str, path: str, content: object) -> dict[str, Any]:
+        try:
+            with self._session.request(method, self._url + path, json=content, timeout=(10, 60), stream=True) as reply:
+                text = body(reply)
+        except (OSError, ValueError) as error:
+            raise ServerUnreachable(problem(error, self._url)) from error
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            answer = None
+        if reply.status_code == 200 and isinstance(answer, dict):
+            return answer
+        raise self._refusal(reply, str(answer.get("error", "")) if isinstance(answer, dict) else "")
+
+    def _refusal(self, reply: requests.Response, reason: str) -> ServerError:
+        status, retry_after = reply.status_code, reply.headers.get("Retry-After", "")
+        if status == 200:
+            return self._nonsense()
+        if status == 401:
+            sentence = _("the server {url} refuses BILI_TOKEN: it must be the same as there")
+            return Unauthorized(sentence.format(url=_place(self._url)), status)
+        sentence = _("the server {url} answers HTTP {status} {reason}")
+        sentence = sentence.format(url=_place(self._url), status=status, reason=shown(reason)).strip()
+        if status == 429 or status >= 500:
+            return ServerUnreachable(sentence, status, float(retry_after) if retry_after.isdecimal() else None)
+        return ServerError(sentence, status)
+
+    def _integer(self, answer: Mapping[str, Any], name: str) -> int:
+        if type(value := answer.get(name)) is not int:
+            raise self._nonsense()
+        return value
+
+    def _items(self, answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+        items = answer.get(name, [])
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise self._nonsense()
+        return items
+
+    def _nonsense(self) -> ServerError:
+        sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
+        return ServerError(sentence.format(url=_place(self._url)))
+
+
+# ------------------------------------------------------------------------------------------ the network
+
+
+class _Token(requests.auth.AuthBase):
+    """Sends the token, if any; being there, it keeps requests from sending what ~/.netrc has for the host."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class _Session(requests.Session):
+    """Follows no redirect, and leaves its Location and body alone."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+def new_session(token: str = "", trust_env: bool = True) -> requests.Session:
+    """Return a session that keeps no cookies, with the proxies and certificates that the environment names."""
+    session = _Session()
+    session.trust_env = trust_env
+    session.auth = _Token(token)
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    return session
+
+
+def _place(url: str) -> str:
+    """Return an address without the user name and password that it may hold."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def body(reply: requests.Response) -> str:
+    """Return the text of an answer; ValueError for one that is too long, counted after decompression."""
+    content = bytearray()
+    for piece in reply.iter_content(64 * 1024):
+        content += piece
+        if len(content) > MAX_BODY_BYTES:
+            raise ValueError(_("the answer is too long"))
+    return content.decode("utf-8", "replace")
+
+
+def problem(error: Exception, url: str) -> str:
+    """Return in words why ``url`` gave no answer; the library's own texts are for programmers."""
+    reasons = (
+        (requests.exceptions.ProxyError, _("{url} cannot be reached: the proxy refuses or is away")),
+        (requests.exceptions.SSLError, _("{url} has a certificate that is not trusted")),
+        (requests.exceptions.Timeout, _("{url} does not answer in time")),
+        (requests.exceptions.ConnectionError, _("{url} cannot be reached")),
+    )
+    sentence = next((text for kind, text in reasons if isinstance(error, kind)), _("{url} fails: {error}"))
+    return sentence.format(url=_place(url), error=shown(str(error)))
+
+
+class Site:
+    """Rankings and short links, asked without a login, at a modest pace; each ranking once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.hosts = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
+        self._interval_seconds = settings.api_interval_seconds
+        self._session = new_session()
+        self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
+        self._next_request_at = 0.0
+        self._rankings: dict[int, str] = {}
+        self._identity: tuple[tuple[str, str] | None, dict[str, str]] | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def ranking(self, rid: int) -> str:
+        """Return the site's answer for the ranking of a region."""
+        if rid not in self._rankings:
+            keys, cookie = self._identity = self._identity or self._ask_identity()
+            query = {"rid": str(rid), "type": "all"}
+            signed = sign_wbi(query, keys, int(time.time())) if keys else query
+            self._rankings[rid] = self._text(f"/x/web-interface/ranking/v2?{urlencode(signed)}", cookie)
+        return self._rankings[rid]
+
+    def _ask_identity(self) -> tuple[tuple[str, str] | None, dict[str, str]]:
+        """Return WBI keys and a visitor's cookie where they can be had; the site may answer without them."""
+        keys, cookie = None, {}
+        with suppress(JobError):
+            keys = parse_wbi_keys(self._text("/x/web-interface/nav"))
+        with suppress(JobError):
+            # As a header of one request, which follows no redirect, it goes nowhere else.
+            cookie = {"Cookie": f"buvid3={quote(parse_spi(self._text('/x/frontend/finger/spi'))[0])}"}
+        return keys, cookie
+
+    def _text(self, path: str, headers: Mapping[str, str] | None = None) -> str:
+        url = self.hosts.api_url + path
+        with self._ask("GET", url, headers) as reply:
+            if reply.status_code in (403, 412, 429):
+                raise RiskControl(_("the site asks to slow down (HTTP {status})").format(status=reply.status_code))
+            if reply.status_code != 200:
+                raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
+            try:
+                return body(reply)
+            except (OSError, ValueError) as error:
+                raise SiteError(problem(error, url)) from error
+
+    def resolve(self, link: str) -> str:
+        """Return the id that a short link leads to; ValueError or SiteError with the reason where there is none.
+
+        Only the site's own hosts are asked, and of an answer only the Location is read. The page at which a link
+        was shared is kept, save the first: the app names it in every link.
+        """
+        link = self._short(link)
+        for _hop in range(MAX_HOPS):
+            # Parsed and put together again, so that no other parser can read another host in it.
+            link = urlsplit(urljoin(link, self._location(link))).geturl()
+            try:
+                target = parse_target(link, self.hosts)
+            except ValueError as error:
+                if not self._is_own(link):
+                    leads = _("the short link leads to {link}: {reason}")
+                    raise ValueError(leads.format(link=shown(link), reason=error)) from None
+                continue
+            if target.id:
+                job = parse_job_id(target.id)
+                return job.bvid if job.number == 1 else target.id
+            link = self._short(target.short_link)
+        raise ValueError(_("the short link leads to no video within {hops} redirects").format(hops=MAX_HOPS))
+
+    def _short(self, link: str) -> str:
+        """Return a short link at the stand-in for the real host, where the settings name one."""
+        code = link.removeprefix(REAL_HOSTS.short_url + "/")
+        return link if code == link else f"{self.hosts.short_url}/{code}"
+
+    def _is_own(self, link: str) -> bool:
+        ours = [urlsplit(base) for base in (self.hosts.short_url, self.hosts.web_url)]
+        return urlsplit(link)[:2] in [base[:2] for base in ours]
+
+    def _location(self, link: str) -> str:
+        for method in ("HEAD", "GET"):  # some answer HEAD with 404 or 405
+            with self._ask(method, link) as reply:
+                if reply.is_redirect:
+                    return reply.headers["Location"]
+        raise ValueError(_("the short link leads nowhere (HTTP {status})").format(status=reply.status_code))
+
+    def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> requests.Response:
+        return persist(lambda: self._ask_once(method, url, headers), SiteError)
+
+    def _ask_once(self, method: str, url: str, headers: Mapping[str, str] | None) -> requests.Response:
+        time.sleep(max(0.0, self._next_request_at - time.monotonic()))
+        self._next_request_at = time.monotonic() + self._interval_seconds
+        try:
+            reply = self._session.request(method, url, headers=headers, timeout=10, stream=True)
+        except (OSError, ValueError) as error:
+            raise SiteError(problem(error, url)) from error
+        if reply.status_code >= 500:
+            reply.close()
+            raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
+        return reply
+
+
+# ------------------------------------------------------------------------------------------ what was named
+
+
+def read_entries(stream: io.BufferedReader, name: str) -> Iterator[Entry]:
+    """Yield the entries of a list, in constant memory: blank lines and comments are skipped, long lines cut."""
+    # Windows PowerShell's ">" writes UTF-16.
+    utf16 = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    text = io.TextIOWrapper(stream, encoding="utf-16" if utf16 else "utf-8-sig", errors="replace")
+    try:
+        number = 0
+        while line := text.readline(MAX_LINE_CHARACTERS):
+            number += 1
+            rest = line
+            while rest and not rest.endswith("\n"):
+                rest = text.readline(MAX_LINE_CHARACTERS)
+            line = line.strip().lstrip("\ufeff")
+            if line and not line.startswith("#"):
+                yield Entry(line, f"{name}:{number}")
+    finally:
+        text.detach()  # the stream is closed by whoever opened it
+
+
+def file_entries(names: Iterable[str]) -> Iterator[Entry]:
+    """Yield the entries of files, ``-`` being standard input; UsageError names a file that cannot be read."""
+    for name in names:
+        try:
+            if name == "-":
+                yield from read_entries(cast(io.BufferedReader, sys.stdin.buffer), "stdin")
+            else:
+                with Path(name).open("rb") as stream:
+                    yield from read_entries(stream, name)
+        except OSError as error:
+            raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
+
+
+def find_category(text: str) -> Category:
+    """Return the category whose ranking ``rank:NAME`` or ``rank:RID`` means; ValueError if there is none."""
+    name = text.partition(":")[2].strip()
+    if re.fullmatch(r"[0-9]{1,9}", name):
+        return Category("", int(name))
+    for category in CATEGORIES:
+        if category.name == name:
+            return category
+    names = ", ".join(category.name for category in CATEGORIES)
+    raise ValueError(_("no ranking has this name; these are configured: {names}").format(names=names))
+
+
+class Adder:
+    """Brings entries to a sink, in batches; the tally has what is certainly queued."""
+
+    def __init__(self, sink: Sink, site: Site, options: argparse.Namespace, default_category: str) -> None:
+        self.tally = Tally()
+        self._sink = sink
+        self._site = site
+        self._category: str = options.category or default_category
+        self._named_category: str = options.category
+        self._limit: int = options.limit
+        self._refresh = bool(options.refresh or options.watch)
+        self._batch: list[tuple[str, Entry]] = []
+        self._waiting_since = 0.0
+
+    def take(self, entry: Entry) -> None:
+        """Queue one entry with the next batch, or a ranking at once, or name it as rejected."""
+        try:
+            if entry.text.lower().startswith("rank:"):
+                ranked = find_category(entry.text)
+                ids = parse_ranking(self._site.ranking(ranked.rid), ranked)[: self._limit]
+            else:
+                ranked, ids = None, [self._id(entry.text)]
+        except (ValueError, JobError) as error:
+            self._reject(entry, str(error) + _hint(entry))
+            return
+        if ranked is not None:
+            if not ids:
+                say(_("{target}: no video of it is in the ranking now").format(target=shown(entry.text)))
+            folder = self._named_category or ranked.name or self._category
+            self._send([(id_, entry) for id_ in ids], folder, f"rank:{ranked.rid}")
+            return
+        self._waiting_since = self._waiting_since or time.monotonic()
+        self._batch.append((ids[0], entry))
+        if len(self._batch) >= BATCH or time.monotonic() - self._waiting_since > PATIENCE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Queue what waits for its batch to fill."""
+        batch, self._batch, self._waiting_since = self._batch, [], 0.0
+        self._send(batch, self._category, "")
+
+    def _id(self, text: str) -> str:
+        """Return the id that a text names: its first word, else the first address in it, as in a shared text."""
+        word = (text.split(maxsplit=1) or [""])[0]
+        try:
+            target = parse_target(word, self._site.hosts)
+        except ValueError:
+            address = re.search(r"https?://[!-~]+", text)
+            if address is None or address[0] == word:
+                raise
+            target = parse_target(address[0], self._site.hosts)
+        return target.id or self._site.resolve(target.short_link)
+
+    def _send(self, batch: Sequence[tuple[str, Entry]], category: str, source: str) -> None:
+        if not batch:
+            return
+        answer = self._sink.add([id_ for id_, _entry in batch], category, source, self._refresh, uuid4().hex)
+        self.tally.added += answer.added
+        self.tally.known += answer.known
+        entries = dict(reversed(batch))
+        for id_, reason in answer.rejected:
+            self._reject(entries.get(id_, Entry(id_)), reason)
+
+    def _reject(self, entry: Entry, reason: str) -> None:
+        self.tally.rejected += 1
+        where = f"{entry.where}: " if entry.where else ""
+        say(where + _("rejected {target}: {reason}").format(target=shown(entry.text), reason=shown(reason)))
+
+
+def _hint(entry: Entry) -> str:
+    with suppress(OSError, ValueError):
+        if not entry.where and Path(entry.text).is_file():
+            return _(" (a list of targets is given with --file {file})").format(file=entry.text)
+    return ""
+
+
+# ------------------------------------------------------------------------------------------ what is done
+
+
+def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: Tally) -> None:
+    """Queue everything that the options name, once; ``tally`` has what was done also when this is interrupted."""
+    entries: Iterable[Entry] = map(Entry, options.targets)
+    if options.file:
+        entries = chain(entries, file_entries(options.file))
+    elif not options.targets:
+        entries = [Entry(f"rank:{category.name}") for category in ranked_categories(options.category)]
+    # The built-in default is left to the queue, which may have one of its own.
+    default = "" if settings.category == Settings().category else settings.category
+    site = Site(settings)
+    adder = Adder(sink, site, options, default)
+    try:
+        with progress(bool(options.file) and sys.stderr.isatty()) as advance:
+            for entry in entries:
+                adder.take(entry)
+                advance()
+            adder.flush()
+    finally:
+        site.close()
+        tally.add(adder.tally)
+
+
+@contextmanager
+def progress(wanted: bool) -> Iterator[Callable[[], None]]:
+    """Show how many entries were read, on a terminal; yield the function to call for each."""
+    if not wanted:
+        yield lambda: None
+        return
+    from rich.console import Console  # only a terminal needs it, and it is slow to import
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(_("targets read:"), total=None)
+        yield lambda: bar.advance(task)
+
+
+def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Tally) -> None:
+    """Queue everything again and again, until a signal ends it; what fails in one round may work in the next."""
+    while True:
+        this_round = Tally()
+        try:
+            add_all(sink, settings, options, this_round)
+        except DownloaderError as error:
+            if total == this_round == Tally():  # nothing ever worked: more likely a mistake than a hiccup
+                raise
+            say(_("{time} this round failed, the next is in {seconds} s: {reason}").format(
+                time=time.strftime("%Y-%m-%d %H:%M:%S"), seconds=options.watch, reason=error
+            ))  # fmt: skip
+        finally:
+            total.add(this_round)
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {this_round}", flush=True)
+        time.sleep(options.watch)
+
+
+def retry_failed(sink: Sink, match: str) -> int:
+    """Make dead jobs ready again and return how many: all, or those with ``match`` in id, title, code or reason."""
+    if not match:
+        return sink.redrive_all()
+    urls: list[str] = []
+    after: str | None = ""
+    while after is not None:  # the whole list first: redriving moves what is behind the cursor
+        items, after = sink.failed(after, BATCH)
+        for item in items:
+            texts = (str(item.get(name, "")) for name in ("url", "title", "code", "reason"))
+            if item.get("state") == "dead" and match.casefold() in "\n".join(texts).casefold():
+                urls.append(str(item.get("url")))
+    return sum(sink.redrive(urls[start : start + BATCH]) for start in range(0, len(urls), BATCH))
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+EXAMPLES = """\
+examples:
+  python add_url.py BV1xx411c7mD av170001 ep123456
+  python add_url.py "https://www.bilibili.com/video/BV1xx411c7mD?p=3" https://b23.tv/abc123
+  python add_url.py --file list.txt --category music
+  grep -o "BV1[0-9A-Za-z]*" notes.md | python add_url.py --file -
+  python add_url.py rank:1010 --limit 20 --watch 3600
+  python add_url.py --retry-failed --match timeout
+
+In a list each line is one target: its first word, or, where that is none, the first address in the line, so
+that a text shared by the app is fine; the rest of the line is ignored. Blank lines and lines that begin with #
+are skipped. An address with ?p=3 means that page only; without it, all pages.
+
+The last line printed is "added 3, known 2, rejected 1". Exit status: 0 all queued or known; 1 something was
+rejected (named on stderr; the rest is queued); 2 wrong usage or settings, or no queue; 130 interrupted."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    parser = argparse.ArgumentParser(
+        prog="add_url.py",
+        description=_("Put videos into the download queue."),
+        epilog=_(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help=_("a BV, av or ep id, an address of a video or episode, a b23.tv link, or rank:RID or rank:NAME for a"
+               " region's ranking; with no target at all, the ranking of every configured category"),
+    )  # fmt: skip
+    parser.add_argument(
+        "--file",
+        action="append",
+        metavar="F",
+        help=_("a list of targets, one a line; - is standard input; may be given several times"),
+    )
+    parser.add_argument("--category", metavar="NAME", type=_category, help=_("the folder to download into"))
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=_whole_number(1, 100),
+        default=10,
+        help=_("how many of each ranking, from 1 to 100 (10)"),
+    )
+    parser.add_argument("--refresh", action="store_true", help=_("ask known videos again for new pages"))
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        type=_whole_number(10, 31 * 86400),
+        help=_("do it all again and again, with --refresh; 10 or more"),
+    )
+    parser.add_argument("--retry-failed", action="store_true", help=_("queue again what failed for good"))
+    parser.add_argument(
+        "--match", metavar="TEXT", default="", help=_("of the failed only those with TEXT in title, reason, code or id")
+    )
+    return parser
+
+
+def _category(text: str) -> str:
+    if wrong := category_problem(text):
+        raise argparse.ArgumentTypeError(wrong)
+    return text
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            sentence = _("it must be a whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(sentence.format(low=low, high=high))
+        return int(text)
+
+    return parse
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for options that make no sense together, and for files that cannot be read."""
+    if options.match and not options.retry_failed:
+        raise UsageError(_("--match goes with --retry-failed only"))
+    if options.retry_failed and (options.targets or options.file or options.watch):
+        raise UsageError(_("--retry-failed takes no targets, no --file and no --watch"))
+    for name in options.file or ():
+        try:
+            if is_regular := name != "-" and not Path(name).is_fifo():  # opening a pipe would take from it
+                Path(name).open("rb").close()
+        except OSError as error:
+            raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
+        if options.watch and not is_regular:
+            raise UsageError(_("a pipe or standard input can be read only once: give --watch a file"))
+    if not (options.targets or options.file or options.retry_failed):
+        ranked_categories(options.category)
+
+
+def ranked_categories(name: str) -> Sequence[Category]:
+    """Return the configured categories, or only that of this name; UsageError if none has it."""
+    chosen = [category for category in CATEGORIES if name in ("", category.name)]
+    if not chosen:
+        names = ", ".join(category.name for category in CATEGORIES)
+        raise UsageError(
+            _("nothing was named, and {name} has no ranking; these have one: {names}").format(name=name, names=names)
+        )
+    return chosen
+
+
+def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> None:
+    """Do what the options say."""
+    sink = open_sink(settings)
+    try:
+        if options.retry_failed:
+            print(f"retried {retry_failed(sink, options.match)}")
+            return
+        if not (options.targets or options.file):
+            names = ", ".join(category.name for category in ranked_categories(options.category))
+            print(_("Nothing was named: adding the first {count} of {names}").format(count=options.limit, names=names))
+            sys.stdout.flush()
+        (watch if options.watch else add_all)(sink, settings, options, tally)
+    finally:
+        sink.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    options = make_parser().parse_intermixed_args(arguments)
+    options.category = options.category or ""  # an empty default would go through the check
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show Chinese
+    tally = Tally()
+    status = 0
+    try:
+        check_options(options)
+        perform(load(os.environ), options, tally)
+        status = 1 if tally.rejected else 0
+    except KeyboardInterrupt:
+        say(_("Interrupted; what was added stays in the queue."))
+        status = 130
+    except Terminated:
+        status = 0 if options.watch else 143
+    except (UsageError, EngineError, ServerError) as error:
+        say(str(error))
+        status = 2
+    if not options.retry_failed and (status != 2 or tally != Tally()):
+        print(tally, flush=True)
+    return status
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main())
