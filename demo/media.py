@@ -1,0 +1,311 @@
+"""Real streams for the stand-in site: ffmpeg makes them at first start, a folder keeps them.
+
+DASH streams are fragmented MP4 files with one global ``sidx`` (ftyp moov sidx moof mdat …), as the real
+site serves them; the legacy ones are plain MP4 and FLV files. The cid of a page is the seed of its pictures
+and sound, so that the same page has the same bytes at every build with the same ffmpeg.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from demo.catalogue import PageRecord, Profile, all_pages
+
+FORMAT = 4
+"""Counted up by hand when a change here makes other bytes: old folders are then left alone."""
+
+AVC, HEVC, AV1, NO_CODEC = 7, 12, 13, 0
+SIZES = {16: (640, 360), 32: (852, 480), 64: (1280, 720), 80: (1920, 1080)}
+FRAME_RATE = 10
+SEGMENTS = 3
+LARGE_BITS_PER_SECOND = 64_000_000
+"""Of the noise of a large video's best stream: 4 seconds of it are more than 30 MiB."""
+
+_QUIET = "-hide_banner -nostdin -nostats -loglevel error -y"
+_BIT_EXACT = "-fflags +bitexact -map_metadata -1"
+_FRAGMENTED = f"-movflags +dash+global_sidx+skip_trailer+delay_moov -frag_duration 1000000 {_BIT_EXACT} -f mp4"
+_ENCODERS = {
+    AVC: "-c:v libx264 -preset ultrafast -threads 1 -g 10 -pix_fmt yuv420p -flags:v +bitexact",
+    HEVC: (
+        "-c:v libx265 -preset ultrafast -x265-params log-level=error:pools=none:frame-threads=1:keyint=10"
+        " -pix_fmt yuv420p -tag:v hev1 -flags:v +bitexact"
+    ),
+    AV1: "-c:v libaom-av1 -cpu-used 8 -usage realtime -row-mt 0 -threads 1 -g 10 -pix_fmt yuv420p",
+}
+_AUDIO = {
+    30216: "-c:a aac -flags:a +bitexact -b:a 64k",
+    30232: "-c:a aac -flags:a +bitexact -b:a 128k",
+    30280: "-c:a aac -flags:a +bitexact -b:a 192k",
+    30250: "-c:a eac3 -flags:a +bitexact -b:a 384k",
+    30251: "-c:a flac -flags:a +bitexact -strict -2",
+}
+_URL_IDS = {
+    (AVC, 16): 30016,
+    (AVC, 32): 30032,
+    (AVC, 64): 30064,
+    (AVC, 80): 30080,
+    (HEVC, 16): 30011,
+    (HEVC, 32): 30033,
+    (HEVC, 64): 30066,
+    (HEVC, 80): 30077,
+    (AV1, 16): 100022,
+    (AV1, 32): 100023,
+    (AV1, 64): 100024,
+    (AV1, 80): 100026,
+}
+"""The number that ends the real site's file names, by codec and quality."""
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """One stream that a profile has; ``kind`` is video, audio, mp4 or flv (the last two are joined streams)."""
+
+    kind: str
+    id: int
+    codecid: int = NO_CODEC
+
+
+_LADDER = tuple(Make("video", qn, AVC) for qn in (80, 64, 32, 16))
+_SOUND = tuple(Make("audio", id_) for id_ in (30280, 30232, 30216))
+_SMALL = (Make("video", 32, AVC), Make("video", 32, HEVC), Make("video", 16, AVC))
+_PLAIN = (*_LADDER, Make("video", 64, HEVC), Make("video", 32, HEVC))
+_LEGACY = Make("mp4", 16)
+
+PROFILES: dict[Profile, tuple[Make, ...]] = {
+    "plain": (*_PLAIN, *_SOUND, _LEGACY),
+    "page": (*_SMALL, *_SOUND, _LEGACY),
+    "large": (*_LADDER, Make("video", 32, HEVC), *_SOUND, _LEGACY),
+    "silent": (*_PLAIN, _LEGACY),
+    "mp4": (Make("mp4", 32), Make("mp4", 16)),
+    "flv": tuple(Make("flv", qn) for qn in (64, 32)),
+    "rich": (*_PLAIN, Make("video", 64, AV1), *_SOUND, Make("audio", 30250), Make("audio", 30251), _LEGACY),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFile:
+    """One made file. ``kind`` is video, audio or durl; ``order`` counts the segments of a durl from 1.
+
+    ``file`` is relative to the library's folder: that of the page, then the name on the CDN.
+    ``initialization`` and ``index_range`` are inclusive byte ranges as the real site writes them.
+    """
+
+    cid: int
+    kind: str
+    id: int
+    codecid: int
+    order: int
+    file: str
+    size_bytes: int
+    sha256: str
+    duration_seconds: float
+    codecs: str = ""
+    width: int = 0
+    height: int = 0
+    initialization: str = ""
+    index_range: str = ""
+
+    @property
+    def bandwidth(self) -> int:
+        """Bits per second, on average."""
+        return round(self.size_bytes * 8 / self.duration_seconds)
+
+    @property
+    def url_path(self) -> str:
+        """The path under which a CDN host serves the file."""
+        return f"/upgcxcode/{self.cid // 10 % 100:02d}/{self.cid % 100:02d}/{self.file}"
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """All streams of the site, in the order of the catalogue, and the folder that holds them."""
+
+    folder: Path
+    streams: tuple[StreamFile, ...]
+
+    def of_page(self, cid: int) -> tuple[StreamFile, ...]:
+        """Return the streams of one page."""
+        return tuple(stream for stream in self.streams if stream.cid == cid)
+
+    def by_url_path(self) -> dict[str, StreamFile]:
+        """Return every stream by the path under which it is served."""
+        return {stream.url_path: stream for stream in self.streams}
+
+
+class MediaError(Exception):
+    """ffmpeg did not make the streams; the sentence holds what it said."""
+
+
+# ------------------------------------------------------------------------------------------ the folder
+
+
+def ensure_library(cache: Path, ffmpeg: str) -> Library:
+    """Return the library in ``cache``, made now where it is missing; safe for several starters at once.
+
+    It is built in a folder beside, page by page, and renamed when it is complete: what is there is whole,
+    and a start that was ended in the middle is gone on with.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"media-{_plan_key()}"
+    if not (folder / "index.json").exists():
+        with FileLock(cache / "media.lock"):
+            if not (folder / "index.json").exists():
+                _build(cache, folder, ffmpeg)
+    return Library(folder, _read_index(folder))
+
+
+def _plan_key() -> str:
+    plan = repr((FORMAT, all_pages(), PROFILES, _ENCODERS, _AUDIO, _FRAGMENTED))
+    return hashlib.sha256(plan.encode()).hexdigest()[:12]
+
+
+def _build(cache: Path, folder: Path, ffmpeg: str) -> None:
+    """Make every page that an earlier start, ended in the middle, has not made; then rename the whole."""
+    building = cache / f"building-{_plan_key()}"
+    building.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        made = list(pool.map(lambda page: _page_streams(page, building, ffmpeg), all_pages()))
+    for left_behind in building.glob("making-*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    _write_index(building, [stream for streams in made for stream in streams])
+    building.rename(folder)
+
+
+def _write_index(folder: Path, streams: list[StreamFile]) -> None:
+    (folder / "index.json").write_text(json.dumps([asdict(stream) for stream in streams], indent=1), "utf-8")
+
+
+def _read_index(folder: Path) -> tuple[StreamFile, ...]:
+    return tuple(StreamFile(**entry) for entry in json.loads((folder / "index.json").read_text("utf-8")))
+
+
+# ------------------------------------------------------------------------------------------ one page
+
+
+def _page_streams(page: PageRecord, building: Path, ffmpeg: str) -> tuple[StreamFile, ...]:
+    """Return the streams of a page, made in a folder of this process that is renamed when it is complete."""
+    home = building / str(page.cid)
+    if not home.exists():
+        making = building / f"making-{page.cid}-{os.getpid()}"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        _write_index(making, _make_page(page, making, ffmpeg))
+        making.rename(home)
+    return _read_index(home)
+
+
+def _make_page(page: PageRecord, folder: Path, ffmpeg: str) -> list[StreamFile]:
+    outputs = [(make, order, _file_name(page.cid, make, order)) for make, order in _orders(page.profile)]
+    arguments = [ffmpeg, *_QUIET.split(), *_inputs(page)]
+    for make, order, name in outputs:
+        arguments += [*_output(page, make, order), f"file:{folder / name}"]
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise MediaError(done.stderr.decode("utf-8", "replace").strip())
+    return [_describe(page, make, order, folder / name) for make, order, name in outputs]
+
+
+def _orders(profile: Profile) -> Iterator[tuple[Make, int]]:
+    for make in PROFILES[profile]:
+        for order in range(1, SEGMENTS + 1 if make.kind == "flv" else 2):
+            yield make, order
+
+
+def _inputs(page: PageRecord) -> list[str]:
+    seconds, seed = page.duration_seconds, page.cid % 1_000_003
+    if page.profile == "flv":
+        seconds *= SEGMENTS
+    width, height = max(SIZES[make.id] for make in PROFILES[page.profile] if make.kind != "audio")
+    picture = f"testsrc2=s={width}x{height}:r={FRAME_RATE}:d={seconds},hue=h={seed % 360}"
+    sound = f"sine=f={200 + seed % 1800}:r=48000:d={seconds},volume=0.5"
+    noise = f"color=c=gray:s=1920x1080:r=25:d={seconds},noise=alls=60:allf=t:all_seed={seed}"
+    sources = [picture, sound, *([noise] if page.profile == "large" else [])]
+    return [word for source in sources for word in ("-f", "lavfi", "-i", source)]
+
+
+def _output(page: PageRecord, make: Make, order: int) -> list[str]:
+    if make.kind == "audio":
+        return f"-map 1:a {_AUDIO[make.id]} {_FRAGMENTED}".split()
+    width, height = SIZES[make.id]
+    picture = f"-map 0:v -vf scale={width}:{height}"
+    if make.kind == "video":
+        if page.profile == "large" and make.id == 80:
+            return f"-map 2:v {_ENCODERS[AVC]} -b:v {LARGE_BITS_PER_SECOND} {_FRAGMENTED}".split()
+        return f"{picture} {_ENCODERS[make.codecid]} {_FRAGMENTED}".split()
+    joined = f"{picture} -map 1:a {_ENCODERS[AVC]} {_AUDIO[30232]} {_BIT_EXACT}"
+    if make.kind == "mp4":
+        return f"{joined} -movflags +faststart -f mp4".split()
+    start = (order - 1) * page.duration_seconds
+    return f"{joined} -ss {start} -t {page.duration_seconds} -f flv".split()
+
+
+def _file_name(cid: int, make: Make, order: int) -> str:
+    if make.kind == "video":
+        return f"{cid}-1-{_URL_IDS[make.codecid, make.id]}.m4s"
+    if make.kind == "audio":
+        return f"{cid}-1-{make.id}.m4s"
+    return f"{cid}-{order}-{make.id}.{make.kind}"
+
+
+def _describe(page: PageRecord, make: Make, order: int, path: Path) -> StreamFile:
+    content = path.read_bytes()
+    is_joined = make.kind in ("mp4", "flv")
+    width, height = (0, 0) if make.kind == "audio" else SIZES[make.id]
+    stream = StreamFile(
+        cid=page.cid,
+        kind="durl" if is_joined else make.kind,
+        id=make.id,
+        codecid=AVC if is_joined else make.codecid,
+        order=order,
+        file=f"{page.cid}/{path.name}",
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        duration_seconds=page.duration_seconds,
+        width=width,
+        height=height,
+    )
+    if is_joined:
+        return stream
+    boxes = {kind: (start, stop) for kind, start, stop in top_boxes(content)}
+    head_stop, (index_start, index_stop) = boxes["moov"][1], boxes["sidx"]
+    return StreamFile(
+        **{
+            **asdict(stream),
+            "codecs": codecs_text(content[:head_stop]),
+            "initialization": f"0-{head_stop - 1}",
+            "index_range": f"{index_start}-{index_stop - 1}",
+        }
+    )
+
+
+def top_boxes(content: bytes) -> Iterator[tuple[str, int, int]]:
+    """Yield kind, start and stop of every top-level box of an MP4 file made here (32-bit sizes)."""
+    at = 0
+    while at < len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        if size < 8 or at + size > len(content):
+            raise MediaError(f"no box at offset {at}")
+        yield kind.decode("ascii"), at, at + size
+        at += size
+
+
+def codecs_text(head: bytes) -> str:
+    """Return the RFC 6381 text of the one track that ``moov`` describes, e.g. ``avc1.640032``."""
+    if (at := head.find(b"avcC")) > 0:
+        return f"avc1.{head[at + 5 : at + 8].hex()}"
+    if (at := head.find(b"hvcC")) > 0:
+        return f"hev1.1.6.L{head[at + 16]}.90"
+    if (at := head.find(b"av1C")) > 0:
+        return f"av01.0.{head[at + 5] & 31:02d}M.08"
+    return "fLaC" if b"fLaC" in head else "ec-3" if b"ec-3" in head else "mp4a.40.2"
