@@ -11,21 +11,19 @@ import email.utils
 import logging
 import os
 import random
-import ssl
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
 
-from config import USER_AGENT, Settings
-from errors import JobError, NoWayOut, SiteError, UsageError
+from config import USER_AGENT, Settings, tls_context
+from errors import JobError, NoWayOut, SiteError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
 from parse_ import (
@@ -64,26 +62,6 @@ _Value = TypeVar("_Value")
 
 
 # ------------------------------------------------------------------------------------------ the session
-
-
-def tls_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
-    """Return the context for all TLS connections; the CA file that is meant for requests or curl counts as well."""
-    context = ssl.create_default_context()
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        path = environ.get(name, "")
-        if not path or environ.get("SSL_CERT_FILE"):
-            continue
-        try:
-            is_folder = Path(path).is_dir()
-            context.load_verify_locations(cafile=None if is_folder else path, capath=path if is_folder else None)
-        except OSError as error:
-            raise UsageError(
-                _("{name}: the certificates in {path} cannot be read: {problem}").format(
-                    name=name, path=path, problem=error.strerror or _("no certificate is in it")
-                )
-            ) from None
-        break
-    return context
 
 
 def make_session(settings: Settings, environ: Mapping[str, str] = os.environ) -> aiohttp.ClientSession:

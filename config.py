@@ -7,7 +7,9 @@ right. Relative paths are relative to the folder of the scripts, wherever they a
 from __future__ import annotations
 
 import json
+import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,11 @@ CATEGORIES = (
 """The reference's categories; edit, or name targets to add_url.py. Ids: bilibili-API-collect, video_zone*.md."""
 
 
+_REAL_URLS = frozenset(
+    f"https://{host}" for host in ("www.bilibili.com", "api.bilibili.com", "passport.bilibili.com", "b23.tv")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every setting with its default; ``redis_url``, ``token`` and ``sessdata`` are secrets without a repr."""
@@ -87,6 +94,12 @@ class Settings:
     affinity_seconds: float = 120.0
     connections: int = 16
     api_interval_seconds: float = 0.5
+
+    @property
+    def stand_in_hosts(self) -> tuple[str, ...]:
+        """Hosts that serve media because a setting names them: plain http and loopback are allowed there."""
+        named = (self.web_url, self.api_url, self.passport_url, self.short_url)
+        return (*self.media_hosts, *(urlsplit(url).netloc.lower() for url in named if url not in _REAL_URLS))
 
     @property
     def server_is_local(self) -> bool:
@@ -246,6 +259,26 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "connections": _connections,
     "api_interval_seconds": _number(0, 60),
 }
+
+
+def tls_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+    """Return the context for all TLS connections; the CA file that is meant for requests or curl counts as well."""
+    context = ssl.create_default_context()
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = environ.get(name, "")
+        if not path or environ.get("SSL_CERT_FILE"):
+            continue
+        try:
+            is_folder = Path(path).is_dir()
+            context.load_verify_locations(cafile=None if is_folder else path, capath=path if is_folder else None)
+        except OSError as error:
+            raise UsageError(
+                _("{name}: the certificates in {path} cannot be read: {problem}").format(
+                    name=name, path=path, problem=error.strerror or _("no certificate is in it")
+                )
+            ) from None
+        break
+    return context
 
 
 # ------------------------------------------------------------------------------------------ working.json

@@ -333,9 +333,9 @@ _CODES: dict[int, tuple[type[JobError], str]] = {
     -403: (PermanentError, _("this account may not watch the video; another may, with its BILI_SESSDATA")),
     -10403: (
         PermanentError,
-        _("the video is not for this region, or only for premium members: a proxy or another BILI_SESSDATA may help"),
+        _("the site does not show the video here: it is for another region, or for premium members only"),
     ),
-    -688: (PermanentError, _("the video is not for this region; a proxy may help")),
+    -688: (PermanentError, _("the video is not for this region")),
     -689: (PermanentError, _("the holder of its rights does not let the site show the video")),
     87007: (PermanentError, _SUPPORTERS),
     87008: (PermanentError, _SUPPORTERS),

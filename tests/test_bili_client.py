@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import socket
-import ssl
 import tracemalloc
 import zlib
 from collections import Counter
@@ -23,9 +22,9 @@ import pytest_asyncio
 from aiohttp import web
 
 import bili_client
-from bili_client import BiliClient, make_session, tls_context
+from bili_client import BiliClient, make_session
 from config import USER_AGENT, Settings
-from errors import JobError, NoWayOut, PermanentError, RiskControl, SiteError, UsageError
+from errors import JobError, NoWayOut, PermanentError, RiskControl, SiteError
 from model import MIB, JobId, Video
 from parse_ import aid_to_bvid, parse_job_id, parse_playurl, parse_view, sign_wbi
 
@@ -646,20 +645,6 @@ async def test_no_secret_is_shown(site: Site, made: Made, caplog: pytest.LogCapt
     text = "\n".join(shown)
     for secret in ("f1e2d3c4", "buvid", "infoc", "w_rid", "upsig", *OLD_KEYS):
         assert secret not in text
-
-
-def test_a_ca_bundle_for_requests_counts(tmp_path: Path) -> None:
-    bundle = tmp_path / "ca.pem"
-    bundle.write_text("nothing", encoding="ascii")
-    with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
-        tls_context({"REQUESTS_CA_BUNDLE": str(bundle)})
-    with pytest.raises(UsageError, match="CURL_CA_BUNDLE"):
-        tls_context({"CURL_CA_BUNDLE": str(tmp_path / "missing.pem")})
-    tls_context({"REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": "set"})
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile:
-        tls_context({"REQUESTS_CA_BUNDLE": paths.cafile})
-    tls_context({"REQUESTS_CA_BUNDLE": str(tmp_path)})
 
 
 async def test_a_video_that_redirects_is_played_as_an_episode(site: Site, made: Made) -> None:

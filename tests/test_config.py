@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 
 import config
-from config import VARIABLES, Settings, category_problem, load, parse_settings, parse_working
+from config import VARIABLES, Settings, category_problem, load, parse_settings, parse_working, tls_context
 from errors import UsageError
 from model import Working
 
@@ -91,6 +92,25 @@ def test_a_category_is_the_name_of_one_folder(bad: str) -> None:
 
 def test_the_default_categories_are_good_folders() -> None:
     assert [category_problem(category.name) for category in config.CATEGORIES] == [""] * 7
+
+
+def test_a_ca_bundle_for_requests_counts(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("nothing", encoding="ascii")
+    with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
+        tls_context({"REQUESTS_CA_BUNDLE": str(bundle)})
+    with pytest.raises(UsageError, match="CURL_CA_BUNDLE"):
+        tls_context({"CURL_CA_BUNDLE": str(tmp_path / "missing.pem")})
+    tls_context({"REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": "set"})
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        tls_context({"REQUESTS_CA_BUNDLE": paths.cafile})
+    tls_context({"REQUESTS_CA_BUNDLE": str(tmp_path)})
+
+
+def test_hosts_that_settings_name_may_serve_media_and_the_real_ones_are_not_among_them() -> None:
+    assert Settings(media_hosts=("cdn.example",)).stand_in_hosts == ("cdn.example",)
+    assert Settings(web_url="http://127.0.0.1:99/x").stand_in_hosts == ("127.0.0.1:99",)
 
 
 # ------------------------------------------------------------------------------------------ working.json

@@ -1,0 +1,458 @@
+"""The file that a stream is written into, and the journal that lets any later process go on with it.
+
+A part is three files of one stem: the data (``.m4s``), written in place; the journal, append-only lines that
+each carry a checksum of their own; and the lock that says who works here. The journal claims "the bytes
+[start, stop) have this digest": once for every finished chunk, and about once a mebibyte for one that is under
+way. Claims are believed only after the file has been read, so neither a torn journal nor lost pages of a power
+cut can put a wrong byte into a video. Nothing is synced to the disk: the kernel keeps written pages through the
+death of the process, and the digests find out about the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+from filelock import BaseFileLock, FileLock, Timeout
+
+from errors import DiskFull
+from i18n import _
+from model import CHUNK_BYTES, MIB, Chunk
+
+FORMAT = 1
+MARK_BYTES = MIB
+"""An open chunk is claimed each time it has grown by this: what a killed process fetches again at most."""
+
+RESERVE_BYTES = 64 * MIB
+"""Room that is left on the disk: a disk filled to the last byte takes other programs down with us."""
+
+# ------------------------------------------------------------------------------------------ chunks
+
+
+def plan_chunks(size_bytes: int) -> tuple[Chunk, ...]:
+    """Return the chunks of a stream, in order, half-open, the last one as short as it must be."""
+    starts = range(0, size_bytes, CHUNK_BYTES)
+    return tuple(Chunk(n, start, min(start + CHUNK_BYTES, size_bytes)) for n, start in enumerate(starts))
+
+
+def _chunk_at(index: int) -> Chunk:
+    """Return the chunk of a stream whose end is not known."""
+    return Chunk(index, index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES)
+
+
+@dataclass(slots=True, eq=False)
+class OpenChunk:
+    """A chunk under way: everything before ``at`` is in the file, ``digest`` is of just that."""
+
+    chunk: Chunk
+    at: int
+    marked: int
+    digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128, repr=False)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much is still to be written."""
+        return self.chunk.stop - self.at
+
+
+def _untouched(chunk: Chunk) -> OpenChunk:
+    return OpenChunk(chunk, chunk.start, chunk.start)
+
+
+# ------------------------------------------------------------------------------------------ the journal
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose bytes a part holds; cid and name identify the stream, ``job`` is who wants it."""
+
+    job: str
+    cid: int
+    name: str
+
+    def is_stream(self, other: Identity) -> bool:
+        """Tell whether both mean the same stream."""
+        return (self.cid, self.name) == (other.cid, other.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What a journal says: ``claims[start][stop]`` is the digest of these bytes, as hexadecimal text."""
+
+    identity: Identity
+    size_bytes: int | None
+    claims: Mapping[int, Mapping[int, str]]
+
+
+def seal(record: Mapping[str, object]) -> bytes:
+    """Return a journal line: a checksum and the record."""
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text
+
+
+def unseal(line: bytes) -> dict[str, object]:
+    """Return the record of a journal line, an empty one if the line is torn or is no such line."""
+    checksum, _space, text = line.partition(b" ")
+    if not text or checksum != xxhash.xxh3_64_hexdigest(text).encode():
+        return {}
+    record = json.loads(text)
+    return record if isinstance(record, dict) else {}
+
+
+def read_journal(content: bytes) -> Journal | None:
+    """Return what a journal says, without the lines that are broken; None if the first one is: then it says nothing."""
+    first, *lines = content.split(b"\n")
+    header = unseal(first)
+    if header.get("format") != FORMAT:
+        return None
+    size_bytes = header["size"]
+    claims: dict[int, dict[int, str]] = {}
+    for record in map(unseal, lines):
+        match record:
+            case {"held": [int(start), int(stop)], "digest": str(digest)}:
+                claims.setdefault(start, {})[stop] = digest
+            case {"size": int(size_bytes)}:
+                pass
+    identity = Identity(str(header["job"]), int(str(header["cid"])), str(header["name"]))
+    return Journal(identity, size_bytes if isinstance(size_bytes, int) else None, claims)
+
+
+def _journal_at(path: Path) -> Journal | None:
+    try:
+        return read_journal(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _journals(folder: Path, prefix: str = "") -> list[Path]:
+    """Return the journals in a folder, the newest first; another process may take one away meanwhile."""
+    aged: list[tuple[float, Path]] = []
+    for path in folder.glob(f"{prefix}*.journal"):
+        with suppress(FileNotFoundError):
+            aged.append((path.stat().st_mtime, path))
+    return [path for _age, path in sorted(aged, reverse=True)]
+
+
+def unfinished_jobs(folder: Path) -> list[str]:
+    """Return the ids of the jobs that have parts in a folder, the newest first, each once."""
+    journals = map(_journal_at, _journals(folder))
+    return list(dict.fromkeys(journal.identity.job for journal in journals if journal is not None))
+
+
+def discard_parts(folder: Path, cid: int) -> None:
+    """Delete all parts of a page that nobody works on: it is finished, whatever streams it was begun in."""
+    for journal in _journals(folder, f"{cid}-"):
+        if lock := _lock(journal.with_suffix(".lock")):
+            _release(lock, journal.with_suffix(".m4s"), journal)
+
+
+# ------------------------------------------------------------------------------------------ the disk
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into DiskFull; nothing in this module talks to a network, so no error is mistaken."""
+    try:
+        yield
+    except OSError as error:
+        problem = os.strerror(error.errno) if error.errno else str(error)
+        raise DiskFull(_("{path} cannot be written: {problem}").format(path=path, problem=problem)) from error
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Return how much this user may still write to the disk of ``folder``."""
+    return shutil.disk_usage(folder).free
+
+
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of ``data``; a nearly full disk takes a part of it first and refuses the next call."""
+    rest = memoryview(data)
+    while rest:
+        if sys.platform == "win32":
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            written = os.write(descriptor, rest)
+        else:
+            written = os.pwrite(descriptor, rest, offset)
+        offset += written
+        rest = rest[written:]
+
+
+def _allocate(file: BinaryIO, size_bytes: int) -> None:
+    """Give a file its size and, where the file system can do it at once, its blocks.
+
+    Linux's own fallocate, because posix_fallocate of glibc writes into every block where the file system has no
+    such call. One that is refused may leave the disk full of the blocks it got, until ``close`` deletes the part.
+    """
+    if not (sys.platform == "linux" and _linux_fallocate(file.fileno(), size_bytes)):
+        os.ftruncate(file.fileno(), size_bytes)
+
+
+def _linux_fallocate(descriptor: int, size_bytes: int) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if fallocate is None:
+        return False
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if fallocate(descriptor, 0, 0, size_bytes) == 0:
+        return True
+    problem = ctypes.get_errno()
+    if problem in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):
+        return False
+    raise OSError(problem, os.strerror(problem))
+
+
+def _lock(path: Path) -> BaseFileLock | None:
+    """Return the lock, held, or None if someone has it; the kernel frees it even at kill -9."""
+    lock = FileLock(path, blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def _release(lock: BaseFileLock, *unwanted: Path) -> None:
+    """Delete these files, if any, with the lock's own, and free the lock."""
+    for path in unwanted:
+        path.unlink(missing_ok=True)
+    if unwanted and sys.platform != "win32":  # Windows deletes no open file; there the release does it
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+# ------------------------------------------------------------------------------------------ the part
+
+
+class PartFile:
+    """A stream's file, locked. Call ``prepare`` before anything but ``close``: in a thread, unless it is new.
+
+    Chunks are had with ``take`` and end either in ``write``, which finishes them, or in ``give_back``. Where the
+    size is unknown they come one after the other, until ``set_size`` tells the end.
+    """
+
+    def __init__(self, folder: Path, stem: str, lock: BaseFileLock, identity: Identity, size_bytes: int | None) -> None:
+        self.path = folder / f"{stem}.m4s"
+        self.size_bytes = size_bytes
+        self.held_bytes = 0
+        self._journal_path = folder / f"{stem}.journal"
+        self._lock = lock
+        self._waiting: deque[OpenChunk] = deque()
+        self._taken: list[OpenChunk] = []
+        self._closed = False
+        journal = _journal_at(self._journal_path)
+        if journal is None or not journal.identity.is_stream(identity) or journal.size_bytes != size_bytes:
+            journal = Journal(identity, size_bytes, {})
+            self._journal_path.write_bytes(seal({"format": FORMAT, "size": size_bytes, **_as_record(identity)}))
+        self._claims = journal.claims
+        self.is_new = self._is_worthless = not journal.claims
+        # The journal is there before the data: data that no journal knows of would never be deleted.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self._journal = os.open(self._journal_path, flags | os.O_APPEND, 0o644)
+        self._data = os.open(self.path, flags, 0o644)
+
+    # ---------------------------------------------------------------------------- opening and closing
+
+    @classmethod
+    def open(cls, folder: Path, identity: Identity, size_bytes: int | None) -> PartFile:
+        """Return the part of a stream of this size, new or begun earlier; one in use elsewhere is left alone."""
+        stem = f"{identity.cid}-{identity.name}" + ("" if size_bytes is None else f"-{size_bytes}")
+        with _disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in count():
+                numbered = f"{stem}.{number}" if number else stem
+                if lock := _lock(folder / f"{numbered}.lock"):
+                    return cls._locked(folder, numbered, lock, identity, size_bytes)
+        raise AssertionError("counting has no end")
+
+    @classmethod
+    def find(cls, folder: Path, identity: Identity) -> PartFile | None:
+        """Return the newest part of a stream that nobody works on, whatever its size; None if there is none."""
+        with _disk(folder):
+            for path in _journals(folder, f"{identity.cid}-"):
+                journal = _journal_at(path)
+                if journal is None or not journal.identity.is_stream(identity):
+                    continue
+                if lock := _lock(path.with_suffix(".lock")):
+                    journal = _journal_at(path) or journal  # its last owner may just have learned the size
+                    return cls._locked(folder, path.stem, lock, identity, journal.size_bytes)
+        return None
+
+    @classmethod
+    def _locked(
+        cls, folder: Path, stem: str, lock: BaseFileLock, identity: Identity, size_bytes: int | None
+    ) -> PartFile:
+        try:
+            return cls(folder, stem, lock, identity, size_bytes)
+        except BaseException:
+            lock.release()
+            raise
+
+    def prepare(self, free_bytes: Callable[[Path], int] = free_disk_bytes) -> None:
+        """Verify what the journal claims by reading the file, and take the room for the rest.
+
+        It has a file handle of its own: it may be left behind in its thread when its caller is cancelled.
+        """
+        with _disk(self.path), self.path.open("r+b") as file:
+            self._waiting.extend(self._verified(file))
+            if not (self._closed or self.is_complete):
+                self._take_room(file, free_bytes)
+
+    def _verified(self, file: BinaryIO) -> Iterator[OpenChunk]:
+        """Yield the chunks that are not finished, and count what is held."""
+        plan = map(_chunk_at, count()) if self.size_bytes is None else iter(plan_chunks(self.size_bytes))
+        for chunk in plan:
+            found = self._verify(file, chunk)
+            self.held_bytes += found.at - chunk.start
+            if found.missing_bytes:
+                yield found
+                if self.size_bytes is None:
+                    return
+
+    def _verify(self, file: BinaryIO, chunk: Chunk) -> OpenChunk:
+        """Return a chunk as far as its bytes prove it: up to the last claim whose digest they have."""
+        found, digest, at = _untouched(chunk), xxhash.xxh3_128(), chunk.start
+        claims = self._claims.get(chunk.start, {})
+        file.seek(at)
+        for stop in sorted(stop for stop in claims if stop <= chunk.stop):
+            while at < stop and not self._closed and (data := file.read(min(stop - at, MIB))):
+                digest.update(data)
+                at += len(data)
+            if at == stop and digest.hexdigest() == claims[stop]:
+                found = OpenChunk(chunk, stop, stop, digest.copy())
+        return found
+
+    def _take_room(self, file: BinaryIO, free_bytes: Callable[[Path], int]) -> None:
+        status = os.fstat(file.fileno())
+        wanted_bytes = self.size_bytes if self.size_bytes is not None else self.held_bytes + CHUNK_BYTES
+        has_bytes = min(status.st_size, getattr(status, "st_blocks", sys.maxsize) * 512)
+        if wanted_bytes > has_bytes:
+            needed, free = wanted_bytes - has_bytes + RESERVE_BYTES, free_bytes(self.path.parent)
+            if free < needed:
+                raise DiskFull(
+                    _("{folder} has {free} MiB free, but {needed} MiB are needed: make room there").format(
+                        folder=self.path.parent, free=free // MIB, needed=-(-needed // MIB)
+                    )
+                )
+        if self.size_bytes is not None and (wanted_bytes > has_bytes or status.st_size != self.size_bytes):
+            _allocate(file, self.size_bytes)
+            os.ftruncate(file.fileno(), self.size_bytes)
+
+    def close(self) -> None:
+        """Write down how far each chunk is and free the lock; a part without any byte is deleted."""
+        if self._closed:
+            return
+        with suppress(DiskFull):
+            for chunk in self._taken:
+                self._mark(chunk)
+        if self._is_worthless and not self.is_complete:
+            self.discard()
+        else:
+            self._end()
+
+    def discard(self) -> None:
+        """Delete the part: its bytes are needed no more."""
+        # Data first: as long as there is data there is a journal that leads to it.
+        if not self._closed:
+            self._end(self.path, self._journal_path)
+
+    def _end(self, *unwanted: Path) -> None:
+        self._closed = True
+        os.close(self._data)
+        os.close(self._journal)
+        _release(self._lock, *unwanted)
+
+    # ---------------------------------------------------------------------------- chunks
+
+    @property
+    def has_waiting(self) -> bool:
+        """Tell whether there is a chunk to take."""
+        return bool(self._waiting)
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether every byte is in the file, proved."""
+        return self.size_bytes is not None and self.held_bytes == self.size_bytes
+
+    def take(self) -> OpenChunk:
+        """Return the first chunk that nobody has, for the caller alone to write."""
+        chunk = self._waiting.popleft()
+        self._taken.append(chunk)
+        return chunk
+
+    def give_back(self, chunk: OpenChunk) -> None:
+        """Put a chunk that was not finished back to the head of the line, with a mark of how far it is."""
+        if chunk in self._taken:
+            self._taken.remove(chunk)
+            self._waiting.appendleft(chunk)
+            with suppress(DiskFull):  # whatever ends the chunk must not be hidden by this; the next write fails anyway
+                self._mark(chunk)
+
+    def write(self, chunk: OpenChunk, data: bytes | memoryview) -> None:
+        """Write the next bytes of a chunk, no more than it misses; its last one finishes it."""
+        with _disk(self.path):
+            _write_at(self._data, data, chunk.at)
+        self._is_worthless = False
+        chunk.digest.update(data)
+        chunk.at += len(data)
+        self.held_bytes += len(data)
+        if not chunk.missing_bytes:
+            self._finish(chunk)
+        elif chunk.at - chunk.marked >= MARK_BYTES:
+            self._mark(chunk)
+
+    def set_size(self, size_bytes: int) -> None:
+        """Give a stream of unknown size its end: nothing may be held beyond it."""
+        with _disk(self.path):
+            os.ftruncate(self._data, size_bytes)  # an earlier process may have written more
+        self.size_bytes = size_bytes
+        self._append({"size": size_bytes})
+        for chunk in (*self._taken, *self._waiting):
+            chunk.chunk = replace(chunk.chunk, stop=min(chunk.chunk.stop, size_bytes))
+            if not chunk.missing_bytes:
+                self._finish(chunk)
+        planned = {chunk.chunk.start for chunk in (*self._taken, *self._waiting)}
+        later = (chunk for chunk in plan_chunks(size_bytes) if chunk.start > max(planned, default=self.held_bytes))
+        self._waiting.extend(map(_untouched, later))
+
+    def forget(self) -> None:
+        """Begin anew in the same file: for a source that can only be read from its first byte."""
+        with _disk(self._journal_path):
+            os.ftruncate(self._journal, len(self._journal_path.read_bytes().split(b"\n")[0]))
+        self.held_bytes = 0
+        self._taken.clear()
+        plan = (_chunk_at(0),) if self.size_bytes is None else plan_chunks(self.size_bytes)
+        self._waiting = deque(map(_untouched, plan))
+
+    def _finish(self, chunk: OpenChunk) -> None:
+        self._mark(chunk)
+        (self._taken if chunk in self._taken else self._waiting).remove(chunk)
+        if self.size_bytes is None:
+            self._waiting.append(_untouched(_chunk_at(chunk.chunk.index + 1)))
+
+    def _mark(self, chunk: OpenChunk) -> None:
+        if chunk.at > chunk.marked:
+            self._append({"held": [chunk.chunk.start, chunk.at], "digest": chunk.digest.hexdigest()})
+            chunk.marked = chunk.at
+
+    def _append(self, record: Mapping[str, object]) -> None:
+        # The newline comes first: a line that was torn here ends with it, and cannot swallow this one.
+        line = b"\n" + seal(record)
+        with _disk(self._journal_path):
+            if os.write(self._journal, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _as_record(identity: Identity) -> dict[str, object]:
+    return {"job": identity.job, "cid": identity.cid, "name": identity.name}
