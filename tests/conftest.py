@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import waitress
 
 from config import Settings
 from redisConnect import Queue
+from web_server import create_app
 
 
 def valkey_binary() -> str:
@@ -66,3 +69,15 @@ def queue(connection: redis.Redis, settings: Settings) -> Iterator[Queue]:
     queue = Queue(connection, settings)
     yield queue
     queue.close()
+
+
+@pytest.fixture
+def queue_server(queue: Queue, settings: Settings) -> Iterator[str]:
+    """The address of a real queue server in a thread of the test."""
+    server = waitress.create_server(create_app(settings, queue), host="127.0.0.1", port=0, threads=4)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+    server.close()
+    server.task_dispatcher.shutdown()
+    thread.join(5)

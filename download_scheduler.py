@@ -1,0 +1,681 @@
+"""The worker's conductor: leases jobs, downloads their streams, merges them, and reports how each one ended.
+
+One job is one task. Whatever happens inside a task ends in exactly one verb to the server: ack, nack or release;
+a job whose lease moved on ends in none. working.json is read twice a second and obeyed in the middle of work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import create_folder
+import retry
+from bili_client import BiliClient
+from config import WORKING_SAMPLE, Settings, parse_working
+from download_stream_file import StreamFile, Wire, download_stream
+from errors import (
+    CircumstanceError,
+    DiskFull,
+    JobError,
+    PermanentError,
+    ServerError,
+    ServerUnreachable,
+    StaleToken,
+    TransferError,
+    TransientError,
+)
+from i18n import _
+from merge_stream_file import merge
+from model import (
+    MIB,
+    Choice,
+    Failure,
+    JobId,
+    Lease,
+    MergePlan,
+    Page,
+    Playinfo,
+    Result,
+    Stream,
+    StreamProgress,
+    StreamSource,
+    Video,
+    Wishes,
+    Working,
+)
+from mp4_boxes import read_comment
+from parse_ import choose_streams, parse_job_id
+from part_file import discard_parts, unfinished_jobs
+from queue_client import Beat, Heartbeat, Held, QueueClient, lease_clock
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5
+PAUSE_LIMIT_SECONDS = 600.0
+"""A paused worker keeps its leases for so long; then they go back, the chunks stay."""
+GOODBYE_SECONDS = 1.5
+SPEED_WINDOW_SECONDS = 5.0
+HAVE_LIMIT = 64
+DISK_RESERVE_BYTES = 64 * MIB
+
+PARTS_FOLDER = ".parts"
+EXIT_DEAD, EXIT_DELAYED = 1, 3
+
+_Following = tuple[Lease, float] | None
+"""A lease that came with an expansion, and when it was asked for on the lease clock."""
+
+
+class WorkingFile:
+    """working.json as it was last good. A problem is said once, not at each look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._problem = ""
+        self.now = Working()
+
+    def create_if_missing(self) -> None:
+        """Write the file with its defaults where there is none, and say so."""
+        if self._path.exists():
+            return
+        try:
+            self._path.write_text(WORKING_SAMPLE + "\n", "utf-8")
+            log.info(_("%s was missing: written with %s"), self._path, WORKING_SAMPLE)
+        except OSError as error:
+            log.warning(_("%s is missing and cannot be written: %s"), self._path, error.strerror)
+
+    def read(self) -> Working:
+        """Look at the file; return what it says, or the last good values where it says nothing sound."""
+        problem = ""
+        try:
+            self.now = parse_working(self._path.read_text("utf-8", errors="replace"))
+        except OSError as error:
+            problem = str(error.strerror)
+        except ValueError as error:
+            problem = str(error)
+        if problem and problem != self._problem:
+            log.warning(
+                _('%s: %s. The last good values stay: "stop": %d, "count": %d'),
+                *(self._path.name, problem, self.now.stop, self.now.count),
+            )
+        self._problem = problem
+        return self.now
+
+
+@dataclass(slots=True)
+class JobView:
+    """One job as people see it, on the terminal and on the status page."""
+
+    url: str
+    title: str = ""
+    stage: str = "describing"
+    streams: dict[str, StreamProgress] = field(default_factory=dict)
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Bytes a second of each stream, smoothed."""
+    _sampled: dict[str, int] = field(default_factory=dict)
+
+    def sample(self, elapsed_seconds: float) -> None:
+        """Take note of how far each stream came since the last call."""
+        for name, stream in self.streams.items():
+            gained = stream.done_bytes - self._sampled.get(name, stream.done_bytes)
+            self._sampled[name] = stream.done_bytes
+            now = max(0.0, gained / elapsed_seconds)
+            self.speeds[name] = now if name not in self.speeds else 0.8 * self.speeds[name] + 0.2 * now
+
+    def show(self) -> dict[str, Any]:
+        """Return what a heartbeat carries."""
+        streams = [
+            {
+                "name": stream.name,
+                "done_bytes": stream.done_bytes,
+                "total_bytes": stream.total_bytes,
+                "mirror": stream.mirror,
+                "speed_bytes_per_second": round(self.speeds.get(stream.name, 0.0)),
+            }
+            for stream in list(self.streams.values())
+        ]
+        chunks = any(stream["done_bytes"] for stream in streams)
+        return {"title": self.title, "stage": self.stage, "streams": streams, "chunks": chunks}
+
+
+class Board:
+    """What this worker is doing: its jobs, its speed, its totals. The scheduler writes, others look."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobView] = {}
+        self.done = self.failed = self.dead = 0
+        self.received_bytes = 0
+        self.state = "starting"
+        self.failures: deque[str] = deque(maxlen=5)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=64)
+
+    def report(self, view: JobView, progress: StreamProgress) -> None:
+        """Take the progress of a stream; what a resume found on disk is not counted as received."""
+        before = view.streams.get(progress.name)
+        if before is not None:
+            self.received_bytes += max(0, progress.done_bytes - before.done_bytes)
+        view.streams[progress.name] = progress
+
+    def sample(self, at: float) -> None:
+        """Remember how much was received until ``at``; called at each tick."""
+        if self._samples and at > self._samples[-1][0]:
+            for view in self.jobs.values():
+                view.sample(at - self._samples[-1][0])
+        self._samples.append((at, self.received_bytes))
+        while len(self._samples) > 2 and at - self._samples[0][0] > SPEED_WINDOW_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def speed_bytes_per_second(self) -> float:
+        """The speed over the last seconds."""
+        samples = list(self._samples)
+        if len(samples) < 2:
+            return 0.0
+        (first, before), (last, after) = samples[0], samples[-1]
+        return (after - before) / (last - first) if last > first else 0.0
+
+
+class PageStreams:
+    """The streams of one page as they can be had now; shared by the downloads of its audio and its video.
+
+    When one of them has no living URL left, playinfo is asked for once more, for both.
+    """
+
+    def __init__(self, site: BiliClient, video: Video, page: Page, job: str, wishes: Wishes) -> None:
+        self._site, self._video, self._page, self._job, self._wishes = site, video, page, job, wishes
+        self._lock = asyncio.Lock()
+        self.playinfo = Playinfo(0.0)
+        self.choice = Choice()
+
+    async def ask(self) -> None:
+        """Ask for playinfo and choose the streams."""
+        self.playinfo = await self._site.playinfo(self._video, self._page)
+        self.choice = choose_streams(self.playinfo, self._wishes)
+
+    def sources(self) -> dict[str, StreamSource]:
+        """Return what to download, by part: video and audio, or the segments by their order."""
+        choice = self.choice
+        if choice.segments:
+            return {
+                f"segment{segment.order}": StreamSource(
+                    job=self._job,
+                    cid=self._page.cid,
+                    name=f"d{choice.qn}-{segment.order}",
+                    urls=segment.urls,
+                    size_bytes=segment.size_bytes,
+                    deadline=self.playinfo.deadline,
+                )
+                for segment in choice.segments
+            }
+        streams = {"video": choice.video, "audio": choice.audio}
+        return {part: self._source(stream) for part, stream in streams.items() if stream is not None}
+
+    def _source(self, stream: Stream) -> StreamSource:
+        return StreamSource(
+            job=self._job,
+            cid=self._page.cid,
+            name=f"{stream.kind[0]}{stream.id}-{stream.codecid}",
+            urls=stream.urls,
+            deadline=self.playinfo.deadline,
+        )
+
+    def refresher(self, part: str) -> Callable[[], Coroutine[Any, Any, StreamSource]]:
+        """Return the function by which the download of ``part`` asks for living URLs."""
+        seen = self.playinfo
+
+        async def refresh() -> StreamSource:
+            nonlocal seen
+            async with self._lock:
+                if self.playinfo is seen:  # else another stream of this page has just asked
+                    await self.ask()
+                seen = self.playinfo
+            try:
+                return self.sources()[part]
+            except KeyError:
+                raise TransferError(_("The site offers this page's {part} no longer").format(part=part)) from None
+
+        return refresh
+
+
+class Scheduler:
+    """Keeps up to ``count`` jobs of the queue in work until it is told to stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: QueueClient,
+        site: BiliClient,
+        wire: Wire,
+        running: asyncio.Event,
+        ffmpeg: str,
+        worker: str,
+        instance: str,
+        draw: retry.Draw = random.random,
+    ) -> None:
+        self._settings, self._queue, self._site, self._wire = settings, queue, site, wire
+        self._ffmpeg, self._draw = ffmpeg, draw
+        self._running = running
+        self._parts = settings.download_dir / PARTS_FOLDER
+        self._slots: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[str, Held] = {}
+        self._unfinished: dict[str, None] = {}
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._park_failures = 0
+        self._parked_until = 0.0
+        self._paused_since: float | None = None
+        self._refusal = ""
+        self._obeyed: Working | None = None
+        self._wishes = Wishes()
+        self.working = WorkingFile(settings.working_file)
+        self.board = Board()
+        loop = asyncio.get_running_loop()
+        self._heartbeat = Heartbeat(
+            settings,
+            worker,
+            instance,
+            self._held,
+            self._state,
+            lambda beat: _call_soon(loop, self._take_beat, beat),
+        )
+
+    # -------------------------------------------------------------------------------- life
+
+    async def run(self, until_empty_seconds: float | None = None) -> int:
+        """Work until stop() or, with ``until_empty_seconds``, until nothing is left; return the exit status."""
+        self.working.create_if_missing()
+        self._obey(self.working.read())
+        self._parts.mkdir(parents=True, exist_ok=True)
+        self._unfinished = dict.fromkeys(unfinished_jobs(self._parts))
+        self._heartbeat.start()
+        ticker = asyncio.create_task(self._ticks())
+        try:
+            return await self._lease_until_stopped(until_empty_seconds)
+        finally:
+            self.board.state = "stopping"
+            ticker.cancel()
+            await self._say_goodbye()
+            self._heartbeat.stop()
+
+    def stop(self) -> None:
+        """Lease no more; keep what is on disk; give all leases back. run() returns soon after."""
+        log.info(_("Stopping: jobs go back at once, chunks stay; once more to end without"))
+        self._stopping.set()
+        self._changed.set()
+
+    async def _say_goodbye(self) -> None:
+        """End all jobs and release their leases at once, in a bounded time."""
+        for task in self._slots:
+            task.cancel()
+        try:
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await asyncio.gather(*self._slots, return_exceptions=True)
+        except TimeoutError:
+            log.warning(_("Some leases could not be given back; they run out by themselves"))
+
+    # -------------------------------------------------------------------------------- steering
+
+    async def _ticks(self) -> None:
+        """Twice a second: working.json, leases that ran out, the speed."""
+        while True:
+            self._heartbeat.worker_turns()
+            self._obey(self.working.read())
+            for url, held in list(self._held.items()):
+                if not held.finished and not held.is_ours():
+                    self._drop(url, _("its lease ran out before it could be renewed"))
+            if self._paused_since is not None and lease_clock() - self._paused_since > PAUSE_LIMIT_SECONDS:
+                self._give_back_paused()
+            self.board.sample(lease_clock())
+            self.board.state = self._state_word()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _obey(self, working: Working) -> None:
+        if working != self._obeyed:
+            self._obeyed = working
+            self._changed.set()
+        if working.running and not self._running.is_set():
+            self._running.set()
+            self._paused_since = None
+            log.info(
+                _('Running, %d at a time (working.json: "stop": 1 runs, 0 stops; "count": %d)'), *(working.count,) * 2
+            )
+        elif not working.running and (self._running.is_set() or self._paused_since is None):
+            self._running.clear()
+            self._paused_since = lease_clock()
+            log.info(_('Paused (working.json: "stop": 0); set "stop" to 1 to go on'))
+
+    def _give_back_paused(self) -> None:
+        for url in list(self._tasks):
+            log.info(_("%s: given back, because this worker is paused for long; its chunks stay"), url)
+            self._tasks[url].cancel()
+
+    def _drop(self, url: str, why: str) -> None:
+        """End a job whose lease is not ours any more; nothing is said to the server."""
+        if self._held.pop(url, None) is not None and url in self._tasks:
+            log.warning(_("%s: stopped, %s; its chunks stay"), url, why)
+            self._tasks[url].cancel()
+
+    def _take_beat(self, beat: Beat) -> None:
+        for url in beat.lost:
+            self._drop(url, _("another worker has it now"))
+
+    def _park(self, error: CircumstanceError) -> None:
+        """Lease nothing for a while: what went wrong is this machine's or its address's, not the job's."""
+        if lease_clock() < self._parked_until:
+            return
+        self._park_failures += 1
+        seconds = max(retry.park_seconds(self._park_failures), error.retry_after_seconds or 0.0)
+        self._parked_until = lease_clock() + seconds
+        log.warning(_("This worker leases nothing for %.0f s: %s"), seconds, error)
+
+    def _state_word(self) -> str:
+        if self._stopping.is_set():
+            return "stopping"
+        if not self._running.is_set():
+            return "paused"
+        return "parked" if lease_clock() < self._parked_until else "running"
+
+    def _state(self) -> Mapping[str, Any]:
+        """Return what a heartbeat says of this worker; called in the heartbeat's thread."""
+        working = self.working.now
+        return {
+            "state": self.board.state,
+            "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
+            "working": {"stop": working.stop, "count": working.count},
+            "disk_free_bytes": _free_bytes(self._settings.download_dir),
+            "done": self.board.done,
+        }
+
+    # -------------------------------------------------------------------------------- leasing
+
+    async def _lease_until_stopped(self, until_empty_seconds: float | None) -> int:
+        while not self._stopping.is_set():
+            self._changed.clear()
+            free = self.working.now.count - len(self._slots)
+            parked_seconds = self._parked_until - lease_clock()
+            pause_seconds: float | None = None  # until something changes
+            if self._running.is_set() and free > 0:
+                pause_seconds = parked_seconds if parked_seconds > 0 else await self._lease(free)
+            if until_empty_seconds is not None and pause_seconds and not self._slots:
+                status = await self._status_when_empty(until_empty_seconds)
+                if status is not None:
+                    return status
+            try:
+                async with asyncio.timeout(pause_seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+        return 0
+
+    async def _status_when_empty(self, wait_seconds: float) -> int | None:
+        """Return the exit status when nothing is left to wait for, else None."""
+        try:
+            counts, due_seconds = await self._queue.counts()
+            if counts.ready or counts.leased or (due_seconds is not None and due_seconds <= wait_seconds):
+                return None
+            delayed = await self._queue.delayed() if counts.delayed else []
+        except ServerError as error:
+            log.debug("status: %s", error)
+            return None
+        for url, seconds, reason in delayed:
+            log.warning(_("%s: tried again in %.0f s (%s)"), url, seconds, reason)
+        if self.board.dead:
+            return EXIT_DEAD
+        return EXIT_DELAYED if counts.delayed else 0
+
+    async def _lease(self, free: int) -> float:
+        """Lease up to ``free`` jobs and start them; return how long to wait before asking again, 0 for not at all."""
+        have = [url for url in self._unfinished if url not in self._held][:HAVE_LIMIT]
+        asked = lease_clock()
+        try:
+            answer = await self._queue.lease(free, have)
+        except ServerUnreachable as error:
+            return (error.retry_after_seconds or 2.0) * (0.5 + self._draw())
+        except ServerError as error:
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                log.error("%s", error)
+            return 5.0 * (0.5 + self._draw())
+        self._refusal = ""
+        for lease in answer.leases[:free]:
+            self._start(lease, asked)
+        for lease in answer.leases[free:]:
+            await self._quietly(self._queue.release(lease))
+        return 0.0 if len(answer.leases) >= free else answer.retry_after_seconds * (0.5 + self._draw() / 2)
+
+    def _start(self, lease: Lease, asked: float) -> None:
+        if lease.url in self._held:
+            return  # a repeated answer
+        task = asyncio.create_task(self._slot(lease, asked), name=lease.url)
+        self._slots.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._slots.discard(task)
+            self._changed.set()
+
+        task.add_done_callback(ended)
+
+    # -------------------------------------------------------------------------------- one job
+
+    async def _slot(self, lease: Lease, asked: float) -> None:
+        """Work on a leased job, then on the page that a container's expansion leases in its place."""
+        following: _Following = (lease, asked)
+        while following is not None:
+            following = await self._settle(*following)
+
+    async def _settle(self, lease: Lease, asked: float) -> _Following:
+        """Perform a job and report how it ended: the task boundary, whatever happens inside ends in one verb."""
+        view = JobView(lease.url)
+        # A margin for the way of the answer, and for what stands between a check and a rename.
+        held = Held(lease, asked + lease.lease_seconds * 0.95, view.show)
+        self.board.jobs[lease.url], self._held[lease.url] = view, held
+        self._tasks[lease.url] = _this_task()
+        try:
+            return await self._perform(held, view)
+        except StaleToken:
+            log.warning(_("%s: dropped, its lease has moved on"), lease.url)
+        except JobError as error:
+            await self._fail(lease, view, error)
+        except ServerError as error:
+            log.warning(_("%s: its outcome could not be told: %s"), lease.url, error)
+        except asyncio.CancelledError:
+            if lease.url in self._held:  # still ours: this worker stops, or was paused for long
+                self._remember_chunks(lease)
+                await self._quietly(self._queue.release(lease))
+            raise
+        except Exception as error:  # the one place for surprises: a bug met in one job must not end the others
+            log.exception(_("%s: unexpected error"), lease.url)
+            await self._fail(lease, view, TransientError(f"{type(error).__name__}: {error}", "unexpected"))
+        finally:
+            for by_url in (self.board.jobs, self._held, self._tasks):
+                by_url.pop(lease.url, None)
+        return None
+
+    def _remember_chunks(self, lease: Lease) -> None:
+        if parse_job_id(lease.url).is_page:
+            self._unfinished[lease.url] = None
+
+    async def _fail(self, lease: Lease, view: JobView, error: JobError) -> None:
+        self._remember_chunks(lease)
+        if isinstance(error, CircumstanceError):
+            self._park(error)
+        failure = Failure(error.kind, error.code, str(error), view.title, error.retry_after_seconds)
+        try:
+            state = await self._queue.nack(lease, failure)
+        except ServerError as problem:
+            log.warning(_("%s: its failure could not be told: %s"), lease.url, problem)
+            return
+        self.board.failed += 1
+        self.board.dead += state == "dead"
+        self.board.failures.append(f"{view.title or lease.url}: {error}")
+        log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, state, error.code, error)
+
+    async def _quietly(self, call: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await call
+        except ServerError as error:
+            log.debug("release: %s", error)
+
+    async def _perform(self, held: Held, view: JobView) -> _Following:
+        lease = held.lease
+        job = parse_job_id(lease.url)
+        video = await self._site.describe(job)
+        if not job.is_page:
+            return await self._expand(lease, job, video)
+        page = video.page_with_cid(job.cid)
+        if page is None:
+            raise PermanentError(_("The uploader has taken this page away"), "page-gone")
+        view.title = video.title if len(video.pages) == 1 else f"{video.title} P{page.number} {page.title}"
+        result = await self._file(held, view, video, page)
+        held.finished = True
+        view.stage = "recording"
+        await self._queue.ack(lease, result)
+        self._unfinished.pop(lease.url, None)
+        self._park_failures = 0
+        self.board.done += 1
+        log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
+        return None
+
+    async def _expand(self, lease: Lease, job: JobId, video: Video) -> _Following:
+        for note in video.notes:
+            log.warning("%s: %s", lease.url, note)
+        pages = [page for page in video.pages if not job.number or page.number == job.number]
+        if not pages:
+            sentence = _("There is no page {number}: the video has {count}")
+            raise PermanentError(sentence.format(number=job.number, count=len(video.pages)), "no-such-page")
+        asked = lease_clock()
+        expanded = await self._queue.expand(lease, video.title, pages)
+        log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
+        return None if expanded.lease is None else (expanded.lease, asked)
+
+    # -------------------------------------------------------------------------------- one page
+
+    async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
+        """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
+        base = self._settings.download_dir
+        relative, present = self._place(held.lease.category, video, page)
+        if present:
+            log.info(_("%s: %s is already there"), held.lease.url, relative)
+            discard_parts(self._parts, page.cid)
+            return Result(str(relative), (base / relative).stat().st_size, page.duration_seconds, view.title)
+        streams = PageStreams(self._site, video, page, held.lease.url, self._wishes)
+        await streams.ask()
+        view.stage = "downloading"
+        files = await self._download(view, streams)
+        try:
+            view.stage = "merging"
+            self._check_room(files)
+            plan = MergePlan(
+                output=str(create_folder.create_folder(base, relative)),
+                video=_path(files.get("video")),
+                audio=_path(files.get("audio")),
+                segments=tuple(str(file.path) for part, file in files.items() if part.startswith("segment")),
+                duration_seconds=streams.playinfo.duration_seconds,
+                title=view.title,
+                tag=_tag(video, page),
+            )
+            merged = await merge(self._ffmpeg, plan, held.is_ours)
+            for file in files.values():
+                file.discard()
+            discard_parts(self._parts, page.cid)
+        finally:
+            for file in files.values():
+                file.close()
+        return Result(str(relative), merged.bytes, merged.duration_seconds, view.title)
+
+    def _place(self, category: str, video: Video, page: Page) -> tuple[PurePosixPath, bool]:
+        """Return where a page's file belongs, and whether it is there already.
+
+        A file says in its comment which page it holds: one with our cid is the finished work of a worker that died
+        before it could tell; one with another cid keeps its name, and ours gets its cid into the name.
+        """
+        relative = create_folder.page_path(category, video, page)
+        holder = _cid_of(self._settings.download_dir / relative)
+        if holder not in (None, page.cid):
+            relative = create_folder.page_path(category, video, page, with_cid=True)
+            holder = _cid_of(self._settings.download_dir / relative)
+        return relative, holder == page.cid
+
+    def _check_room(self, files: Mapping[str, StreamFile]) -> None:
+        needed = sum(file.size_bytes for file in files.values()) + DISK_RESERVE_BYTES
+        free = _free_bytes(self._settings.download_dir)
+        if free < needed:
+            sentence = _("{folder} has {free} MiB left, the merged file needs {needed} MiB: make room")
+            folder = self._settings.download_dir
+            raise DiskFull(sentence.format(folder=folder, free=free // MIB, needed=needed // MIB))
+
+    async def _download(self, view: JobView, streams: PageStreams) -> dict[str, StreamFile]:
+        """Download all parts of a page at the same time; on any error keep what is on disk and free its locks."""
+        tasks = {
+            part: asyncio.create_task(
+                download_stream(
+                    self._wire,
+                    source,
+                    self._parts,
+                    streams.refresher(part),
+                    lambda progress: self.board.report(view, progress),
+                )
+            )
+            for part, source in streams.sources().items()
+        }
+        try:
+            await asyncio.gather(*tasks.values())
+        except BaseException:
+            for task in tasks.values():
+                task.cancel()
+            for ended in await asyncio.gather(*tasks.values(), return_exceptions=True):
+                if isinstance(ended, StreamFile):
+                    ended.close()
+            raise
+        return {part: task.result() for part, task in tasks.items()}
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[Beat], None], beat: Beat) -> None:
+    try:
+        loop.call_soon_threadsafe(function, beat)
+    except RuntimeError:
+        return  # the worker's loop has ended; its last beat says nothing to anyone
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # only coroutines of a task come here
+    return task
+
+
+def _tag(video: Video, page: Page) -> str:
+    """Return what is written into a page's file: where it comes from, and the identity of the page."""
+    return f"https://www.bilibili.com/video/{video.bvid}?p={page.number} cid={page.cid}"
+
+
+def _cid_of(path: Path) -> int | None:
+    """Return the cid that the file under a name says it holds, 0 if it says none, None where there is no file."""
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            found = re.search(r" cid=(\d{1,19})$", read_comment(file, size_bytes))
+            return int(found[1]) if found else 0
+    except FileNotFoundError:
+        return None
+    except (OSError, JobError):
+        return 0
+
+
+def _path(file: StreamFile | None) -> str:
+    return "" if file is None else str(file.path)
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0

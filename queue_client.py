@@ -1,0 +1,378 @@
+"""The queue server as a worker sees it: the verbs of the queue over HTTP, and the thread that keeps leases alive.
+
+Every answer is checked before it is believed: a job id, a category or a duration that could not have come from a
+sane server is refused. An answer that did not come is asked for again, with full jitter; every verb may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+import retry
+from config import Settings, category_problem, tls_context
+from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
+from i18n import _
+from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
+from parse_ import parse_job_id
+
+log = logging.getLogger(__name__)
+
+PAGES_PER_CALL = 500
+ANSWER_LIMIT_BYTES = 4 * MIB
+LOOP_STALL_SECONDS = 600.0
+"""A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
+
+
+def lease_clock() -> float:
+    """Return seconds on a clock that goes on while the machine is suspended, where the system has one."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
+def make_server_session(settings: Settings) -> aiohttp.ClientSession:
+    """Return a session for the queue server; a server on this machine is never asked through a proxy."""
+    headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls_context(os.environ)),
+        headers=headers,
+        trust_env=not settings.server_is_local,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=20, sock_connect=5),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat: jobs that are no longer ours, the owner's wishes, when to beat again."""
+
+    lost: tuple[str, ...]
+    control: Mapping[str, Any] | None
+    heartbeat_seconds: float | None
+
+
+class QueueClient:
+    """The verbs of the queue server. One client belongs to one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        worker: str,
+        instance: str,
+        draw: retry.Draw = random.random,
+    ) -> None:
+        self._server = settings.server_url
+        self._session = session
+        self._worker = worker
+        self._instance = instance
+        self._draw = draw
+        self._unanswered: tuple[str, int] | None = None
+        self._is_away = False
+
+    async def lease(self, count: int, have: Sequence[str] = ()) -> Leased:
+        """Ask for up to ``count`` jobs, first those of ``have``; raise ServerError where none can be had.
+
+        A request whose answer did not come is repeated word for word by the next call: what the server gave then is
+        still ours. So there may be more leases than ``count``.
+        """
+        request, count = self._unanswered or (secrets.token_hex(8), count)
+        self._unanswered = (request, count)
+        query = {"count": str(count), "worker": self._worker, "instance": self._instance, "request": request}
+        if have:
+            query["have"] = ",".join(have)
+        answer, headers = await self._call("GET", "/get_url", query=query, patience_seconds=2.0)
+        if not isinstance(answer, list) or len(answer) > count:
+            raise ServerError(_("The server's answer to a lease request makes no sense"))
+        self._unanswered = None
+        return Leased(tuple(_lease(item) for item in answer), _seconds(headers.get("Retry-After")) or 2.0)
+
+    async def expand(self, lease: Lease, title: str, pages: Sequence[Page]) -> Expanded:
+        """Report the pages of a container, in as many calls as they need."""
+        added = known = 0
+        starts = range(0, max(len(pages), 1), PAGES_PER_CALL)
+        answer: Any = {}
+        for start in starts:
+            part = pages[start : start + PAGES_PER_CALL]
+            body: dict[str, Any] = {
+                "url": lease.url,
+                "token": lease.token,
+                "title": title,
+                "pages": [{"number": page.number, "cid": page.cid, "title": page.title} for page in part],
+            }
+            if start != starts[-1]:
+                body["more"] = True
+            answer = _object(await self._post("/expand", body, lease.lease_seconds))
+            added += _count(answer, "added")
+            known += _count(answer, "known")
+        return Expanded(added, known, _lease(answer["lease"]) if answer.get("lease") else None)
+
+    async def heartbeat(self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> Beat:
+        """Renew leases once: the next beat comes anyway."""
+        body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
+        answer = _object((await self._once("POST", "/heartbeat", None, body))[0])
+        control = answer.get("control")
+        return Beat(
+            tuple(str(url) for url in answer.get("lost", [])),
+            control if isinstance(control, dict) else None,
+            _seconds(answer.get("heartbeat_seconds")),
+        )
+
+    async def ack(self, lease: Lease, result: Result, patience_seconds: float = 1800.0) -> None:
+        """Record a finished page. The file stands, so this waits long for a server that is away."""
+        body = {
+            "url": lease.url,
+            "token": lease.token,
+            "path": result.path,
+            "bytes": result.bytes,
+            "seconds": result.seconds,
+            "title": result.title,
+        }
+        await self._post("/ack", body, patience_seconds)
+
+    async def nack(self, lease: Lease, failure: Failure) -> str:
+        """Record a failed attempt; return the state of the job: delayed, dead or ready."""
+        body: dict[str, Any] = {
+            "url": lease.url,
+            "token": lease.token,
+            "class": failure.kind,
+            "code": failure.code,
+            "reason": failure.reason,
+            "title": failure.title,
+        }
+        if failure.retry_after_seconds is not None:
+            body["retry_after_seconds"] = failure.retry_after_seconds
+        return str(_object(await self._post("/nack", body, lease.lease_seconds)).get("state", ""))
+
+    async def release(self, lease: Lease) -> None:
+        """Give a job back at once."""
+        await self._post("/release", {"url": lease.url, "token": lease.token}, 1.0)
+
+    async def counts(self) -> tuple[Counts, float | None]:
+        """Return the jobs by state, and in how many seconds the first delayed one is due."""
+        answer = _object((await self._call("GET", "/status", patience_seconds=10.0))[0])
+        jobs = _object(answer.get("jobs"))
+        names = ("ready", "leased", "delayed", "done", "dead")
+        return Counts(*(_count(jobs, name) for name in names)), _seconds(answer.get("next_due_seconds"))
+
+    async def delayed(self, limit: int = 100) -> list[tuple[str, float, str]]:
+        """Return id, seconds until the next attempt and reason of the first delayed jobs."""
+        answer = _object((await self._call("GET", "/failed", query={"limit": str(limit)}, patience_seconds=10.0))[0])
+        return [
+            (str(item.get("url")), _seconds(item.get("next_retry_seconds")) or 0.0, str(item.get("reason")))
+            for item in map(_object, answer.get("items", []))
+            if item.get("state") == "delayed"
+        ]
+
+    async def _post(self, path: str, body: Mapping[str, Any], patience_seconds: float) -> Any:
+        return (await self._call("POST", path, body=body, patience_seconds=patience_seconds))[0]
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        patience_seconds: float,
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Ask until there is an answer or the patience ends; raise ServerUnreachable then."""
+        until = lease_clock() + patience_seconds
+        attempt = 0
+        while True:
+            try:
+                answer = await self._once(method, path, query, body)
+                self._note_presence(None)
+                return answer
+            except ServerUnreachable as error:
+                self._note_presence(error)
+                attempt += 1
+                wait = retry.full_jitter_seconds(attempt, 0.5, 30.0, self._draw)
+                wait = max(wait, error.retry_after_seconds or 0.0)
+                if lease_clock() + wait > until:
+                    raise
+                await asyncio.sleep(wait)
+
+    def _note_presence(self, error: ServerUnreachable | None) -> None:
+        """Say once that the server is away, and once that it is back."""
+        if error is not None and not self._is_away:
+            log.warning(_("%s; asking again until it answers"), error)
+        if error is None and self._is_away:
+            log.info(_("The server answers again"))
+        self._is_away = error is not None
+
+    async def _once(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, Any] | None
+    ) -> tuple[Any, Mapping[str, str]]:
+        try:
+            async with self._session.request(
+                method, self._server + path, params=query, json=body, allow_redirects=False
+            ) as reply:
+                content = await _read(reply)
+                if reply.status == 200:
+                    return json.loads(content), reply.headers
+                raise _refusal(reply.status, content, _seconds(reply.headers.get("Retry-After")))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            place = self._server
+            raise ServerUnreachable(
+                _("The server {place} cannot be reached: {problem}").format(place=place, problem=error or "timeout")
+            ) from None
+        except (ValueError, RecursionError):
+            raise ServerError(_("{place} answers, but not like a queue server").format(place=self._server)) from None
+
+
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    content = bytearray()
+    async for piece in reply.content.iter_any():
+        content += piece
+        if len(content) > ANSWER_LIMIT_BYTES:
+            raise ServerError(_("The server's answer is too large"), reply.status)
+    return bytes(content)
+
+
+def _refusal(status: int, content: bytes, retry_after_seconds: float | None) -> ServerError:
+    try:
+        sentence = str(json.loads(content)["error"])[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sentence = f"HTTP {status}"
+    if status == 401:
+        return Unauthorized(_("The server refuses BILI_TOKEN: {problem}").format(problem=sentence), status)
+    if status == 409:
+        return StaleToken(sentence, status)
+    if status == 429 or status >= 500:
+        return ServerUnreachable(sentence, status, retry_after_seconds)
+    return ServerError(sentence, status)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ServerError(_("The server's answer makes no sense"))
+    return value
+
+
+def _count(values: Mapping[str, Any], name: str) -> int:
+    value = values.get(name)
+    if type(value) is not int or value < 0:
+        raise ServerError(_("The server's answer makes no sense: {name}").format(name=name))
+    return value
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 <= number <= 86400 * 365 else None
+
+
+def _lease(value: Any) -> Lease:
+    item = _object(value)
+    url, token, category = item.get("url"), item.get("token"), item.get("category")
+    seconds = _seconds(item.get("lease_seconds"))
+    if not (isinstance(url, str) and isinstance(token, str) and isinstance(category, str)):
+        raise ServerError(_("The server's lease makes no sense"))
+    if seconds is None or seconds < 1 or len(token) > 200 or category_problem(category):
+        raise ServerError(_("The server's lease of {id} makes no sense").format(id=url[:80]))
+    try:
+        parse_job_id(url)
+    except ValueError as error:
+        raise ServerError(_("The server's lease makes no sense: {problem}").format(problem=error)) from None
+    return Lease(url, token, category, _count(item, "attempt"), seconds)
+
+
+# ------------------------------------------------------------------------------------------ heartbeat
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease that this worker holds. ``deadline`` is on the lease clock, moved on by each heartbeat."""
+
+    lease: Lease
+    deadline: float
+    progress: Callable[[], Mapping[str, Any]] = field(repr=False)
+    """Called from the heartbeat's thread: what to say of the job; ``chunks`` in it tells of bytes on disk."""
+    finished: bool = False
+    """The file stands: only the server's answer matters now, not our own clock."""
+
+    def is_ours(self) -> bool:
+        """Tell whether the lease still stands by our own clock, with a margin for what follows."""
+        return lease_clock() < self.deadline
+
+
+class Heartbeat:
+    """Renews all leases of a worker from a thread with a loop of its own, so that a busy worker is not taken for dead.
+
+    ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: str,
+        instance: str,
+        held: Mapping[str, Held],
+        state: Callable[[], Mapping[str, Any]],
+        on_beat: Callable[[Beat], None],
+    ) -> None:
+        self._settings = settings
+        self._names = (worker, instance)
+        self._held = held
+        self._state = state
+        self._on_beat = on_beat
+        self._stop = threading.Event()
+        self._last_turn = lease_clock()
+        self._period = min(5.0, settings.lease_seconds / 3)
+        self._thread = threading.Thread(target=self._main, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more; does not wait."""
+        self._stop.set()
+
+    def worker_turns(self) -> None:
+        """Be told by the worker's loop that it still turns."""
+        self._last_turn = lease_clock()
+
+    def _main(self) -> None:
+        asyncio.run(self._beats())
+
+    async def _beats(self) -> None:
+        async with make_server_session(self._settings) as session:
+            client = QueueClient(self._settings, session, *self._names)
+            while not self._stop.is_set():
+                started = lease_clock()
+                if started - self._last_turn < LOOP_STALL_SECONDS:
+                    await self._beat(client)
+                # A thread's own event, so that stop() ends the wait; nothing else runs in this loop meanwhile.
+                await asyncio.to_thread(self._stop.wait, max(0.1, self._period - (lease_clock() - started)))
+
+    async def _beat(self, client: QueueClient) -> None:
+        held = list(self._held.values())
+        sent = lease_clock()
+        jobs = [{"url": one.lease.url, "token": one.lease.token, "progress": dict(one.progress())} for one in held]
+        try:
+            async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
+                beat = await client.heartbeat(jobs, self._state())
+        except (ServerError, TimeoutError) as error:
+            log.debug("heartbeat: %s", error)
+            return
+        for one in held:
+            if one.lease.url not in beat.lost:
+                one.deadline = sent + one.lease.lease_seconds
+        if beat.heartbeat_seconds is not None and held:
+            self._period = max(0.2, min(beat.heartbeat_seconds, held[0].lease.lease_seconds / 3))
+        self._on_beat(beat)

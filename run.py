@@ -1,0 +1,231 @@
+"""A worker: downloads what the queue server hands out. Start one on every machine.
+
+    python run.py
+
+working.json beside it steers it while it runs: "stop" is 1 to run and 0 to stop, "count" is how many videos are
+downloaded at the same time. Ctrl-C gives all jobs back at once and keeps what is on disk; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console, Group
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+import config
+from bili_client import BiliClient, make_session
+from config import MEDIA_SUFFIXES, Settings
+from download_scheduler import PARTS_FOLDER, Board, JobView, Scheduler
+from download_stream_file import Wire, make_media_session, media_allowed
+from errors import DownloaderError, UsageError
+from i18n import _
+from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
+from model import MIB, StreamProgress
+from queue_client import QueueClient, make_server_session
+
+log = logging.getLogger("run")
+
+MAX_WORKERS_HERE = 1000
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker; return the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=not sys.stdout.isatty())
+    _log_to(console)
+    try:
+        settings = config.load(os.environ)
+        ffmpeg = find_ffmpeg(config.ROOT, os.environ)
+        log.info("ffmpeg: %s", probe_ffmpeg(ffmpeg))
+        settings, name_lock = _claim_name(settings)
+        with name_lock:
+            _prepare_folders(settings)
+            return asyncio.run(_work(settings, ffmpeg, console, options.wait if options.until_empty else None))
+    except DownloaderError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description=_("Download what the queue server hands out, until Ctrl-C. working.json steers it while it runs."),
+    )
+    parser.add_argument(
+        "--until-empty",
+        action="store_true",
+        help=_("end when nothing is left: status 0 all done, 1 this worker made a job dead, 3 delayed jobs remain"),
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar=_("SECONDS"),
+        help=_("with --until-empty: wait for delayed jobs that fall due within this time (300)"),
+    )
+    return parser
+
+
+def _log_to(console: Console) -> None:
+    """Log above the bars on a terminal, plain lines elsewhere."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def _claim_name(settings: Settings) -> tuple[Settings, FileLock]:
+    """Return settings with a worker's name that no other process of this data folder has, and the lock that says so.
+
+    The number in the name is the lowest free one: a worker that is started anew gets its old name, and with it the
+    jobs whose chunks it left.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    for number in range(1, MAX_WORKERS_HERE + 1):
+        lock = FileLock(settings.data_dir / f"worker-{number}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        except OSError as error:
+            raise UsageError(_cannot_write("BILI_DATA_DIR", settings.data_dir, error)) from None
+        return replace(settings, worker=settings.worker or f"{socket.gethostname()[:48]}-{number}"), lock
+    raise UsageError(_("There are {count} workers on this machine already").format(count=MAX_WORKERS_HERE))
+
+
+def _prepare_folders(settings: Settings) -> None:
+    parts = settings.download_dir / PARTS_FOLDER
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        probe = parts / f".{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(_cannot_write("BILI_DOWNLOAD_DIR", settings.download_dir, error)) from None
+
+
+def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
+    sentence = _("{folder} cannot be written ({problem}): make it writable, or set {setting} to another folder")
+    return sentence.format(folder=folder, problem=error.strerror, setting=setting)
+
+
+async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_seconds: float | None) -> int:
+    running = asyncio.Event()
+    instance = secrets.token_hex(8)
+    remove_leftovers(settings.download_dir)
+    async with (
+        make_server_session(settings) as server_session,
+        make_session(settings) as site_session,
+        make_media_session(settings) as media_session,
+    ):
+        scheduler = Scheduler(
+            settings,
+            QueueClient(settings, server_session, settings.worker, instance),
+            BiliClient(settings, site_session),
+            Wire(media_session, settings.connections, media_allowed(MEDIA_SUFFIXES, settings.stand_in_hosts), running),
+            running,
+            ffmpeg,
+            settings.worker,
+            instance,
+        )
+        _stop_on_signals(scheduler)
+        log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
+        if not console.is_terminal:
+            return await scheduler.run(until_empty_seconds)
+        board = scheduler.board
+        with Live(get_renderable=lambda: _screen(board), console=console, refresh_per_second=4, transient=True):
+            return await scheduler.run(until_empty_seconds)
+
+
+def _stop_on_signals(scheduler: Scheduler) -> None:
+    """Let the first signal stop the worker in order, and the second one at once."""
+    loop = asyncio.get_running_loop()
+    received = 0
+
+    def on_signal(number: int, _frame: object) -> None:
+        nonlocal received
+        received += 1
+        if received > 1:
+            os._exit(128 + number)
+        loop.call_soon_threadsafe(scheduler.stop)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last one is a terminal that was closed; Windows has none
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), on_signal)
+
+
+def _screen(board: Board) -> Group:
+    """Return what the terminal shows now: a bar for each stream of each job, and the totals."""
+    table = Table.grid(padding=(0, 1), expand=True)
+    for ratio in (4, 3):
+        table.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for view in list(board.jobs.values()):
+        _add_rows(table, view)
+    totals = _("{state} · jobs: {jobs} · {speed} · done: {done} · failed: {failed}").format(
+        state=_(board.state),
+        jobs=len(board.jobs),
+        speed=_rate(board.speed_bytes_per_second),
+        done=board.done,
+        failed=board.failed,
+    )
+    return Group(table, Text(totals, style="bold", no_wrap=True, overflow="ellipsis"))
+
+
+def _add_rows(table: Table, view: JobView) -> None:
+    title = Text(_printable(view.title or view.url))
+    streams = list(view.streams.values()) if view.stage == "downloading" else []
+    if not streams:
+        table.add_row(title, Text(_(view.stage), style="dim"), "", "")
+    for stream in streams:
+        table.add_row(title, *_bar(stream, view.speeds.get(stream.name, 0.0)))
+        title = Text("")
+
+
+def _bar(stream: StreamProgress, speed: float) -> tuple[ProgressBar, Text, Text]:
+    total = stream.total_bytes
+    bar = ProgressBar(total=total or 1, completed=stream.done_bytes if total else 0, pulse=not total)
+    size = f"{stream.done_bytes / MIB:.1f}/{total / MIB:.1f} MiB" if total else "?"
+    return bar, Text(f"{size} {_time_left(stream, speed)}"), Text(_printable(stream.mirror), style="dim")
+
+
+def _time_left(stream: StreamProgress, speed: float) -> str:
+    if not stream.total_bytes or speed < 1:
+        return "--:--"
+    seconds = min(359999, int((stream.total_bytes - stream.done_bytes) / speed))
+    return f"{_rate(speed)} {seconds // 60:02d}:{seconds % 60:02d}"
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / MIB:.1f} MiB/s"
+
+
+def _printable(text: str) -> str:
+    """Return text without control characters: a title must not command the terminal."""
+    return "".join(character for character in text if character.isprintable())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

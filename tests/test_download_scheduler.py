@@ -1,0 +1,300 @@
+"""The scheduler with a real queue, a real server and the stand-in site: what it does when things fail."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+import redis
+
+import download_scheduler
+from bili_client import BiliClient, make_session
+from config import Settings
+from demo.catalogue import video
+from demo.media import ensure_library
+from demo.site import DEFAULT_CACHE, RunningSite, running_site
+from download_scheduler import Board, JobView, Scheduler, WorkingFile
+from download_stream_file import Wire, make_media_session, media_allowed
+from model import MIB, Counts, StreamProgress, Working
+from queue_client import QueueClient, make_server_session
+from redisConnect import Queue
+
+PLAIN, LARGE = video("plain"), video("large-a")
+PAGE = f"{PLAIN.bvid}?p=1&cid={PLAIN.pages[0].cid}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def media() -> None:
+    ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[RunningSite]:
+    async with running_site() as site:
+        site.state.risky.clear()
+        yield site
+
+
+class Worker:
+    """A scheduler that runs in a task of the test's loop."""
+
+    def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
+        self.scheduler = scheduler
+        self.settings = settings
+        self.task = asyncio.create_task(scheduler.run())
+
+    async def stop(self) -> None:
+        self.scheduler.stop()
+        await self.task
+
+    def steer(self, stop: int, count: int = 1) -> None:
+        self.settings.working_file.write_text(f'{{"stop": {stop}, "count": {count}}}', "utf-8")
+
+    def parts(self) -> list[Path]:
+        return list((self.settings.download_dir / ".parts").glob("*.m4s"))
+
+
+StartWorker = Callable[..., Awaitable[Worker]]
+
+
+@pytest.fixture
+async def start_worker(site: RunningSite, queue_server: str, settings: Settings) -> AsyncIterator[StartWorker]:
+    async with AsyncExitStack() as stack:
+
+        async def start(name: str = "w1", **changes: Any) -> Worker:
+            own = replace(
+                settings,
+                web_url=site.web_url,
+                api_url=site.api_url,
+                media_hosts=site.media_hosts,
+                server_url=queue_server,
+                api_interval_seconds=0.0,
+                **changes,
+            )
+            running = asyncio.Event()
+            server_session = await stack.enter_async_context(make_server_session(own))
+            site_session = await stack.enter_async_context(make_session(own))
+            media_session = await stack.enter_async_context(make_media_session(own))
+            scheduler = Scheduler(
+                own,
+                QueueClient(own, server_session, name, f"{name}-instance"),
+                BiliClient(own, site_session),
+                Wire(media_session, 8, media_allowed((), own.media_hosts), running),
+                running,
+                imageio_ffmpeg.get_ffmpeg_exe(),
+                name,
+                f"{name}-instance",
+            )
+            worker = Worker(scheduler, own)
+            stack.push_async_callback(worker.stop)
+            return worker
+
+        yield start
+
+
+async def until(what: str, true: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Return what ``true`` returns as soon as it is truthy."""
+    async with asyncio.timeout(seconds):
+        while not (answer := true()):
+            await asyncio.sleep(0.02)
+    assert answer, what
+    return answer
+
+
+def sent_bytes(site: RunningSite) -> int:
+    return sum(mirror["sent_bytes"] for mirror in site.stats()["mirrors"])
+
+
+def slowly(site: RunningSite, bytes_per_second: float = MIB) -> None:
+    site.state.rate_bytes_per_second = bytes_per_second
+
+
+# ------------------------------------------------------------------------------------------ pause
+
+
+async def test_a_pause_that_lasts_gives_leases_back_and_keeps_the_chunks(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler, "PAUSE_LIMIT_SECONDS", 1.0)
+    slowly(site)
+    queue.add([LARGE.bvid])
+    worker = await start_worker()
+    await until("some chunks came", lambda: sent_bytes(site) > 4 * MIB)
+    worker.steer(stop=0)
+    await until("paused", lambda: worker.scheduler.board.state == "paused")
+    assert queue.counts().leased == 1  # it keeps the lease for a while
+    await until("given back", lambda: queue.counts() == Counts(1, 0, 0, 0, 0))
+    assert worker.parts()
+    kept = sent_bytes(site)
+    slowly(site, 0)
+    worker.steer(stop=1)
+    await until("done", lambda: queue.counts().done == 1)
+    total = sum(stream.size_bytes for stream in site.state.library.of_page(LARGE.pages[0].cid) if _served(site, stream))
+    assert sent_bytes(site) - kept < total  # what was there was not fetched again
+    assert not worker.parts()
+
+
+def _served(site: RunningSite, stream: Any) -> bool:
+    return stream.url_path in site.stats()["objects"]
+
+
+# ------------------------------------------------------------------------------------------ failures
+
+
+async def test_a_full_disk_parks_the_worker_and_counts_no_attempt(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(download_scheduler, "_free_bytes", lambda _folder: 1000)
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.5)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("parked", lambda: worker.scheduler.board.state == "parked")
+    assert queue.counts() == Counts(1, 0, 0, 0, 0)
+    assert queue.failed("", 10) == ([], None)
+    assert any("make room" in record.getMessage() for record in caplog.records)
+    monkeypatch.undo()
+    await until("it comes back by itself", lambda: queue.counts().done == 1)
+
+
+async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.5)
+    site.state.risky.add(PLAIN.bvid)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("parked", lambda: worker.scheduler.board.state == "parked")
+    assert queue.counts().dead == queue.counts().delayed == 0
+    site.state.risky.clear()
+    await until("done", lambda: queue.counts().done == 1)
+
+
+async def test_a_surprise_in_one_job_ends_that_attempt_and_nothing_else(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = BiliClient.describe
+
+    async def surprising(self: BiliClient, job: Any) -> Any:
+        if job.bvid == LARGE.bvid:
+            raise RuntimeError("nobody thought of this")
+        return await describe(self, job)
+
+    monkeypatch.setattr(BiliClient, "describe", surprising)
+    queue.add([LARGE.bvid, PLAIN.bvid])
+    await start_worker()
+    await until("the other is done", lambda: queue.counts() == Counts(0, 0, 1, 1, 0))
+    (failure,), _next = queue.failed("", 10)
+    assert (failure["code"], "nobody thought" in failure["reason"]) == ("unexpected", True)
+
+
+async def test_a_page_that_the_uploader_took_away_is_dead_with_that_reason(
+    site: RunningSite, queue: Queue, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    (lease,) = queue.lease("someone", 1)
+    expanded = queue.expand(lease.url, lease.token, [download_scheduler.Page(1, 424242, "gone")])
+    assert expanded.lease is not None
+    queue.release(expanded.lease.url, expanded.lease.token)
+    await start_worker()
+    await until("dead", lambda: queue.counts().dead == 1)
+    assert queue.failed("", 1)[0][0]["code"] == "page-gone"
+
+
+# ------------------------------------------------------------------------------------------ lost leases
+
+
+async def test_a_job_that_another_worker_has_now_is_stopped_and_leaves_no_file(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    slowly(site)
+    queue.add([LARGE.bvid])
+    worker = await start_worker()
+    await until("some chunks came", lambda: sent_bytes(site) > 2 * MIB)
+    url = next(iter(worker.scheduler.board.jobs))
+    # The lease runs out and moves while this worker believes in it.
+    connection.zadd("{bili:0}:leased", {url: 1})
+    queue.sweep()
+    connection.zadd("{bili:0}:kept", {url: 1}, xx=True)
+    (other,) = queue.lease("w2", 1)
+    assert other.url == url
+    await until("it lets go", lambda: not worker.scheduler.board.jobs)
+    assert queue.counts() == Counts(0, 1, 0, 0, 0)
+    assert not list(worker.settings.download_dir.rglob("*.mp4"))
+    assert worker.parts()
+
+
+async def test_a_worker_that_cannot_renew_stops_by_its_own_clock(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(site)
+    queue.add([LARGE.bvid])
+    worker = await start_worker()
+    await until("some chunks came", lambda: sent_bytes(site) > 2 * MIB)
+    (held,) = worker.scheduler._held.values()
+    monkeypatch.setattr("queue_client.Heartbeat._beat", _no_beat)
+    held.deadline = 0.0
+    await until("it lets go", lambda: not worker.scheduler.board.jobs)
+    assert worker.parts()
+
+
+async def _no_beat(*_arguments: object) -> None:
+    return None
+
+
+# ------------------------------------------------------------------------------------------ working.json
+
+
+def test_the_last_good_values_stay_and_each_problem_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "working.json"
+    path.write_text('{"stop": 1, "count": 5}', "utf-8")
+    working = WorkingFile(path)
+    assert working.read() == Working(1, 5)
+    for damaged in ("", "{", '{"count": 99}', "\x00", "{", "{"):
+        path.write_text(damaged, "utf-8")
+        assert working.read() == Working(1, 5)
+    path.unlink()
+    assert working.read() == working.read() == Working(1, 5)
+    assert len(caplog.records) == 6
+    path.write_bytes(b'\xff\xfe{"stop": 0')
+    assert working.read() == Working(1, 5)
+    path.write_text('{"stop": 0}', "utf-8")
+    assert working.read() == Working(0, 1)
+
+
+def test_a_missing_file_is_written_with_one_and_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "working.json"
+    WorkingFile(path).create_if_missing()
+    assert path.read_text("utf-8") == '{"stop": 1, "count": 1}\n'
+    assert "was missing" in caplog.text
+    WorkingFile(tmp_path / "nowhere" / "working.json").create_if_missing()
+    assert "cannot be written" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ board
+
+
+def test_the_speed_counts_what_came_and_not_what_a_resume_found() -> None:
+    board, view = Board(), JobView("BV1")
+    board.jobs["BV1"] = view
+    assert board.speed_bytes_per_second == 0.0
+    board.report(view, StreamProgress("v80-7", 30 * MIB, 40 * MIB))
+    board.sample(1.0)
+    board.report(view, StreamProgress("v80-7", 32 * MIB, 40 * MIB, "cdn.example"))
+    board.sample(2.0)
+    assert board.received_bytes == 2 * MIB
+    assert board.speed_bytes_per_second == 2 * MIB
+    shown = view.show()
+    assert (shown["chunks"], shown["streams"][0]["mirror"]) == (True, "cdn.example")
+    for second in range(3, 20):
+        board.sample(second)
+    assert board.speed_bytes_per_second == 0.0

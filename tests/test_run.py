@@ -1,0 +1,79 @@
+"""What run.py adds to the scheduler: a name that is its own, and the screen."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import run
+from config import Settings
+from download_scheduler import Board, JobView
+from errors import UsageError
+from model import MIB, StreamProgress
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_each_worker_of_a_data_folder_has_a_name_of_its_own_and_gets_it_again(settings: Settings) -> None:
+    first, first_lock = run._claim_name(settings)
+    second, second_lock = run._claim_name(settings)
+    assert first.worker.endswith("-1") and second.worker.endswith("-2")
+    first_lock.release()
+    again, again_lock = run._claim_name(settings)
+    assert again.worker == first.worker
+    named, named_lock = run._claim_name(replace(settings, worker="attic"))
+    assert named.worker == "attic"
+    for lock in (second_lock, again_lock, named_lock):
+        lock.release()
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="BILI_DOWNLOAD_DIR"):
+        run._prepare_folders(Settings(download_dir=tmp_path / "file" / "x"))
+
+
+def drawn(board: Board, width: int) -> list[str]:
+    output = io.StringIO()
+    Console(file=output, width=width, force_terminal=True, color_system=None).print(run._screen(board))
+    return output.getvalue().splitlines()
+
+
+def full_board(jobs: int) -> Board:
+    board = Board()
+    for number in range(jobs):
+        view = JobView(f"BV{number}", title=f"二次元 {number} \x1b[31m[bold]\n</script>", stage="downloading")
+        view.streams["v80-7"] = StreamProgress("v80-7", 5 * MIB, 10 * MIB, "cdn.example")
+        view.streams["a30280-0"] = StreamProgress("a30280-0", MIB, None)
+        view.speeds["v80-7"] = 1.0 * MIB
+        board.jobs[view.url] = view
+    board.state = "running"
+    return board
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_screen_has_a_bar_for_each_stream_and_fits_any_width(width: int) -> None:
+    lines = drawn(full_board(64), width)
+    assert len(lines) == 64 * 2 + 1
+    assert all(Console(width=1000).measure(line).maximum <= width for line in lines)
+    assert "\x1b[31m" not in "".join(lines)
+
+
+def test_the_screen_tells_size_speed_and_time_left() -> None:
+    text = "\n".join(drawn(full_board(1), 150))
+    assert "5.0/10.0 MiB" in text and "1.0 MiB/s" in text and "00:05" in text
+    assert "[bold]" in text  # a title is shown as it is, not as markup
+    assert "running" in text and "jobs: 1" in text
+
+
+def test_the_options_are_explained() -> None:
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "--help"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    assert "--until-empty" in shown and "--wait" in shown
