@@ -266,7 +266,7 @@ def tls_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
     context = ssl.create_default_context()
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = environ.get(name, "")
-        if not path or environ.get("SSL_CERT_FILE"):
+        if not path:
             continue
         try:
             is_folder = Path(path).is_dir()

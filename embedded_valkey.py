@@ -54,6 +54,8 @@ START_ATTEMPTS = 3
 PATIENCE_SECONDS = 30.0
 """How long a server that holds its lock may stay silent; reading a long append-only file is not silence."""
 
+SOCKET_SECONDS = 3.0
+"""Valkey listens before it loads: a socket that is not there by then was taken away again."""
 STOP_SECONDS = 10.0
 WATCHED = ("server.lock", "users.lock", "password", "valkey.sock")
 PR_SET_PDEATHSIG = 1
@@ -403,7 +405,7 @@ def keep(folder_fd: int, lock: int, binary: str) -> None:
 
     valkey = subprocess.Popen(["valkey-server", "-"], executable=binary, pass_fds=(lock,), preexec_fn=die_with_keeper)
     os.close(lock)  # Valkey's alone, so that it is free in the moment Valkey is gone
-    patient_until = time.monotonic() + PATIENCE_SECONDS
+    patient_until = time.monotonic() + SOCKET_SECONDS
     while valkey.poll() is None and not Path("valkey.sock").is_socket() and time.monotonic() < patient_until:
         time.sleep(0.01)
     files = _identities()

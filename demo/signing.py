@@ -26,7 +26,9 @@ def _upsig(path: str, values: Mapping[str, str]) -> str:
     return hashlib.md5(f"{path}&{signed}&{_SECRET}".encode()).hexdigest()
 
 
-def sign_url(host: str, path: str, *, mirror: int, deadline: int, serial: int, bandwidth: int = 0) -> str:
+def sign_url(
+    host: str, path: str, *, mirror: int, deadline: int, serial: int, bandwidth: int = 0, scheme: str = "http"
+) -> str:
     """Return the URL of a stream at one CDN host, with the query that the real site writes."""
     values = {
         "e": "ig8euxZM2rNcNbdlhoNvNC8BqJIzNbfqXBvEqxTEto8BTrNvN0GvT90W5JZMkX",
@@ -51,7 +53,7 @@ def sign_url(host: str, path: str, *, mirror: int, deadline: int, serial: int, b
         "bw": str(bandwidth // 8),
         "logo": "80000000" if mirror == 0 else "40000000",
     }
-    return f"http://{host}{path}?{urlencode(query, safe=',')}"
+    return f"{scheme}://{host}{path}?{urlencode(query, safe=',')}"
 
 
 def url_serial(path: str, query: Mapping[str, str], unix_seconds: float) -> int | None:

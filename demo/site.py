@@ -28,6 +28,8 @@ from i18n import _
 
 DEFAULT_CACHE = Path(__file__).resolve().parent.parent / ".data" / "demo-media"
 MIRRORS = 3
+REAL_WEB_URL = "https://www.bilibili.com"
+REAL_MEDIA_HOSTS = tuple(f"upos-sz-mirror{name}.bilivideo.com" for name in ("cos", "ali", "hw", "08c"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ async def running_site(
     port: int = 0,
     media_port: int = 0,
     prefix: str = "",
+    real_names: bool = False,
     mirrors: int = MIRRORS,
     rate_bytes_per_second: float = 0.0,
     ffmpeg: str = "",
@@ -167,7 +170,8 @@ async def running_site(
     """Serve the site until the block is left; port 0 takes a free one.
 
     The CDN hosts listen on ``media_port`` and the ports after it. The first start in a ``cache`` makes the
-    streams, which takes half a minute; give every test the same one.
+    streams, which takes half a minute; give every test the same one. With ``real_names`` the answers speak of the
+    real site's https hosts: something between here and the client must lead them here.
     """
     library = await asyncio.to_thread(ensure_library, cache, ffmpeg or imageio_ffmpeg.get_ffmpeg_exe())
     state = SiteState(library, rate_bytes_per_second=rate_bytes_per_second, counters=Counters(mirrors))
@@ -185,6 +189,8 @@ async def running_site(
         actual = await stack.enter_async_context(_listening(app, host, port, lambda server: server))
         site = RunningSite(f"http://{host}:{actual}{prefix.rstrip('/')}", tuple(hosts), state)
         state.web_url, state.media_hosts = site.web_url, site.media_hosts
+        if real_names:
+            state.web_url, state.media_hosts, state.media_scheme = REAL_WEB_URL, REAL_MEDIA_HOSTS[:mirrors], "https"
         yield site
 
 
@@ -198,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--media-port", type=int, default=0, help=_("first port of the CDN; 0 takes free ones"))
     parser.add_argument("--mirrors", type=int, default=MIRRORS, help=_("number of CDN hosts (3)"))
     parser.add_argument("--prefix", default="", help=_("path in front of everything, such as /x"))
+    parser.add_argument("--real-names", action="store_true", help=_("answer with the real https addresses"))
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help=_("folder that keeps the streams"))
     parser.add_argument("--rate", type=float, default=0.0, help=_("bytes per second of each CDN response; 0 is free"))
     parser.add_argument("--end-with-stdin", action="store_true", help=_("end when standard input is closed"))
@@ -226,6 +233,7 @@ async def _serve(options: argparse.Namespace, ffmpeg: str) -> None:
         port=options.port,
         media_port=options.media_port,
         prefix=options.prefix,
+        real_names=options.real_names,
         mirrors=options.mirrors,
         rate_bytes_per_second=options.rate,
         ffmpeg=ffmpeg,

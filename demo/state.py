@@ -22,6 +22,7 @@ class SiteState:
     library: Library
     web_url: str = ""
     media_hosts: tuple[str, ...] = ()
+    media_scheme: str = "http"
     rate_bytes_per_second: float = 0.0
     """Of each CDN response; 0 is as fast as it goes."""
     counters: Counters = field(default_factory=lambda: Counters(0))
@@ -69,9 +70,11 @@ class SiteState:
     def sign(self, path: str, bandwidth: int = 0) -> list[str]:
         """Return the signed URLs of a path at all mirrors, the primary first."""
         self.serial += 1
-        deadline = int(time.time() + self.lifetime_seconds)
+        deadline, scheme = int(time.time() + self.lifetime_seconds), self.media_scheme
         return [
-            sign_url(host, path, mirror=mirror, deadline=deadline, serial=self.serial, bandwidth=bandwidth)
+            sign_url(
+                host, path, mirror=mirror, deadline=deadline, serial=self.serial, bandwidth=bandwidth, scheme=scheme
+            )
             for mirror, host in enumerate(self.media_hosts)
         ]
 

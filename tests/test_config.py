@@ -101,7 +101,8 @@ def test_a_ca_bundle_for_requests_counts(tmp_path: Path) -> None:
         tls_context({"REQUESTS_CA_BUNDLE": str(bundle)})
     with pytest.raises(UsageError, match="CURL_CA_BUNDLE"):
         tls_context({"CURL_CA_BUNDLE": str(tmp_path / "missing.pem")})
-    tls_context({"REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": "set"})
+    with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
+        tls_context({"REQUESTS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": "set"})
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
         tls_context({"REQUESTS_CA_BUNDLE": paths.cafile})

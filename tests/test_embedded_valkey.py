@@ -296,7 +296,7 @@ def test_a_file_deleted_while_it_runs_comes_back(valkey, make_valkey, data_dir, 
         door.set("a", "b")
         identity = run_id(valkey)
         (data_dir / "valkey" / name).unlink()
-        wait_for(lambda: is_gone(data_dir))
+        wait_for(lambda: is_gone(data_dir), 15)
     with client(make_valkey()) as door:
         assert door.get("a") == b"b"
         assert run_id(valkey) != identity
