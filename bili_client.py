@@ -223,7 +223,7 @@ class BiliClient:
             if video.episode_id:
                 params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
                 return parse_playurl(await self._ask_api("/pgc/player/web/playurl", params))
-            return await self._signed_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
+            return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
         except (SiteError, NoWayOut) as error:
             refused = error
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
@@ -254,6 +254,17 @@ class BiliClient:
         raise failure
 
     # -------------------------------------------------------------------------------------- signed calls
+
+    async def _any_playinfo(self, params: Mapping[str, str | int]) -> Playinfo:
+        """Ask the signed API, or, where that or its keys are out of order, the older one that wants no signature."""
+        try:
+            return await self._signed_playinfo(params)
+        except SiteError as error:
+            refused = error
+        try:
+            return parse_playurl(await self._ask_api("/x/player/playurl", params))
+        except SiteError:
+            raise refused from None
 
     async def _signed_playinfo(self, params: Mapping[str, str | int]) -> Playinfo:
         keys, asked_at = await self._wbi_keys()

@@ -320,6 +320,16 @@ async def test_the_page_is_read_where_the_api_fails(site: Site, made: Made, brok
     assert site.paths[VIEW] == (1 if isinstance(broken, str) else 3)
 
 
+@pytest.mark.parametrize("out_of_order", [NAV, PLAYURL])
+async def test_without_keys_or_signed_api_the_older_one_is_asked(site: Site, made: Made, out_of_order: str) -> None:
+    site.texts["/api/x/player/playurl"] = site.texts[PLAYURL]
+    site.texts[out_of_order] = "<html>404</html>"
+    playinfo = await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert playinfo.videos
+    assert site.requests[-1].path == "/api/x/player/playurl"
+    assert "w_rid" not in site.requests[-1].query
+
+
 async def test_the_streams_of_another_part_are_not_taken(site: Site, made: Made) -> None:
     site.texts[PLAYURL] = '{"code":-400,"message":"请求错误"}'
     with pytest.raises(SiteError) as raised:
