@@ -74,7 +74,7 @@ def _nothing() -> None:
 
 def _connect_url(url: str) -> redis.Redis:
     try:
-        pool = redis.ConnectionPool.from_url(url, **_options())
+        pool = redis.ConnectionPool.from_url(url, **_options(retries=1))
     except ValueError as error:
         raise EngineError(_("REDIS_URL cannot be used: {problem}").format(problem=error)) from None
     return redis.Redis(connection_pool=pool)
@@ -87,7 +87,8 @@ def _connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
         """Starts the server again where it is gone, before it connects."""
 
         def _connect(self) -> Any:
-            self.path = engine.ensure().path
+            address = engine.ensure()
+            self.path, self.password = address.path, address.password
             return super()._connect()  # type: ignore[no-untyped-call]
 
     try:
@@ -95,19 +96,40 @@ def _connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
     except BaseException:
         engine.close()
         raise
-    pool = redis.ConnectionPool(connection_class=Connection, path=address.path, password=address.password, **_options())
+    pool = redis.ConnectionPool(
+        connection_class=Connection, path=address.path, password=address.password, **_options(retries=20)
+    )
     return redis.Redis(connection_pool=pool), engine.close
 
 
-def _options() -> dict[str, Any]:
+class _Patience(Retry):
+    """Tries again what may pass; a password that was refused will be refused again."""
+
+    def call_with_retry(
+        self,
+        do: Callable[[], _R],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> _R:
+        def may_pass(error: Exception) -> bool:
+            if isinstance(error, redis.AuthenticationError):
+                return False
+            return is_retryable is None or is_retryable(error)
+
+        return super().call_with_retry(do, fail, may_pass, with_failure_count)
+
+
+def _options(retries: int) -> dict[str, Any]:
+    """Return the driver's options. It retries a connection within each retry of a command: the number counts twice."""
     return {
         "decode_responses": True,
         "encoding_errors": "replace",  # half a surrogate pair in a title must not stop a job
         "socket_timeout": 15,
-        "socket_connect_timeout": 5,
+        "socket_connect_timeout": 3,
         "health_check_interval": 30,
         # Every verb may be repeated: its token or request id makes the answer the same.
-        "retry": Retry(ConstantBackoff(0.05), 20),
+        "retry": _Patience(ConstantBackoff(0.05), retries),
     }
 
 

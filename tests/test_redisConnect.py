@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -17,7 +22,8 @@ from config import Settings
 from errors import EngineError, StaleToken
 from model import Counts, Failure, Lease, Page, Result
 from parse_ import aid_to_bvid
-from redisConnect import BUCKETS, Queue
+from redisConnect import BUCKETS, Queue, open_queue
+from tests.conftest import engine_binary
 
 BV = [aid_to_bvid(aid) for aid in range(170001, 170021)]
 TRANSIENT = Failure("transient", "-500", "the site stumbled")
@@ -513,6 +519,46 @@ def test_a_script_ending_badly_or_an_absent_engine_is_one_sentence(settings: Set
 
 def test_an_unsafe_engine_is_named(queue: Queue) -> None:
     assert any("appendonly yes" in sentence for sentence in queue.unsafe())
+
+
+@pytest.fixture
+def locked_engine(tmp_path: Path) -> Iterator[int]:
+    """The port of an engine that wants a password."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [engine_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "right", "--save", ""]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    with redis.Redis(port=port, password="right") as door:
+        while time.monotonic() < deadline:
+            try:
+                door.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.02)  # it is starting
+        yield port
+    process.terminate()
+    process.wait(10)
+
+
+def test_a_url_with_the_right_password_works_and_a_wrong_one_is_one_sentence_without_it(
+    locked_engine: int, settings: Settings
+) -> None:
+    queue = open_queue(replace(settings, redis_url=f"redis://:right@127.0.0.1:{locked_engine}/0"))
+    assert queue.add([BV[0]]).added == 1
+    assert queue.place == f"127.0.0.1:{locked_engine}"
+    queue.close()
+    for url in (f"redis://:wrongpass@127.0.0.1:{locked_engine}", f"redis://127.0.0.1:{locked_engine}"):
+        with pytest.raises(EngineError) as caught:
+            open_queue(replace(settings, redis_url=url))
+        assert "REDIS_URL" in str(caught.value) and "wrongpass" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "redis://no-such-host.invalid", "unix:///nowhere/socket"])
+def test_an_engine_that_is_not_there_is_one_sentence(settings: Settings, url: str) -> None:
+    with pytest.raises(EngineError, match="cannot be used now"):
+        open_queue(replace(settings, redis_url=url))
 
 
 def test_leases_racing_with_acks_at_the_deadline_have_one_winner(queue: Queue, connection: redis.Redis) -> None:

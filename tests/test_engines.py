@@ -1,0 +1,25 @@
+"""The queue in the engines that users bring: the same tests, in Debian's Redis 7."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_queue_works_in_redis_7() -> None:
+    binary = shutil.which("redis-server")
+    assert binary, "redis-server is missing: tests/install_debian_packages.sh installs it"
+    assert "v=7." in subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_redisConnect.py"]
+    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "ENGINE": binary}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    assert " passed" in ended.stdout
