@@ -55,7 +55,7 @@ from model import (
 from mp4_boxes import read_comment
 from parse_ import choose_streams, parse_job_id
 from part_file import discard_parts, unfinished_jobs
-from queue_client import Beat, Heartbeat, Held, QueueClient, lease_clock
+from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,15 @@ DISK_RESERVE_BYTES = 64 * MIB
 
 PARTS_FOLDER = ".parts"
 EXIT_DEAD, EXIT_DELAYED = 1, 3
+
+_WORDS = {
+    "ready": _("ready"),
+    "delayed": _("delayed"),
+    "dead": _("dead"),
+    "video": _("video"),
+    "audio": _("audio"),
+}
+"""What becomes of a failed job, and the parts of a page, for people."""
 
 _Following = tuple[Lease, float] | None
 """A lease that came with an expansion, and when it was asked for on the lease clock."""
@@ -240,7 +249,9 @@ class PageStreams:
             try:
                 return self.sources()[part]
             except KeyError:
-                raise TransferError(_("The site offers this page's {part} no longer").format(part=part)) from None
+                raise TransferError(
+                    _("The site offers this page's {part} no longer").format(part=_WORDS.get(part, part))
+                ) from None
 
         return refresh
 
@@ -360,8 +371,10 @@ class Scheduler:
 
     def _drop(self, url: str, why: str) -> None:
         """End a job whose lease is not ours any more; nothing is said to the server."""
-        if self._held.pop(url, None) is not None and url in self._tasks:
+        held = self._held.pop(url, None)
+        if held is not None and url in self._tasks:
             log.warning(_("%s: stopped, %s; its chunks stay"), url, why)
+            self._remember_chunks(held.lease)
             self._tasks[url].cancel()
 
     def _take_beat(self, beat: Beat) -> None:
@@ -475,8 +488,7 @@ class Scheduler:
     async def _settle(self, lease: Lease, asked: float) -> _Following:
         """Perform a job and report how it ended: the task boundary, whatever happens inside ends in one verb."""
         view = JobView(lease.url)
-        # A margin for the way of the answer, and for what stands between a check and a rename.
-        held = Held(lease, asked + lease.lease_seconds * 0.95, view.show)
+        held = Held(lease, asked + lease.lease_seconds * OWN_SHARE, view.show)
         self.board.jobs[lease.url], self._held[lease.url] = view, held
         self._tasks[lease.url] = _this_task()
         try:
@@ -517,7 +529,7 @@ class Scheduler:
         self.board.failed += 1
         self.board.dead += state == "dead"
         self.board.failures.append(f"{view.title or lease.url}: {error}")
-        log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, state, error.code, error)
+        log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, _WORDS.get(state, state), error.code, error)
 
     async def _quietly(self, call: Coroutine[Any, Any, Any]) -> None:
         try:
@@ -582,6 +594,7 @@ class Scheduler:
                 duration_seconds=streams.playinfo.duration_seconds,
                 title=view.title,
                 tag=_tag(video, page),
+                scratch=str(self._parts),
             )
             merged = await merge(self._ffmpeg, plan, held.is_ours)
             for file in files.values():

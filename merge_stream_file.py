@@ -2,7 +2,7 @@
 
 ffmpeg's exit status proves little: it is 0 for inputs that lack a fragment or their end. So the boxes of each input
 are walked before, and the tracks of the output are compared with the inputs and with what the site announced after.
-Nothing is decoded or encoded. ffmpeg writes into a hidden temporary file in the folder of the output, locked by the
+Nothing is decoded or encoded. ffmpeg writes into a hidden temporary file on the disk of the output, locked by the
 worker that owns it, so that `remove_leftovers` can tell what a dead worker left from what a living one writes.
 """
 
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -199,10 +199,11 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
     """
     inputs = await asyncio.to_thread(_check_inputs, plan)
     output = Path(plan.output)
-    with _temporary_file(output.parent, inputs.size_bytes) as (temporary, lock), _segment_list_file(plan, temporary):
+    folder = Path(plan.scratch) if plan.scratch else output.parent
+    with _temporary_file(folder, inputs.size_bytes) as (temporary, lock), _segment_list_file(plan, temporary):
         arguments = ffmpeg_arguments(ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container)
         timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
-        await _run(arguments, timeout_seconds, (str(output.parent), *plan.segments, plan.video, plan.audio))
+        await _run(arguments, timeout_seconds, (str(folder), *plan.segments, plan.video, plan.audio))
         merged = await asyncio.to_thread(_check_output, temporary, plan, inputs)
         if not may_publish():
             raise StaleToken(_("{path} was not published: the job is no longer ours").format(path=output))
@@ -454,6 +455,8 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 # ------------------------------------------------------------------------------------------ proofs
 
+_KINDS = {"video": _("video"), "audio": _("audio")}
+
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
@@ -516,12 +519,16 @@ def _only(tracks: tuple[mp4_boxes.Track, ...], kind: str) -> mp4_boxes.Track:
     if len(tracks) != 1 or tracks[0].kind != kind:
         raise MergeError(
             _("one {kind} track is expected, it has: {found}").format(
-                kind=kind, found=", ".join(track.kind for track in tracks) or "-"
+                kind=_KINDS[kind], found=_kinds(track.kind for track in tracks)
             )
         )
     if tracks[0].codec in ("encv", "enca"):
         raise PermanentError(_("the stream is encrypted (DRM)"), code="drm")
     return tracks[0]
+
+
+def _kinds(kinds: Iterable[str]) -> str:
+    return ", ".join(_KINDS[kind] for kind in sorted(kinds)) or "-"
 
 
 @contextlib.contextmanager
@@ -564,7 +571,7 @@ def _check_tracks(tracks: tuple[mp4_boxes.Track, ...], plan: MergePlan, inputs: 
     kinds = sorted(track.kind for track in tracks)
     if kinds != sorted(inputs.seconds):
         raise MergeError(
-            _("it has the tracks {found}, not {expected}").format(found=kinds, expected=sorted(inputs.seconds))
+            _("it has the tracks {found}, not {expected}").format(found=_kinds(kinds), expected=_kinds(inputs.seconds))
         )
     joints = max(len(plan.segments), 1)
     for track in tracks:
@@ -572,7 +579,7 @@ def _check_tracks(tracks: tuple[mp4_boxes.Track, ...], plan: MergePlan, inputs: 
         if abs(seconds - expected) > 0.5 * joints:
             raise MergeError(
                 _("its {kind} track lasts {seconds:.1f} s, the input {expected:.1f} s").format(
-                    kind=track.kind, seconds=seconds, expected=expected
+                    kind=_KINDS[track.kind], seconds=seconds, expected=expected
                 )
             )
         _check_announced(track, plan.duration_seconds)
@@ -588,6 +595,6 @@ def _check_announced(track: mp4_boxes.Track, announced_seconds: float) -> None:
     if not -shorter <= surplus <= longer:
         raise MergeError(
             _("its {kind} track lasts {seconds:.1f} s, the site announced {announced:.1f} s").format(
-                kind=track.kind, seconds=track.duration_seconds, announced=announced_seconds
+                kind=_KINDS[track.kind], seconds=track.duration_seconds, announced=announced_seconds
             )
         )

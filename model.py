@@ -294,7 +294,8 @@ class MergePlan:
     """What ffmpeg is to join: DASH ``video`` and ``audio`` files (either may be missing), or durl ``segments``.
 
     Paths are absolute texts. ``tag`` is written into the file as its comment and read back by
-    ``mp4_boxes.read_comment``: it says which page the file holds.
+    ``mp4_boxes.read_comment``: it says which page the file holds. The output is written in ``scratch``, a folder on
+    the same disk, or beside its place where that is empty.
     """
 
     output: str
@@ -304,6 +305,7 @@ class MergePlan:
     duration_seconds: float = 0.0
     title: str = ""
     tag: str = ""
+    scratch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

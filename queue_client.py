@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 PAGES_PER_CALL = 500
 ANSWER_LIMIT_BYTES = 4 * MIB
+OWN_SHARE = 0.95
+"""Of a lease that a worker believes in: a margin for the way of the answer, and for what follows a check."""
 LOOP_STALL_SECONDS = 600.0
 """A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
 
@@ -372,7 +374,7 @@ class Heartbeat:
             return
         for one in held:
             if one.lease.url not in beat.lost:
-                one.deadline = sent + one.lease.lease_seconds
+                one.deadline = sent + one.lease.lease_seconds * OWN_SHARE
         if beat.heartbeat_seconds is not None and held:
             self._period = max(0.2, min(beat.heartbeat_seconds, held[0].lease.lease_seconds / 3))
         self._on_beat(beat)

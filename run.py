@@ -44,6 +44,19 @@ log = logging.getLogger("run")
 MAX_WORKERS_HERE = 1000
 EXIT_USAGE = 2
 
+_WORDS = {
+    "starting": _("starting"),
+    "running": _("running"),
+    "paused": _("paused"),
+    "parked": _("parked"),
+    "stopping": _("stopping"),
+    "describing": _("reading"),
+    "downloading": _("downloading"),
+    "merging": _("merging"),
+    "recording": _("recording"),
+}
+"""The states of a worker and the stages of a job, for people."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker; return the exit status."""
@@ -101,10 +114,10 @@ def _claim_name(settings: Settings) -> tuple[Settings, FileLock]:
     The number in the name is the lowest free one: a worker that is started anew gets its old name, and with it the
     jobs whose chunks it left.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     for number in range(1, MAX_WORKERS_HERE + 1):
         lock = FileLock(settings.data_dir / f"worker-{number}.lock", timeout=0)
         try:
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             continue
@@ -133,7 +146,7 @@ def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
 async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_seconds: float | None) -> int:
     running = asyncio.Event()
     instance = secrets.token_hex(8)
-    remove_leftovers(settings.download_dir)
+    remove_leftovers(settings.download_dir / PARTS_FOLDER)
     async with (
         make_server_session(settings) as server_session,
         make_session(settings) as site_session,
@@ -185,7 +198,7 @@ def _screen(board: Board) -> Group:
     for view in list(board.jobs.values()):
         _add_rows(table, view)
     totals = _("{state} · jobs: {jobs} · {speed} · done: {done} · failed: {failed}").format(
-        state=_(board.state),
+        state=_WORDS.get(board.state, board.state),
         jobs=len(board.jobs),
         speed=_rate(board.speed_bytes_per_second),
         done=board.done,
@@ -198,7 +211,7 @@ def _add_rows(table: Table, view: JobView) -> None:
     title = Text(_printable(view.title or view.url))
     streams = list(view.streams.values()) if view.stage == "downloading" else []
     if not streams:
-        table.add_row(title, Text(_(view.stage), style="dim"), "", "")
+        table.add_row(title, Text(_WORDS.get(view.stage, view.stage), style="dim"), "", "")
     for stream in streams:
         table.add_row(title, *_bar(stream, view.speeds.get(stream.name, 0.0)))
         title = Text("")
