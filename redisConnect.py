@@ -38,7 +38,7 @@ BUCKETS = 65536
 HAVE_LIMIT = 64
 COMMON_KEYS = (
     *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
-    *("totals", "holds", "alone", "workers", "status", "epoch", "fence"),
+    *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
 )
 """In the order in which ``lua/common.lua`` names them."""
 
@@ -301,7 +301,7 @@ class Queue:
     @_engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
-        return int(self._run("sweep", [], [self._affinity_ms]))
+        return int(self._run("sweep", [], [self._lease_ms, self._affinity_ms]))
 
     # -------------------------------------------------------------------------------- what people look at
 

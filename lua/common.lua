@@ -9,11 +9,13 @@ local FAILED, SUCCESS, TOTALS = KEYS[10], KEYS[11], KEYS[12] -- ZSET by id; STRE
 local HOLDS, ALONE = KEYS[13], KEYS[14] -- HASH worker -> number of leases; worker -> suspect that it holds
 local WORKERS, STATUS = KEYS[15], KEYS[16] -- ZSET worker -> last seen in ms; HASH worker -> JSON
 local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts leases
-local OWN = 18 -- keys after this one are the script's own
+local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lease runs out (both in ms)
+local OWN = 20 -- keys after this one are the script's own
 
 local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
 local ANSWER_MS = 3600 * 1000
 local WORKER_MS = 24 * 3600 * 1000
+local OUTAGE_MS = 5000 -- a queue that was not swept for so long was away, or its clock has jumped
 local SUSPECT_DEATHS, POISON_DEATHS = 2, 3
 
 -- The only clock there is: that of the server.
@@ -90,9 +92,10 @@ local function bury(id, tries, at, code, reason)
   redis.call('ZADD', FAILED, 0, id)
 end
 
--- The worker that held the lease is gone. Its death is noted; the third one alone with a job makes it dead.
+-- The worker that held the lease is taken for dead. The third death, alone with a job, makes the job dead.
 local function expire(id, at, affinity_ms)
   local tries = tries_of(id)
+  tries.lost = redis.call('HGET', TOKEN, id)
   end_lease(id, tries)
   tries.deaths = tries.deaths + 1
   if tries.deaths >= POISON_DEATHS then
@@ -103,11 +106,39 @@ local function expire(id, at, affinity_ms)
   end
 end
 
-local function sweep(at, affinity_ms)
+-- A worker that was taken for dead asks for its lost lease: it was cut off, no job has killed it.
+local function forgive(id, token)
+  local tries = tries_of(id)
+  if tries.lost ~= token then
+    return
+  end
+  tries.lost, tries.deaths = nil, tries.deaths - 1
+  save_tries(id, tries)
+  if tries.code == 'poison' and redis.call('ZREM', DEAD, id) == 1 then
+    redis.call('ZREM', FAILED, id)
+    put_back(id, tries)
+  end
+end
+
+-- While the queue was away nobody could renew a lease: each of them gets a whole term to be renewed in.
+local function leases_may_run_out(at, lease_ms)
+  local away_ms = at - tonumber(redis.call('GET', SWEPT) or at - 1000)
+  if away_ms >= 1000 or away_ms < 0 then
+    redis.call('SET', SWEPT, string.format('%.0f', at))
+  end
+  if away_ms > OUTAGE_MS then
+    redis.call('SET', GRACE, string.format('%.0f', at + lease_ms))
+  end
+  return at >= tonumber(redis.call('GET', GRACE) or 0)
+end
+
+local function sweep(at, lease_ms, affinity_ms)
   local moved = 0
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
-    expire(id, at, affinity_ms)
-    moved = moved + 1
+  if leases_may_run_out(at, lease_ms) then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
+      expire(id, at, affinity_ms)
+      moved = moved + 1
+    end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
     redis.call('ZREM', DELAYED, id)

@@ -18,6 +18,7 @@ for i = 4, #ARGV, 3 do
       end
     end
   else
+    forgive(id, token)
     lost[#lost + 1] = id
   end
 end

@@ -26,7 +26,7 @@ local seen = redis.call('ZSCORE', WORKERS, worker)
 if not seen or at - tonumber(seen) > 10000 then
   redis.call('ZADD', WORKERS, at, worker)
 end
-sweep(at, affinity_ms)
+sweep(at, lease_ms, affinity_ms)
 if redis.call('EXISTS', EPOCH) == 0 then
   redis.call('SET', EPOCH, ARGV[6])
 end

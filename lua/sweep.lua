@@ -1,9 +1,9 @@
 -- sweep: expired leases, due delays, reservations that ran out; workers that were not seen for a day are
--- forgotten. KEYS: the common ones. ARGV: affinity_ms. Answers how many jobs moved.
+-- forgotten. KEYS: the common ones. ARGV: lease_ms, affinity_ms. Answers how many jobs moved.
 
 local at = now()
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', at - WORKER_MS, 'LIMIT', 0, SWEEP_LIMIT)) do
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', STATUS, worker)
 end
-return sweep(at, tonumber(ARGV[1]))
+return sweep(at, tonumber(ARGV[1]), tonumber(ARGV[2]))

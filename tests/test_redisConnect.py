@@ -251,6 +251,56 @@ def test_a_job_whose_worker_died_twice_is_leased_alone_and_dead_after_the_third(
     assert (failure["url"], failure["state"], failure["code"]) == (BV[0], "dead", "poison")
 
 
+def test_a_worker_that_was_cut_off_and_comes_back_has_not_been_killed_by_its_jobs(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    for turn in range(5):
+        lease = lease_one(queue, f"w{turn}")
+        let_expire(connection, lease.url)
+        queue.sweep()
+        assert queue.heartbeat(f"w{turn}", [(lease.url, lease.token, False)], {}) == [lease.url]
+        queue.heartbeat(f"w{turn}", [(lease.url, lease.token, False)], {})  # said twice, it counts once
+    assert queue.counts() == Counts(1, 0, 0, 0, 0)
+    assert lease_one(queue, "w9", have=[BV[0]]).url == BV[0]  # it is no suspect
+
+
+def test_a_job_that_was_called_poison_lives_again_when_its_worker_comes_back(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    die(queue, connection, "w1")
+    die(queue, connection, "w2")
+    lease = lease_one(queue, "w3")
+    let_expire(connection, lease.url)
+    queue.sweep()
+    assert queue.counts().dead == 1
+    queue.heartbeat("w3", [(lease.url, lease.token, False)], {})
+    assert queue.counts() == Counts(1, 0, 0, 0, 0)
+    assert queue.failed("", 10) == ([], None)
+
+
+def test_after_an_outage_of_the_queue_leases_get_a_term_to_be_renewed_in(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    let_expire(connection, lease.url)
+    connection.decrby("{bili:0}:swept", 60_000)
+    assert queue.sweep() == 0
+    assert queue.sweep() == 0
+    assert queue.heartbeat("w1", [(lease.url, lease.token, False)], {}) == []
+    let_expire(connection, lease.url)
+    connection.set("{bili:0}:grace", 1)  # the term is over
+    assert queue.sweep() == 1
+
+
+def test_a_clock_that_jumps_back_stops_nothing(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    connection.incrby("{bili:0}:swept", 3_600_000)
+    let_expire(connection, lease.url)
+    assert queue.sweep() == 1
+
+
 def test_a_suspect_that_ends_well_frees_its_worker(queue: Queue, connection: redis.Redis) -> None:
     queue.add(BV[:2])
     die(queue, connection, "w1")
