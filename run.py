@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -114,17 +115,29 @@ def _claim_name(settings: Settings) -> tuple[Settings, FileLock]:
     The number in the name is the lowest free one: a worker that is started anew gets its old name, and with it the
     jobs whose chunks it left.
     """
+    if settings.worker:
+        # Two processes of one name would take each other's leases for those of a predecessor.
+        lock = _lock_name(settings, f"named-{sha256(settings.worker.encode()).hexdigest()[:16]}")
+        if lock is None:
+            sentence = _("A worker called {name} runs here already: give each its own BILI_WORKER, or none")
+            raise UsageError(sentence.format(name=settings.worker))
+        return settings, lock
     for number in range(1, MAX_WORKERS_HERE + 1):
-        lock = FileLock(settings.data_dir / f"worker-{number}.lock", timeout=0)
-        try:
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            continue
-        except OSError as error:
-            raise UsageError(_cannot_write("BILI_DATA_DIR", settings.data_dir, error)) from None
-        return replace(settings, worker=settings.worker or f"{socket.gethostname()[:48]}-{number}"), lock
+        if lock := _lock_name(settings, str(number)):
+            return replace(settings, worker=f"{socket.gethostname()[:48]}-{number}"), lock
     raise UsageError(_("There are {count} workers on this machine already").format(count=MAX_WORKERS_HERE))
+
+
+def _lock_name(settings: Settings, name: str) -> FileLock | None:
+    lock = FileLock(settings.data_dir / f"worker-{name}.lock", timeout=0)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        return None
+    except OSError as error:
+        raise UsageError(_cannot_write("BILI_DATA_DIR", settings.data_dir, error)) from None
+    return lock
 
 
 def _prepare_folders(settings: Settings) -> None:

@@ -29,6 +29,8 @@ def test_each_worker_of_a_data_folder_has_a_name_of_its_own_and_gets_it_again(se
     assert again.worker == first.worker
     named, named_lock = run._claim_name(replace(settings, worker="attic"))
     assert named.worker == "attic"
+    with pytest.raises(UsageError, match="attic"):
+        run._claim_name(replace(settings, worker="attic"))
     for lock in (second_lock, again_lock, named_lock):
         lock.release()
 
