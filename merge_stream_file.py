@@ -479,7 +479,7 @@ def _check_inputs(plan: MergePlan) -> _Inputs:
     for kind, text in (("video", plan.video), ("audio", plan.audio)):
         if text:
             with _named_input(text) as (file, bytes_):
-                mp4_boxes.check_fragmented(file, bytes_)
+                mp4_boxes.check_stream(file, bytes_)
                 track = _only(mp4_boxes.read_tracks(file, bytes_), kind)
             seconds[kind] = track.duration_seconds
             codec = track.codec if kind == "video" else codec

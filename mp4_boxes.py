@@ -145,6 +145,15 @@ def check_plain(file: BinaryIO, size_bytes: int) -> None:
             raise MergeError(_("the file has no box {kind}").format(kind=_name(kind)))
 
 
+def check_stream(file: BinaryIO, size_bytes: int) -> None:
+    """Raise MergeError unless the file is a whole MP4, fragmented as DASH streams are, or plain as some hosts serve."""
+    kinds = {box.kind for box in _opened(_Reader(file, size_bytes))}
+    if kinds & {b"moof", b"sidx"}:
+        check_fragmented(file, size_bytes)
+    else:
+        check_plain(file, size_bytes)
+
+
 def check_fragmented(file: BinaryIO, size_bytes: int) -> None:
     """Raise MergeError unless the file is a whole fragmented MP4, as DASH streams are.
 

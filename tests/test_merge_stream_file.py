@@ -94,6 +94,19 @@ def names(folder: Path) -> set[str]:
 # ------------------------------------------------------------------------------------------ what is joined
 
 
+async def test_streams_that_are_plain_files_are_joined_too(media: Path, tmp_path: Path) -> None:
+    for name, plan in {"video": dash(media, tmp_path, audio=""), "audio": dash(media, tmp_path, video="")}.items():
+        await merge(FFMPEG, plan)
+        (tmp_path / "out.mp4").rename(tmp_path / f"{name}.m4s")
+    plan = dash(tmp_path, tmp_path, "video.m4s", "audio.m4s")
+    await merge(FFMPEG, plan)
+    assert packets(plan.output, "v") == packets(media / "avc.m4s", "v")
+    cut = (tmp_path / "video.m4s").read_bytes()[:-1]
+    (tmp_path / "video.m4s").write_bytes(cut)
+    with pytest.raises(MergeError, match=r"video\.m4s"):
+        await merge(FFMPEG, plan)
+
+
 @pytest.mark.parametrize(
     ("video", "audio", "found"),
     [
