@@ -586,12 +586,12 @@ def _check_tracks(tracks: tuple[mp4_boxes.Track, ...], plan: MergePlan, inputs: 
 
 
 def _check_announced(track: mp4_boxes.Track, announced_seconds: float) -> None:
-    """Compare a track with what the site announced, which is rounded; sound may end a little before the picture."""
+    """Compare a track with what the site announced, which is rounded; sound may end long before the picture does."""
     if announced_seconds <= 0:
         return
     surplus = track.duration_seconds - announced_seconds
     longer = max(2.0, 0.02 * announced_seconds)
-    shorter = longer if track.kind == "video" else max(5.0, 0.1 * announced_seconds)
+    shorter = longer if track.kind == "video" else max(5.0, 0.5 * announced_seconds)
     if not -shorter <= surplus <= longer:
         raise MergeError(
             _("its {kind} track lasts {seconds:.1f} s, the site announced {announced:.1f} s").format(
