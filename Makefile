@@ -31,7 +31,7 @@ lint: $(VENV)/development
 	$(BIN)/mypy
 
 messages: $(VENV)/development
-	$(BIN)/python tests/messages.py
+	$(BIN)/python locales/messages.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -589,7 +589,7 @@ def retry_failed(sink: Sink, match: str) -> int:
 
 # ------------------------------------------------------------------------------------------ the command line
 
-EXAMPLES = """\
+EXAMPLES = _("""\
 examples:
   python add_url.py BV1xx411c7mD av170001 ep123456
   python add_url.py "https://www.bilibili.com/video/BV1xx411c7mD?p=3" https://b23.tv/abc123
@@ -603,7 +603,7 @@ that a text shared by the app is fine; the rest of the line is ignored. Blank li
 are skipped. An address with ?p=3 means that page only; without it, all pages.
 
 The last line printed is "added 3, known 2, rejected 1". Exit status: 0 all queued or known; 1 something was
-rejected (named on stderr; the rest is queued); 2 wrong usage or settings, or no queue; 130 interrupted."""
+rejected (named on stderr; the rest is queued); 2 wrong usage or settings, or no queue; 130 interrupted.""")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -611,7 +611,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="add_url.py",
         description=_("Put videos into the download queue."),
-        epilog=_(EXAMPLES),
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

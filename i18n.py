@@ -8,7 +8,9 @@ user interface; English is the default.
 from __future__ import annotations
 
 import gettext
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,12 +32,23 @@ def languages(environ: dict[str, str] | os._Environ[str] = os.environ) -> list[s
 
 
 def catalogue(wanted: list[str]) -> gettext.NullTranslations:
-    """Return the translations for the first of ``wanted`` that exists; any Chinese is served by zh_CN."""
-    folded = ["zh_CN" if name.lower().startswith("zh") else name for name in wanted[:1]]
-    return gettext.translation(DOMAIN, LOCALES, folded, fallback=True)
+    """Return the translations for the first of ``wanted`` that is known; any Chinese is served by zh_CN."""
+    for name in wanted:
+        match re.split("[-_.@]", name.lower())[0]:
+            case "zh":
+                return gettext.translation(DOMAIN, LOCALES, ["zh_CN"], fallback=True)
+            case "en" | "c" | "posix":
+                break
+    return gettext.NullTranslations()
 
 
 _user = catalogue(languages())
+if isinstance(_user, gettext.GNUTranslations):
+    # argparse looks up its own words, such as "options", in the default domain.
+    gettext.bindtextdomain(DOMAIN, LOCALES)
+    gettext.textdomain(DOMAIN)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show Chinese must end no script
 
 
 def _(sentence: str) -> str:

@@ -356,8 +356,8 @@ _RISK_CODES = frozenset({-352, -401, -412, -509, -799, 412, 429})
 
 def risk_control(code: object, retry_after_seconds: float | None = None) -> RiskControl:
     """Return the error for the site's wish that we slow down; ``code`` is its number or word for it."""
-    sentence = _("the site's risk control wants fewer requests from this address or account ({code})")
-    return RiskControl(sentence.format(code=code), str(code), retry_after_seconds)
+    sentence = _("the site's risk control wants fewer requests from this address or account")
+    return RiskControl(sentence, str(code), retry_after_seconds)
 
 
 def _code_error(code: int, message: object) -> JobError:
@@ -365,9 +365,9 @@ def _code_error(code: int, message: object) -> JobError:
         return risk_control(code)
     if code in _CODES:
         kind, sentence = _CODES[code]
-        return kind(f"{sentence} ({code})", code)
+        return kind(sentence, code)
     said = _title(message)[:100]
-    return SiteError(_("the site refused with code {code}: {message}").format(code=code, message=said), code)
+    return SiteError(_("the site refused: {message}").format(message=said), code)
 
 
 def _envelope(text: str, also_good: frozenset[int] = frozenset()) -> _Object:

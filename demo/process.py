@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from demo.site import DEFAULT_CACHE
+from i18n import _
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,7 +31,7 @@ class SiteProcess:
         words = self._process.stdout.readline().split()
         if words[:1] != ["ready"]:
             self.close()
-            raise OSError("the stand-in site did not start")
+            raise OSError(_("the stand-in site did not start"))
         self.addresses = dict(word.split("=", 1) for word in words[1:])
 
     def __enter__(self) -> SiteProcess:

@@ -82,7 +82,9 @@ def _targets(site: SiteProcess) -> list[str]:
 
 
 def _environ(site: SiteProcess, port: int) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BILI_", "REDIS_"))}
+    # Windows has no embedded engine: there the demo needs a Redis, elsewhere it must not touch the user's.
+    others = ("BILI_",) if sys.platform == "win32" else ("BILI_", "REDIS_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {
         **kept,
         **site.environ(),
@@ -146,9 +148,9 @@ def _everything(port: int, path: str) -> list[dict[str, Any]]:
 
 
 def _show_files(items: list[dict[str, Any]]) -> None:
-    table = Table("path", title=_("Downloaded"), title_justify="left")
+    table = Table(_("path"), title=_("Downloaded"), title_justify="left")
     table.add_column("MiB", justify="right")
-    table.add_column("s", justify="right")
+    table.add_column(_("seconds"), justify="right")
     for item in items:
         there = (DOWNLOAD / item["path"]).is_file()
         size = f"{item['bytes'] / MIB:.1f}" if there else _("missing")
@@ -157,9 +159,11 @@ def _show_files(items: list[dict[str, Any]]) -> None:
 
 
 def _show_failures(items: list[dict[str, Any]]) -> None:
-    table = Table("id", "state", "code", "reason", title=_("Failed, as the site meant it to"), title_justify="left")
+    words = {"delayed": _("delayed"), "dead": _("dead")}
+    headings = ("id", _("state"), _("code"), _("reason"))
+    table = Table(*headings, title=_("Failed, as the site meant it to"), title_justify="left")
     for item in items:
-        table.add_row(item["url"], item["state"], item["code"], item["reason"])
+        table.add_row(item["url"], words.get(item["state"], item["state"]), item["code"], item["reason"])
     console.print(table)
 
 

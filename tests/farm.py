@@ -19,7 +19,7 @@ from urllib.parse import quote
 from demo.process import SiteProcess
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 def wait_until(what: str, true: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
