@@ -39,9 +39,15 @@ function say(text, isBad) {
 
 let isLost = false;
 
+// Return an absolute address without the user and password that the page's own may have: fetch() refuses those, and
+// the browser sends them anyway.
+function address(path) {
+  return new URL(path, location.origin);
+}
+
 async function refresh() {
   try {
-    const answer = await fetch("/?fragment", { headers: { Accept: "text/html" } });
+    const answer = await fetch(address("/?fragment"), { headers: { Accept: "text/html" } });
     if (!(answer.headers.get("Content-Type") || "").startsWith("text/html")) {
       throw new Error(String(answer.status));
     }
@@ -58,7 +64,7 @@ async function refresh() {
 async function redrive(button, body) {
   button.disabled = true;
   try {
-    const answer = await fetch("/redrive", {
+    const answer = await fetch(address("/redrive"), {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),

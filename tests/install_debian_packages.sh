@@ -1,0 +1,19 @@
+#!/bin/sh
+# Installs what the slow tests need beside Python: a browser and its driver, and a font with Chinese characters.
+# Quick when everything is there. Needs root only when something is missing.
+set -eu
+
+missing=
+command -v chromium >/dev/null || missing="$missing chromium"
+command -v chromedriver >/dev/null || missing="$missing chromium-driver"
+[ -n "$(find /usr/share/fonts -iname '*noto*cjk*' -print -quit 2>/dev/null)" ] || missing="$missing fonts-noto-cjk"
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ]; then
+    echo "The slow tests need these packages; install them as root: apt-get install$missing" >&2
+    exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086 # a list of names
+apt-get install -y -qq --no-install-recommends $missing >/dev/null
