@@ -26,6 +26,7 @@ from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from i18n import _
 from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
 from parse_ import parse_job_id
+from shapes import Check, line, list_of, number, record
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,9 @@ def make_server_session(settings: Settings) -> aiohttp.ClientSession:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The answer to a heartbeat: jobs that are no longer ours, the owner's wishes, when to beat again."""
+    """The answer to a heartbeat: jobs that are no longer ours, and when to beat again."""
 
     lost: tuple[str, ...]
-    control: Mapping[str, Any] | None
     heartbeat_seconds: float | None
 
 
@@ -95,16 +95,17 @@ class QueueClient:
         if have:
             query["have"] = ",".join(have)
         answer, headers = await self._call("GET", "/get_url", query=query, patience_seconds=2.0)
-        if not isinstance(answer, list) or len(answer) > count:
-            raise ServerError(_("The server's answer to a lease request makes no sense"))
+        leases = tuple(Lease(**lease) for lease in _understood(_LEASES, answer))
+        if len(leases) > count:
+            raise ServerError(_("The server gave more leases than were asked for"))
         self._unanswered = None
-        return Leased(tuple(_lease(item) for item in answer), _seconds(headers.get("Retry-After")) or 2.0)
+        return Leased(leases, _header_seconds(headers.get("Retry-After")) or 2.0)
 
     async def expand(self, lease: Lease, title: str, pages: Sequence[Page]) -> Expanded:
         """Report the pages of a container, in as many calls as they need."""
         added = known = 0
         starts = range(0, max(len(pages), 1), PAGES_PER_CALL)
-        answer: Any = {}
+        lease_fields: dict[str, Any] | None = None
         for start in starts:
             part = pages[start : start + PAGES_PER_CALL]
             body: dict[str, Any] = {
@@ -115,21 +116,17 @@ class QueueClient:
             }
             if start != starts[-1]:
                 body["more"] = True
-            answer = _object(await self._post("/expand", body, lease.lease_seconds))
-            added += _count(answer, "added")
-            known += _count(answer, "known")
-        return Expanded(added, known, _lease(answer["lease"]) if answer.get("lease") else None)
+            answer = _understood(_EXPANDED, await self._post("/expand", body, lease.lease_seconds))
+            added += answer["added"]
+            known += answer["known"]
+            lease_fields = answer.get("lease")
+        return Expanded(added, known, Lease(**lease_fields) if lease_fields else None)
 
     async def heartbeat(self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> Beat:
         """Renew leases once: the next beat comes anyway."""
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
-        answer = _object((await self._once("POST", "/heartbeat", None, body))[0])
-        control = answer.get("control")
-        return Beat(
-            tuple(str(url) for url in answer.get("lost", [])),
-            control if isinstance(control, dict) else None,
-            _seconds(answer.get("heartbeat_seconds")),
-        )
+        answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
+        return Beat(tuple(answer["lost"]), answer.get("heartbeat_seconds"))
 
     async def ack(self, lease: Lease, result: Result, patience_seconds: float = 1800.0) -> None:
         """Record a finished page. The file stands, so this waits long for a server that is away."""
@@ -155,7 +152,7 @@ class QueueClient:
         }
         if failure.retry_after_seconds is not None:
             body["retry_after_seconds"] = failure.retry_after_seconds
-        return str(_object(await self._post("/nack", body, lease.lease_seconds)).get("state", ""))
+        return str(_understood(_STATE, await self._post("/nack", body, lease.lease_seconds))["state"])
 
     async def release(self, lease: Lease) -> None:
         """Give a job back at once."""
@@ -163,18 +160,17 @@ class QueueClient:
 
     async def counts(self) -> tuple[Counts, float | None]:
         """Return the jobs by state, and in how many seconds the first delayed one is due."""
-        answer = _object((await self._call("GET", "/status", patience_seconds=10.0))[0])
-        jobs = _object(answer.get("jobs"))
-        names = ("ready", "leased", "delayed", "done", "dead")
-        return Counts(*(_count(jobs, name) for name in names)), _seconds(answer.get("next_due_seconds"))
+        answer = _understood(_STATUS, (await self._call("GET", "/status", patience_seconds=10.0))[0])
+        return Counts(**answer["jobs"]), answer.get("next_due_seconds")
 
     async def delayed(self, limit: int = 100) -> list[tuple[str, float, str]]:
         """Return id, seconds until the next attempt and reason of the first delayed jobs."""
-        answer = _object((await self._call("GET", "/failed", query={"limit": str(limit)}, patience_seconds=10.0))[0])
+        query = {"limit": str(limit)}
+        answer = _understood(_FAILED, (await self._call("GET", "/failed", query=query, patience_seconds=10.0))[0])
         return [
-            (str(item.get("url")), _seconds(item.get("next_retry_seconds")) or 0.0, str(item.get("reason")))
-            for item in map(_object, answer.get("items", []))
-            if item.get("state") == "delayed"
+            (item["url"], item.get("next_retry_seconds", 0.0), item.get("reason", ""))
+            for item in answer["items"]
+            if item["state"] == "delayed"
         ]
 
     async def _post(self, path: str, body: Mapping[str, Any], patience_seconds: float) -> Any:
@@ -224,7 +220,7 @@ class QueueClient:
                 content = await _read(reply)
                 if reply.status == 200:
                     return json.loads(content), reply.headers
-                raise _refusal(reply.status, content, _seconds(reply.headers.get("Retry-After")))
+                raise _refusal(reply.status, content, _header_seconds(reply.headers.get("Retry-After")))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             place = self._server
             raise ServerUnreachable(
@@ -257,40 +253,59 @@ def _refusal(status: int, content: bytes, retry_after_seconds: float | None) -> 
     return ServerError(sentence, status)
 
 
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ServerError(_("The server's answer makes no sense"))
-    return value
-
-
-def _count(values: Mapping[str, Any], name: str) -> int:
-    value = values.get(name)
-    if type(value) is not int or value < 0:
-        raise ServerError(_("The server's answer makes no sense: {name}").format(name=name))
-    return value
-
-
-def _seconds(value: Any) -> float | None:
+def _understood(shape: Check, answer: Any) -> Any:
+    """Return an answer that has a shape; raise ServerError for one that no sane server gives."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if 0 <= number <= 86400 * 365 else None
-
-
-def _lease(value: Any) -> Lease:
-    item = _object(value)
-    url, token, category = item.get("url"), item.get("token"), item.get("category")
-    seconds = _seconds(item.get("lease_seconds"))
-    if not (isinstance(url, str) and isinstance(token, str) and isinstance(category, str)):
-        raise ServerError(_("The server's lease makes no sense"))
-    if seconds is None or seconds < 1 or len(token) > 200 or category_problem(category):
-        raise ServerError(_("The server's lease of {id} makes no sense").format(id=url[:80]))
-    try:
-        parse_job_id(url)
+        return shape(answer)
     except ValueError as error:
-        raise ServerError(_("The server's lease makes no sense: {problem}").format(problem=error)) from None
-    return Lease(url, token, category, _count(item, "attempt"), seconds)
+        raise ServerError(_("The server's answer makes no sense: {problem}").format(problem=error)) from None
+
+
+def _job_id(value: Any) -> str:
+    text: str = line(200)(value)
+    parse_job_id(text)
+    return text
+
+
+def _category(value: Any) -> str:
+    text: str = line(120)(value)
+    if problem := category_problem(text):
+        raise ValueError(problem)
+    return text
+
+
+_COUNT = number(0, 2**63 - 1, whole=True)
+_SECONDS = number(0, 365 * 86400)
+_LEASE = record(
+    {
+        "url": _job_id,
+        "token": line(200, 1),
+        "category": _category,
+        "attempt": number(1, 1000, whole=True),
+        "lease_seconds": number(1, 86400),
+    }
+)
+_LEASES = list_of(_LEASE, 64)
+_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE)
+_BEAT = record({"lost": list_of(line(200), 256)}, heartbeat_seconds=_SECONDS)
+_STATE = record({"state": line(40)})
+_STATUS = record(
+    {"jobs": record(dict.fromkeys(("ready", "leased", "delayed", "done", "dead"), _COUNT))}, next_due_seconds=_SECONDS
+)
+_FAILED = record(
+    {
+        "items": list_of(
+            record({"url": line(200), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000)), 1000
+        )
+    }
+)
+
+
+def _header_seconds(text: str | None) -> float | None:
+    try:
+        return float(_SECONDS(float(text or "")))
+    except ValueError:
+        return None
 
 
 # ------------------------------------------------------------------------------------------ heartbeat

@@ -24,7 +24,6 @@ import signal
 import sys
 import threading
 import time
-import unicodedata
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -53,6 +52,7 @@ from i18n import _, catalogue
 from model import KIB, MIB, Counts, Failure, Page, Result
 from parse_ import MAX_CID, SiteHosts, parse_job_id, parse_target
 from redisConnect import Queue, open_queue
+from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
 
 log = logging.getLogger(__name__)
 
@@ -72,104 +72,7 @@ SWEEP_LIMIT = 100
 SHOWN_FAILURES = 50
 SHOWN_SUCCESSES = 12
 
-# ------------------------------------------------------------------------------------------ checks of what is sent
-
-Check = Callable[[Any], Any]
-"""Returns the value, cleaned; raises ValueError with a sentence that goes behind the field's name."""
-
-
-_CONTROLS = frozenset({"Cc", "Zl", "Zp"})
-
-
-def line(maximum: int, minimum: int = 0, cut: bool = False) -> Check:
-    """Return a check for one line of text; what would control a terminal, or is no UTF-8, is replaced.
-
-    Joiners and marks stay: they are part of emoji and of names of files.
-    """
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(_("a text is expected"))
-        if not minimum <= len(value) <= maximum and not (cut and len(value) > maximum):
-            raise ValueError(_("{low} to {high} characters are expected").format(low=minimum, high=maximum))
-        text = value[:maximum].encode("utf-8", "replace").decode()
-        return "".join(" " if unicodedata.category(character) in _CONTROLS else character for character in text)
-
-    return check
-
-
-def number(low: float, high: float, whole: bool = False) -> Check:
-    """Return a check for a number from ``low`` to ``high``; true and false are none, NaN is in no range."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
-            kind = _("a whole number") if whole else _("a number")
-            raise ValueError(_("{kind} from {low} to {high} is expected").format(kind=kind, low=low, high=high))
-        return value
-
-    return check
-
-
-def flag(value: Any) -> bool:
-    """Check true or false."""
-    if not isinstance(value, bool):
-        raise ValueError(_("true or false is expected"))
-    return value
-
-
-def one_of(*words: str) -> Check:
-    """Return a check for one of some words."""
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise ValueError(_("one of {words} is expected").format(words=", ".join(words)))
-        return value
-
-    return check
-
-
-def list_of(item: Check, maximum: int) -> Check:
-    """Return a check for a list of at most ``maximum`` items."""
-
-    def check(value: Any) -> list[Any]:
-        if not isinstance(value, list) or len(value) > maximum:
-            raise ValueError(_("a list of at most {count} is expected").format(count=maximum))
-        return [_at(f"[{index}]", item, entry) for index, entry in enumerate(value)]
-
-    return check
-
-
-def record(required: Mapping[str, Check], **optional: Check) -> Check:
-    """Return a check for an object; unknown fields are left out, so that later clients may send more.
-
-    An optional field that is null counts as missing.
-    """
-
-    def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(_("an object is expected"))
-        if missing := [name for name in required if name not in value]:
-            raise ValueError(_("{names} is missing").format(names=", ".join(missing)))
-        found = {name: _at(f".{name}", item, value[name]) for name, item in required.items()}
-        given = {name: item for name, item in optional.items() if value.get(name) is not None}
-        return found | {name: _at(f".{name}", item, value[name]) for name, item in given.items()}
-
-    return check
-
-
-def lenient(**fields: Check) -> Check:
-    """Return a check for an object that is only shown to people: what does not fit is left out."""
-
-    def check(value: Any) -> dict[str, Any]:
-        found = {}
-        for name, item in fields.items() if isinstance(value, dict) else ():
-            try:
-                found[name] = item(value[name])
-            except (KeyError, ValueError):
-                continue
-        return found
-
-    return check
+# ------------------------------------------------------------------------------------------ what requests look like
 
 
 def job_id(value: Any) -> str:
@@ -177,14 +80,6 @@ def job_id(value: Any) -> str:
     text: str = line(200)(value)
     parse_job_id(text)
     return text
-
-
-def _at(place: str, check: Check, value: Any) -> Any:
-    try:
-        return check(value)
-    except ValueError as error:
-        inner = str(error)
-        raise ValueError(f"{place}{inner}" if inner[:1] in ".[" else f"{place}: {inner}") from None
 
 
 def _code(value: Any) -> str:
@@ -204,7 +99,13 @@ _PAGE = record(
 _EXPAND = record(
     _LEASE_FIELDS, title=_TITLE, pages=list_of(_PAGE, MAX_PAGES), urls=list_of(job_id, MAX_PAGES), more=flag
 )
-_STREAM = lenient(name=line(40, cut=True), done_bytes=_SIZE, total_bytes=_SIZE)
+_STREAM = lenient(
+    name=line(40, cut=True),
+    done_bytes=_SIZE,
+    total_bytes=_SIZE,
+    mirror=line(80, cut=True),
+    speed_bytes_per_second=number(0, 1e15),
+)
 _PROGRESS = lenient(title=line(120, cut=True), stage=line(40, cut=True), streams=list_of(_STREAM, 64), chunks=flag)
 _WORKER_STATE = lenient(
     state=line(40, cut=True),
@@ -258,7 +159,7 @@ def read_query(name: str, check: Check, default: Any) -> Any:
 
 def _checked(check: Check, value: Any, name: str) -> Any:
     with bad_request():
-        return _at(name, check, value)
+        return at(name, check, value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model"}),
-    frozenset({"config", "create_folder", "embedded_valkey", "mp4_boxes", "parse_", "part_file", "retry"}),
+    frozenset({"config", "create_folder", "embedded_valkey", "mp4_boxes", "parse_", "part_file", "retry", "shapes"}),
     frozenset({"bili_client", "download_stream_file", "merge_stream_file", "queue_client", "redisConnect"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
@@ -24,7 +24,7 @@ LEVELS: tuple[frozenset[str], ...] = (
 
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
-PURE = frozenset({"config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "retry"})
+PURE = frozenset({"config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "retry", "shapes"})
 
 DOORS = {
     "redis": {"redisConnect"},

@@ -1,0 +1,117 @@
+"""What JSON from outside must look like: small checks that are put together to the shape of a whole message.
+
+The server checks what is sent to it with them, the workers' client what the server answers.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from i18n import _
+
+Check = Callable[[Any], Any]
+"""Returns the value, cleaned; raises ValueError with a sentence that goes behind the field's name."""
+
+_CONTROLS = frozenset({"Cc", "Zl", "Zp"})
+
+
+def line(maximum: int, minimum: int = 0, cut: bool = False) -> Check:
+    """Return a check for one line of text; what would control a terminal, or is no UTF-8, is replaced.
+
+    Joiners and marks stay: they are part of emoji and of names of files.
+    """
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(_("a text is expected"))
+        if not minimum <= len(value) <= maximum and not (cut and len(value) > maximum):
+            raise ValueError(_("{low} to {high} characters are expected").format(low=minimum, high=maximum))
+        text = value[:maximum].encode("utf-8", "replace").decode()
+        return "".join(" " if unicodedata.category(character) in _CONTROLS else character for character in text)
+
+    return check
+
+
+def number(low: float, high: float, whole: bool = False) -> Check:
+    """Return a check for a number from ``low`` to ``high``; true and false are none, NaN is in no range."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+            kind = _("a whole number") if whole else _("a number")
+            raise ValueError(_("{kind} from {low} to {high} is expected").format(kind=kind, low=low, high=high))
+        return value
+
+    return check
+
+
+def flag(value: Any) -> bool:
+    """Check true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(_("true or false is expected"))
+    return value
+
+
+def one_of(*words: str) -> Check:
+    """Return a check for one of some words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(_("one of {words} is expected").format(words=", ".join(words)))
+        return value
+
+    return check
+
+
+def list_of(item: Check, maximum: int) -> Check:
+    """Return a check for a list of at most ``maximum`` items."""
+
+    def check(value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > maximum:
+            raise ValueError(_("a list of at most {count} is expected").format(count=maximum))
+        return [at(f"[{index}]", item, entry) for index, entry in enumerate(value)]
+
+    return check
+
+
+def record(required: Mapping[str, Check], **optional: Check) -> Check:
+    """Return a check for an object; unknown fields are left out, so that later clients may send more.
+
+    An optional field that is null counts as missing.
+    """
+
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError(_("an object is expected"))
+        if missing := [name for name in required if name not in value]:
+            raise ValueError(_("{names} is missing").format(names=", ".join(missing)))
+        found = {name: at(f".{name}", item, value[name]) for name, item in required.items()}
+        given = {name: item for name, item in optional.items() if value.get(name) is not None}
+        return found | {name: at(f".{name}", item, value[name]) for name, item in given.items()}
+
+    return check
+
+
+def lenient(**fields: Check) -> Check:
+    """Return a check for an object that is only shown to people: what does not fit is left out."""
+
+    def check(value: Any) -> dict[str, Any]:
+        found = {}
+        for name, item in fields.items() if isinstance(value, dict) else ():
+            try:
+                found[name] = item(value[name])
+            except (KeyError, ValueError):
+                continue
+        return found
+
+    return check
+
+
+def at(place: str, check: Check, value: Any) -> Any:
+    """Return the checked value; the error of a wrong one begins with its place."""
+    try:
+        return check(value)
+    except ValueError as error:
+        inner = str(error)
+        raise ValueError(f"{place}{inner}" if inner[:1] in ".[" else f"{place}: {inner}") from None
