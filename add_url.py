@@ -461,7 +461,8 @@ class Adder:
             else:
                 ranked, ids = None, [self._id(entry.text)]
         except (ValueError, JobError) as error:
-            self._reject(entry, str(error) + _hint(entry))
+            code = f" ({error.code})" if isinstance(error, JobError) else ""
+            self._reject(entry, f"{error}{code}{_hint(entry)}")
             return
         if ranked is not None:
             if not ids:
