@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the slow tests need beside Python: a browser and its driver, and a font with Chinese characters.
+# Installs what the slow tests need beside Python: a browser and its driver, a font with Chinese characters, Redis 7.
 # Quick when everything is there. Needs root only when something is missing.
 set -eu
 
@@ -7,6 +7,8 @@ missing=
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v chromedriver >/dev/null || missing="$missing chromium-driver"
 [ -n "$(find /usr/share/fonts -iname '*noto*cjk*' -print -quit 2>/dev/null)" ] || missing="$missing fonts-noto-cjk"
+
+command -v redis-check-rdb >/dev/null || missing="$missing redis-tools"
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
