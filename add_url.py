@@ -104,6 +104,29 @@ def persist(call: Callable[[], T], transient: type[Exception]) -> T:
     return call()
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Hold a signal back until what is inside is done and counted; a second one is let through at once."""
+    held: list[tuple[int, FrameType | None]] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append((number, frame))
+        if len(held) > 1:
+            before[signal.Signals(number)](number, frame)
+
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number_held, frame in held:
+        before[signal.Signals(number_held)](number_held, frame)
+
+
 def shown(text: str) -> str:
     """Return ``text`` as it may be written to a terminal: printable, and not long."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text[:200])
@@ -495,9 +518,10 @@ class Adder:
     def _send(self, batch: Sequence[tuple[str, Entry]], category: str, source: str) -> None:
         if not batch:
             return
-        answer = self._sink.add([id_ for id_, _entry in batch], category, source, self._refresh, uuid4().hex)
-        self.tally.added += answer.added
-        self.tally.known += answer.known
+        with undivided():
+            answer = self._sink.add([id_ for id_, _entry in batch], category, source, self._refresh, uuid4().hex)
+            self.tally.added += answer.added
+            self.tally.known += answer.known
         entries = dict(reversed(batch))
         for id_, reason in answer.rejected:
             self._reject(entries.get(id_, Entry(id_)), reason)

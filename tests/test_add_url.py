@@ -416,6 +416,20 @@ def test_a_hundred_thousand_lines_in_constant_memory(
     assert queue.counts().ready == 101_000
 
 
+def test_a_signal_in_the_middle_of_a_batch_waits_until_it_is_counted_and_a_second_one_does_not() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), add_url.undivided():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the batch is counted")
+    assert done
+    with pytest.raises(KeyboardInterrupt), add_url.undivided():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("never")
+    assert len(done) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_ctrl_c_says_what_was_added(environ: dict[str, str], queue: Queue) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "add_url.py"), "--file", "-"],
