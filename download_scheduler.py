@@ -341,7 +341,7 @@ class Scheduler:
             self._heartbeat.worker_turns()
             self._obey(self.working.read())
             for url, held in list(self._held.items()):
-                if not held.finished and not held.is_ours():
+                if not held.is_ours():
                     self._drop(url, _("its lease ran out before it could be renewed"))
             if self._paused_since is not None and lease_clock() - self._paused_since > PAUSE_LIMIT_SECONDS:
                 self._give_back_paused()
@@ -350,32 +350,35 @@ class Scheduler:
             await asyncio.sleep(TICK_SECONDS)
 
     def _obey(self, working: Working) -> None:
-        if working != self._obeyed:
-            self._obeyed = working
-            self._changed.set()
-        if working.running and not self._running.is_set():
+        if working == self._obeyed:
+            return
+        if working.running:
             self._running.set()
             self._paused_since = None
-            log.info(
-                _('Running, %d at a time (working.json: "stop": 1 runs, 0 stops; "count": %d)'), *(working.count,) * 2
-            )
-        elif not working.running and (self._running.is_set() or self._paused_since is None):
+            count = working.count
+            log.info(_('Running, %d at a time (working.json: "stop": 1 runs, 0 stops; "count": %d)'), count, count)
+        elif self._running.is_set() or self._obeyed is None:
             self._running.clear()
             self._paused_since = lease_clock()
             log.info(_('Paused (working.json: "stop": 0); set "stop" to 1 to go on'))
+        self._obeyed = working
+        self._changed.set()
 
     def _give_back_paused(self) -> None:
-        for url in list(self._tasks):
+        self._paused_since = float("inf")  # once: a second cancellation would cut the goodbye short
+        for url, task in list(self._tasks.items()):
             log.info(_("%s: given back, because this worker is paused for long; its chunks stay"), url)
-            self._tasks[url].cancel()
+            task.cancel()
 
     def _drop(self, url: str, why: str) -> None:
         """End a job whose lease is not ours any more; nothing is said to the server."""
-        held = self._held.pop(url, None)
-        if held is not None and url in self._tasks:
-            log.warning(_("%s: stopped, %s; its chunks stay"), url, why)
-            self._remember_chunks(held.lease)
-            self._tasks[url].cancel()
+        held = self._held.get(url)
+        if held is None or held.settling:
+            return
+        log.warning(_("%s: stopped, %s; its chunks stay"), url, why)
+        del self._held[url]
+        self._remember_chunks(held.lease)
+        self._tasks[url].cancel()
 
     def _take_beat(self, beat: Beat) -> None:
         for url in beat.lost:
@@ -496,7 +499,7 @@ class Scheduler:
         except StaleToken:
             log.warning(_("%s: dropped, its lease has moved on"), lease.url)
         except JobError as error:
-            await self._fail(lease, view, error)
+            await self._fail(held, view, error)
         except ServerError as error:
             log.warning(_("%s: its outcome could not be told: %s"), lease.url, error)
         except asyncio.CancelledError:
@@ -506,7 +509,7 @@ class Scheduler:
             raise
         except Exception as error:  # the one place for surprises: a bug met in one job must not end the others
             log.exception(_("%s: unexpected error"), lease.url)
-            await self._fail(lease, view, TransientError(f"{type(error).__name__}: {error}", "unexpected"))
+            await self._fail(held, view, TransientError(f"{type(error).__name__}: {error}", "unexpected"))
         finally:
             for by_url in (self.board.jobs, self._held, self._tasks):
                 by_url.pop(lease.url, None)
@@ -516,7 +519,9 @@ class Scheduler:
         if parse_job_id(lease.url).is_page:
             self._unfinished[lease.url] = None
 
-    async def _fail(self, lease: Lease, view: JobView, error: JobError) -> None:
+    async def _fail(self, held: Held, view: JobView, error: JobError) -> None:
+        lease = held.lease
+        held.settling = True
         self._remember_chunks(lease)
         if isinstance(error, CircumstanceError):
             self._park(error)
@@ -542,13 +547,13 @@ class Scheduler:
         job = parse_job_id(lease.url)
         video = await self._site.describe(job)
         if not job.is_page:
-            return await self._expand(lease, job, video)
+            return await self._expand(held, job, video)
         page = video.page_with_cid(job.cid)
         if page is None:
             raise PermanentError(_("The uploader has taken this page away"), "page-gone")
         view.title = video.title if len(video.pages) == 1 else f"{video.title} P{page.number} {page.title}"
         result = await self._file(held, view, video, page)
-        held.finished = True
+        held.settling = True
         view.stage = "recording"
         await self._queue.ack(lease, result)
         self._unfinished.pop(lease.url, None)
@@ -557,13 +562,15 @@ class Scheduler:
         log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
         return None
 
-    async def _expand(self, lease: Lease, job: JobId, video: Video) -> _Following:
+    async def _expand(self, held: Held, job: JobId, video: Video) -> _Following:
+        lease = held.lease
         for note in video.notes:
             log.warning("%s: %s", lease.url, note)
         pages = [page for page in video.pages if not job.number or page.number == job.number]
         if not pages:
             sentence = _("There is no page {number}: the video has {count}")
             raise PermanentError(sentence.format(number=job.number, count=len(video.pages)), "no-such-page")
+        held.settling = True
         asked = lease_clock()
         expanded = await self._queue.expand(lease, video.title, pages)
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)

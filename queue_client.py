@@ -319,8 +319,8 @@ class Held:
     deadline: float
     progress: Callable[[], Mapping[str, Any]] = field(repr=False)
     """Called from the heartbeat's thread: what to say of the job; ``chunks`` in it tells of bytes on disk."""
-    finished: bool = False
-    """The file stands: only the server's answer matters now, not our own clock."""
+    settling: bool = False
+    """A verb that ends the lease is under way: its answer decides, not our clock, and not a heartbeat beside it."""
 
     def is_ours(self) -> bool:
         """Tell whether the lease still stands by our own clock, with a margin for what follows."""

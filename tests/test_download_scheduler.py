@@ -22,8 +22,8 @@ from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
 from download_scheduler import Board, JobView, Scheduler, WorkingFile
 from download_stream_file import Wire, make_media_session, media_allowed
-from model import MIB, Counts, StreamProgress, Working
-from queue_client import QueueClient, make_server_session
+from model import MIB, Counts, Lease, StreamProgress, Working
+from queue_client import Beat, QueueClient, make_server_session
 from redisConnect import Queue
 
 PLAIN, LARGE = video("plain"), video("large-a")
@@ -228,6 +228,32 @@ async def test_a_job_that_another_worker_has_now_is_stopped_and_leaves_no_file(
     assert queue.counts() == Counts(0, 1, 0, 0, 0)
     assert not list(worker.settings.download_dir.rglob("*.mp4"))
     assert worker.parts()
+
+
+@pytest.mark.parametrize("verb", ["expand", "ack"])
+async def test_a_heartbeat_that_crosses_the_end_of_a_lease_ends_nothing(
+    queue: Queue,
+    connection: redis.Redis,
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    """The server has ended the lease by then, so it calls it lost; what came in its place must not be dropped."""
+    original = getattr(QueueClient, verb)
+    workers: list[Worker] = []
+
+    async def crossed(self: QueueClient, lease: Lease, *arguments: Any) -> Any:
+        answer = await original(self, lease, *arguments)
+        workers[0].scheduler._take_beat(Beat((lease.url,), None))
+        await asyncio.sleep(0)  # a cancellation would arrive here
+        return answer
+
+    monkeypatch.setattr(QueueClient, verb, crossed)
+    queue.add([PLAIN.bvid])
+    workers.append(await start_worker())
+    await until("done", lambda: workers[0].scheduler.board.done == 1)
+    assert queue.counts() == Counts(0, 0, 0, 1, 0)
+    assert connection.get("{bili:0}:fence") == "2"  # the container's lease and the page's, no third one
 
 
 async def test_a_worker_that_cannot_renew_stops_by_its_own_clock(
