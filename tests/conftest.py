@@ -78,9 +78,17 @@ def queue(connection: redis.Redis, settings: Settings) -> Iterator[Queue]:
 def queue_server(queue: Queue, settings: Settings) -> Iterator[str]:
     """The address of a real queue server in a thread of the test."""
     server = waitress.create_server(create_app(settings, queue), host="127.0.0.1", port=0, threads=4)
-    thread = threading.Thread(target=server.run, daemon=True)
+    ended = threading.Event()
+
+    def serve() -> None:
+        # Turn by turn, so that the server is closed by the thread that runs it.
+        while not ended.is_set():
+            server.asyncore.loop(timeout=0.05, map=server._map, count=1)
+        server.task_dispatcher.shutdown()
+        server.asyncore.close_all(server._map, ignore_all=True)
+
+    thread = threading.Thread(target=serve)
     thread.start()
     yield f"http://127.0.0.1:{server.effective_port}"
-    server.close()
-    server.task_dispatcher.shutdown()
-    thread.join(5)
+    ended.set()
+    thread.join()
