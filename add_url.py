@@ -106,7 +106,7 @@ def persist(call: Callable[[], T], transient: type[Exception]) -> T:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Hold a signal back until what is inside is done and counted; a second one is let through at once."""
+    """Hold a signal back until what is inside is counted, or has failed; a second one is let through at once."""
     held: list[tuple[int, FrameType | None]] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     before = {number: handler for number, handler in handlers.items() if callable(handler)}
@@ -123,8 +123,8 @@ def undivided() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number_held, frame in held:
-        before[signal.Signals(number_held)](number_held, frame)
+        for number_held, frame in held:
+            before[signal.Signals(number_held)](number_held, frame)
 
 
 def shown(text: str) -> str:
@@ -150,7 +150,7 @@ class Sink(Protocol):
         """Return a piece of the list of failed jobs, and where the next one starts, None at the end."""
 
     def redrive(self, urls: Sequence[str]) -> int:
-        """Make these dead jobs ready again; return how many were dead."""
+        """Make these dead or delayed jobs ready again; return how many were either."""
 
     def redrive_all(self) -> int:
         """Make all dead jobs ready again; return how many there were."""
@@ -195,7 +195,7 @@ class ServerSink:
         return self._items(answer, "items"), answer.get("next") or None
 
     def redrive(self, urls: Sequence[str]) -> int:
-        """Make these dead jobs ready again."""
+        """Make these dead or delayed jobs ready again."""
         return self._integer(self._call("POST", "/redrive", {"urls": list(urls)}), "redriven")
 
     def redrive_all(self) -> int:
@@ -728,15 +728,31 @@ def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> No
             return
         if not (options.targets or options.file):
             names = ", ".join(category.name for category in ranked_categories(options.category))
-            print(_("Nothing was named: adding the first {count} of {names}").format(count=options.limit, names=names))
-            sys.stdout.flush()
+            sentence = _("Nothing was named: adding the first {count} of {names}")
+            print(sentence.format(count=options.limit, names=names), flush=True)
         (watch if options.watch else add_all)(sink, settings, options, tally)
     finally:
         sink.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script and return its exit status."""
+    """Run the script and return its exit status, 1 where whoever read its output has gone."""
+    try:
+        try:
+            return run(arguments)
+        finally:
+            print(end="", flush=True)  # else the interpreter does, and complains
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # what could not be written is still in there, and goes nowhere at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Do what the command line says, and print the last line; return the exit status."""
     options = make_parser().parse_intermixed_args(arguments)
     options.category = options.category or ""  # an empty default would go through the check
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -7,6 +7,7 @@ a job whose lease moved on ends in none. working.json is read twice a second and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
@@ -32,6 +33,7 @@ from errors import (
     StaleToken,
     TransferError,
     TransientError,
+    Unauthorized,
 )
 from i18n import _
 from merge_stream_file import merge
@@ -65,6 +67,7 @@ PAUSE_LIMIT_SECONDS = 600.0
 GOODBYE_SECONDS = 1.5
 SPEED_WINDOW_SECONDS = 5.0
 HAVE_LIMIT = 64
+UNFINISHED_LIMIT = 4096
 DISK_RESERVE_BYTES = 64 * MIB
 
 PARTS_FOLDER = ".parts"
@@ -78,9 +81,6 @@ _WORDS = {
     "audio": _("audio"),
 }
 """What becomes of a failed job, and the parts of a page, for people."""
-
-_Following = tuple[Lease, float] | None
-"""A lease that came with an expansion, and when it was asked for on the lease clock."""
 
 
 class WorkingFile:
@@ -276,6 +276,7 @@ class Scheduler:
         self._running = running
         self._parts = settings.download_dir / PARTS_FOLDER
         self._slots: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._held: dict[str, Held] = {}
         self._unfinished: dict[str, None] = {}
@@ -306,32 +307,51 @@ class Scheduler:
         self.working.create_if_missing()
         self._obey(self.working.read())
         self._parts.mkdir(parents=True, exist_ok=True)
-        self._unfinished = dict.fromkeys(unfinished_jobs(self._parts))
+        for url in reversed(unfinished_jobs(self._parts)):
+            self._remember_chunks(url)
         self._heartbeat.start()
-        ticker = asyncio.create_task(self._ticks())
+        leasing = asyncio.create_task(self._lease_until_empty(until_empty_seconds))
+        ends = [leasing, asyncio.create_task(self._ticks()), asyncio.create_task(self._stopping.wait())]
         try:
-            return await self._lease_until_stopped(until_empty_seconds)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._stopping.set()
             self.board.state = "stopping"
-            ticker.cancel()
+            for task in ends:
+                task.cancel()
+            outcomes = await asyncio.gather(*ends, return_exceptions=True)
             await self._say_goodbye()
             self._heartbeat.stop()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return leasing.result() if not leasing.cancelled() else 0
 
     def stop(self) -> None:
         """Lease no more; keep what is on disk; give all leases back. run() returns soon after."""
         log.info(_("Stopping: jobs go back at once, chunks stay; once more to end without"))
         self._stopping.set()
-        self._changed.set()
 
     async def _say_goodbye(self) -> None:
-        """End all jobs and release their leases at once, in a bounded time."""
+        """End all jobs and release every lease at once, in a bounded time."""
         for task in self._slots:
             task.cancel()
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await asyncio.gather(*self._slots, return_exceptions=True)
+                await asyncio.gather(*self._slots, *self._errands, self._give_back_unheard(), return_exceptions=True)
+                # What is left belongs to tasks that were ended before they began.
+                left = [self._quietly(self._queue.release(held.lease)) for held in self._held.values()]
+                await asyncio.gather(*left)
         except TimeoutError:
             log.warning(_("Some leases could not be given back; they run out by themselves"))
+
+    async def _give_back_unheard(self) -> None:
+        """Ask once more for the answer to a lease request that was cut off, and give back what it gave."""
+        if not self._queue.has_unanswered_request:
+            return
+        with contextlib.suppress(ServerError):
+            for lease in (await self._queue.lease(1)).leases:
+                await self._quietly(self._queue.release(lease))
 
     # -------------------------------------------------------------------------------- steering
 
@@ -340,9 +360,9 @@ class Scheduler:
         while True:
             self._heartbeat.worker_turns()
             self._obey(self.working.read())
-            for url, held in list(self._held.items()):
-                if not held.is_ours():
-                    self._drop(url, _("its lease ran out before it could be renewed"))
+            for held in list(self._held.values()):
+                if not held.is_ours() and self._drop(held, _("its lease ran out before it could be renewed")):
+                    self._heartbeat.apologize(held)
             if self._paused_since is not None and lease_clock() - self._paused_since > PAUSE_LIMIT_SECONDS:
                 self._give_back_paused()
             self.board.sample(lease_clock())
@@ -370,19 +390,28 @@ class Scheduler:
             log.info(_("%s: given back, because this worker is paused for long; its chunks stay"), url)
             task.cancel()
 
-    def _drop(self, url: str, why: str) -> None:
-        """End a job whose lease is not ours any more; nothing is said to the server."""
-        held = self._held.get(url)
-        if held is None or held.settling:
-            return
+    def _drop(self, held: Held, why: str) -> bool:
+        """End a job whose lease is not ours any more, nothing is said to the server; tell whether it was in work."""
+        url = held.lease.url
+        if self._held.get(url) is not held or held.settling:
+            return False
         log.warning(_("%s: stopped, %s; its chunks stay"), url, why)
-        del self._held[url]
-        self._remember_chunks(held.lease)
-        self._tasks[url].cancel()
+        self._let_go(held)
+        self._remember_chunks(url)
+        if url in self._tasks:  # else it has not begun
+            self._tasks[url].cancel()
+        return True
 
     def _take_beat(self, beat: Beat) -> None:
-        for url in beat.lost:
-            self._drop(url, _("another worker has it now"))
+        for held in beat.lost:
+            self._drop(held, _("another worker has it now"))
+        for held in beat.returned:  # given up by our own clock, while the server still kept it for us
+            self._later(self._quietly(self._queue.release(held.lease)))
+
+    def _later(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(call)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     def _park(self, error: CircumstanceError) -> None:
         """Lease nothing for a while: what went wrong is this machine's or its address's, not the job's."""
@@ -408,13 +437,12 @@ class Scheduler:
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
             "working": {"stop": working.stop, "count": working.count},
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
-            "done": self.board.done,
         }
 
     # -------------------------------------------------------------------------------- leasing
 
-    async def _lease_until_stopped(self, until_empty_seconds: float | None) -> int:
-        while not self._stopping.is_set():
+    async def _lease_until_empty(self, until_empty_seconds: float | None) -> int:
+        while True:
             self._changed.clear()
             free = self.working.now.count - len(self._slots)
             parked_seconds = self._parked_until - lease_clock()
@@ -430,7 +458,6 @@ class Scheduler:
                     await self._changed.wait()
             except TimeoutError:
                 continue
-        return 0
 
     async def _status_when_empty(self, wait_seconds: float) -> int | None:
         """Return the exit status when nothing is left to wait for, else None."""
@@ -450,7 +477,7 @@ class Scheduler:
 
     async def _lease(self, free: int) -> float:
         """Lease up to ``free`` jobs and start them; return how long to wait before asking again, 0 for not at all."""
-        have = [url for url in self._unfinished if url not in self._held][:HAVE_LIMIT]
+        have = [url for url in reversed(self._unfinished) if url not in self._held][:HAVE_LIMIT]
         asked = lease_clock()
         try:
             answer = await self._queue.lease(free, have)
@@ -469,9 +496,12 @@ class Scheduler:
         return 0.0 if len(answer.leases) >= free else answer.retry_after_seconds * (0.5 + self._draw() / 2)
 
     def _start(self, lease: Lease, asked: float) -> None:
-        if lease.url in self._held:
+        known = self._held.get(lease.url)
+        if known is not None and known.lease.token == lease.token:
             return  # a repeated answer
-        task = asyncio.create_task(self._slot(lease, asked), name=lease.url)
+        if known is not None:
+            self._drop(known, _("it was leased anew"))
+        task = asyncio.create_task(self._slot(self._hold(lease, asked)), name=lease.url)
         self._slots.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -482,49 +512,70 @@ class Scheduler:
 
     # -------------------------------------------------------------------------------- one job
 
-    async def _slot(self, lease: Lease, asked: float) -> None:
-        """Work on a leased job, then on the page that a container's expansion leases in its place."""
-        following: _Following = (lease, asked)
-        while following is not None:
-            following = await self._settle(*following)
-
-    async def _settle(self, lease: Lease, asked: float) -> _Following:
-        """Perform a job and report how it ended: the task boundary, whatever happens inside ends in one verb."""
+    def _hold(self, lease: Lease, asked: float) -> Held:
         view = JobView(lease.url)
         held = Held(lease, asked + lease.lease_seconds * OWN_SHARE, view.show)
         self.board.jobs[lease.url], self._held[lease.url] = view, held
-        self._tasks[lease.url] = _this_task()
+        return held
+
+    def _let_go(self, held: Held) -> None:
+        if self._held.get(held.lease.url) is held:
+            del self._held[held.lease.url]
+            self.board.jobs.pop(held.lease.url, None)
+
+    async def _slot(self, held: Held) -> None:
+        """Work on a leased job, then on the page that a container's expansion leases in its place."""
+        following: Held | None = held
+        while following is not None and self._held.get(following.lease.url) is following:
+            following = await self._settle(following)
+
+    async def _settle(self, held: Held) -> Held | None:
+        """Perform a job and report how it ended: the task boundary, whatever happens inside ends in one verb."""
+        lease, view = held.lease, self.board.jobs[held.lease.url]
+        self._tasks[lease.url] = task = _this_task()
         try:
             return await self._perform(held, view)
         except StaleToken:
             log.warning(_("%s: dropped, its lease has moved on"), lease.url)
+            self._remember_chunks(lease.url)
         except JobError as error:
             await self._fail(held, view, error)
-        except ServerError as error:
+        except (ServerUnreachable, Unauthorized) as error:
             log.warning(_("%s: its outcome could not be told: %s"), lease.url, error)
+        except ServerError as error:  # it will refuse the same again, now and on every machine
+            await self._fail(held, view, TransientError(str(error), "refused"))
         except asyncio.CancelledError:
-            if lease.url in self._held:  # still ours: this worker stops, or was paused for long
-                self._remember_chunks(lease)
+            if self._held.get(lease.url) is held:  # still ours: this worker stops, or was paused for long
+                self._remember_chunks(lease.url)
                 await self._quietly(self._queue.release(lease))
             raise
         except Exception as error:  # the one place for surprises: a bug met in one job must not end the others
             log.exception(_("%s: unexpected error"), lease.url)
             await self._fail(held, view, TransientError(f"{type(error).__name__}: {error}", "unexpected"))
         finally:
-            for by_url in (self.board.jobs, self._held, self._tasks):
-                by_url.pop(lease.url, None)
+            self._let_go(held)
+            if self._tasks.get(lease.url) is task:
+                del self._tasks[lease.url]
         return None
 
-    def _remember_chunks(self, lease: Lease) -> None:
-        if parse_job_id(lease.url).is_page:
-            self._unfinished[lease.url] = None
+    def _remember_chunks(self, url: str) -> None:
+        """Name a job in ``have`` from now on, before those that were remembered earlier."""
+        with contextlib.suppress(ValueError):  # a journal of another version may have another kind of id
+            if parse_job_id(url).is_page:
+                self._unfinished.pop(url, None)
+                self._unfinished[url] = None
+        while len(self._unfinished) > UNFINISHED_LIMIT:
+            del self._unfinished[next(iter(self._unfinished))]
 
     async def _fail(self, held: Held, view: JobView, error: JobError) -> None:
         lease = held.lease
         held.settling = True
-        self._remember_chunks(lease)
         if isinstance(error, CircumstanceError):
+            # Not in ``have``: others must have their turn first on a machine that this job may not suit.
+            self._unfinished.pop(lease.url, None)
             self._park(error)
+        elif any(stream.done_bytes for stream in view.streams.values()):
+            self._remember_chunks(lease.url)
         failure = Failure(error.kind, error.code, str(error), view.title, error.retry_after_seconds)
         try:
             state = await self._queue.nack(lease, failure)
@@ -532,7 +583,9 @@ class Scheduler:
             log.warning(_("%s: its failure could not be told: %s"), lease.url, problem)
             return
         self.board.failed += 1
-        self.board.dead += state == "dead"
+        if state == "dead":
+            self.board.dead += 1
+            self._unfinished.pop(lease.url, None)
         self.board.failures.append(f"{view.title or lease.url}: {error}")
         log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, _WORDS.get(state, state), error.code, error)
 
@@ -542,7 +595,7 @@ class Scheduler:
         except ServerError as error:
             log.debug("release: %s", error)
 
-    async def _perform(self, held: Held, view: JobView) -> _Following:
+    async def _perform(self, held: Held, view: JobView) -> Held | None:
         lease = held.lease
         job = parse_job_id(lease.url)
         video = await self._site.describe(job)
@@ -562,7 +615,7 @@ class Scheduler:
         log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
         return None
 
-    async def _expand(self, held: Held, job: JobId, video: Video) -> _Following:
+    async def _expand(self, held: Held, job: JobId, video: Video) -> Held | None:
         lease = held.lease
         for note in video.notes:
             log.warning("%s: %s", lease.url, note)
@@ -572,9 +625,17 @@ class Scheduler:
             raise PermanentError(sentence.format(number=job.number, count=len(video.pages)), "no-such-page")
         held.settling = True
         asked = lease_clock()
-        expanded = await self._queue.expand(lease, video.title, pages)
+        call = asyncio.create_task(self._queue.expand(lease, video.title, pages))
+        try:
+            expanded = await asyncio.shield(call)
+        except asyncio.CancelledError:
+            # The page that comes in the container's place must not lie idle until its deadline.
+            with contextlib.suppress(ServerError):
+                if (given := (await call).lease) is not None:
+                    await self._quietly(self._queue.release(given))
+            raise
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
-        return None if expanded.lease is None else (expanded.lease, asked)
+        return None if expanded.lease is None else self._hold(expanded.lease, asked)
 
     # -------------------------------------------------------------------------------- one page
 

@@ -30,23 +30,13 @@ from errors import CircumstanceError, JobError, NoWayOut, TransferError
 from i18n import _
 from model import CHUNK_BYTES, KIB, MIB, StreamProgress, StreamSource
 from parse_ import parse_content_range
-from part_file import Identity, OpenChunk, PartFile, free_disk_bytes, plan_chunks, unfinished_jobs
+from part_file import Identity, OpenChunk, PartFile, free_disk_bytes
 from retry import full_jitter_seconds
-
-__all__ = [
-    "Patience",
-    "StreamFile",
-    "Surroundings",
-    "Wire",
-    "download_stream",
-    "make_media_session",
-    "media_allowed",
-    "plan_chunks",
-    "unfinished_jobs",
-]
 
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MOST_HOSTS = 1000
+"""So many hosts are remembered; the peer-to-peer network has a new name for every home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class Patience:
     longest_wait_seconds: float = 120.0
     """When every mirror wants a longer wait than this, the job goes back to the queue for it."""
     fruitless_rounds: int = 5
-    """So often every mirror is tried without a byte from any of them."""
+    """So often every mirror is tried without bytes, or with too few of them to be worth the time."""
     refreshes: int = 2
     """So often new URLs are asked for without a finished chunk in between."""
     restarts: int = 2
@@ -109,7 +99,8 @@ class Asked:
 class Verdict:
     """What a reply is worth. Its body goes up to ``stop``, None where only its end will tell.
 
-    ``cause`` is for the user and holds no address; ``host_wide`` tells that other URLs of the host fare no better.
+    ``cause`` is for the user and holds no address; ``host_wide`` tells that other URLs of the host fare no better,
+    ``slow`` that bytes came, but not enough to count for the mirror.
     """
 
     meaning: Meaning
@@ -118,6 +109,7 @@ class Verdict:
     cause: str = ""
     retry_after_seconds: float = 0.0
     host_wide: bool = False
+    slow: bool = False
 
 
 def judge(status: int, headers: Mapping[str, str], asked: Asked, now: float = 0.0) -> Verdict:
@@ -259,6 +251,14 @@ class Pace:
         self._since, self._bytes = now, 0
         return too_slow
 
+    def is_good(self, got_bytes: int, now: float) -> bool:
+        """Count bytes; tell as soon as they are enough for a window, which begins anew then."""
+        self._bytes += got_bytes
+        good = self._bytes >= self._least_bytes
+        if good or now - self._since >= self._window_seconds:
+            self._since, self._bytes = now, 0
+        return good
+
 
 # ------------------------------------------------------------------------------------------ who may be asked
 
@@ -377,6 +377,19 @@ class Wire:
         self.budget = asyncio.Semaphore(connections)  # it wakes waiters in their order, so streams share fairly
         self.hosts: dict[str, Cooldown] = {}
 
+    def cooldown(self, host: str) -> Cooldown:
+        """Return what is known of a host, which all streams share; of too many hosts the longest unused are forgotten.
+
+        Those that have to cool down stay known, as long as they have to.
+        """
+        found = self.hosts.pop(host, None) or Cooldown()
+        self.hosts[host] = found
+        if (surplus := len(self.hosts) - MOST_HOSTS) > 0:
+            now = self.surroundings.clock()
+            for idle in [host for host, cooldown in self.hosts.items() if cooldown.until <= now][:surplus]:
+                del self.hosts[idle]
+        return found
+
     def secured(self, url: str) -> str:
         """Return the https address of a plain one that is allowed over https only; the site still gives out such."""
         if not url.startswith("http://") or self.allowed(url):
@@ -434,7 +447,7 @@ def make_media_session(
 class Mirror:
     """One URL of the stream. ``lost`` says why it is asked no more, None as long as it is.
 
-    ``fruitless`` counts its failures since any mirror gave a byte, ``active`` its open requests.
+    ``fruitless`` counts its failures since the stream last made progress, ``active`` its open requests.
     """
 
     url: str = field(repr=False)
@@ -474,7 +487,7 @@ class Mirrors:
     @staticmethod
     def _mirror(wire: Wire, url: str) -> Mirror:
         host = urlsplit(url).netloc.rpartition("@")[2]
-        return Mirror(url, host, is_pcdn(url), Cooldown(), wire.hosts.setdefault(host, Cooldown()))
+        return Mirror(url, host, is_pcdn(url), Cooldown(), wire.cooldown(host))
 
     @property
     def usable(self) -> list[Mirror]:
@@ -496,7 +509,7 @@ class Mirrors:
         return max(0.0, min(mirror.ready_at for mirror in self.usable) - now)
 
     def gained(self) -> None:
-        """Note that bytes are coming: whatever fails beside them, it is worth while to go on."""
+        """Note that enough bytes are coming: whatever fails beside them, it is worth while to go on."""
         for mirror in self.all:
             mirror.fruitless = 0
 
@@ -514,6 +527,8 @@ class Mirrors:
 
         def wait_seconds(failures: int) -> float:
             patience = self._patience
+            # It took a whole window to find a mirror slow: that is wait enough, and it may be the user's line.
+            failures = 1 if verdict.slow else failures
             jitter = full_jitter_seconds(failures, patience.backoff_seconds, patience.backoff_cap_seconds, self._draw)
             return max(jitter, verdict.retry_after_seconds)
 
@@ -533,7 +548,7 @@ class Mirrors:
                     other.lost, other.cause = verdict.meaning, verdict.cause
 
     def are_hopeless(self) -> bool:
-        """Tell whether every mirror that is left was tried again and again without a byte from any."""
+        """Tell whether every mirror that is left was tried again and again without progress from any."""
         return all(mirror.fruitless >= self._patience.fruitless_rounds for mirror in self.usable)
 
     def causes(self) -> str:
@@ -623,6 +638,8 @@ class _Download:
         self._deadline = source.deadline
         self._renewing = asyncio.Lock()
         self._refreshes = 0
+        self._pace = Pace(wire.patience, wire.surroundings.clock())
+        """Of all connections together: of a slow line each has too little, but the stream moves."""
         self._proved = asyncio.Event()
         """Set when a reply proved the size of the stream: from then on it is worth while to ask for several chunks."""
 
@@ -776,10 +793,17 @@ class _Download:
         finally:
             mirror.active -= 1
             self._give_back(taken)
-        if verdict is None or (taken and taken[0].at > asked.start):
+        if verdict is None or self._was_worth_it(verdict, asked, taken, clock() - began):
             mirrors.worked(mirror)
+            mirrors.gained()
         if verdict is not None:
             mirrors.failed(mirror, verdict, began, clock())
+
+    def _was_worth_it(self, verdict: Verdict, asked: Asked, taken: list[OpenChunk], seconds: float) -> bool:
+        """Tell whether a request that failed brought bytes at a fair speed before."""
+        got_bytes = taken[-1].at - asked.start if taken else 0
+        least_bytes = self._wire.patience.slow_bytes_per_second * seconds
+        return got_bytes > 0 and got_bytes >= least_bytes and not verdict.slow
 
     def _asked(self, taken: list[OpenChunk]) -> Asked:
         if self._part is None:
@@ -798,12 +822,13 @@ class _Download:
         pace = Pace(self._wire.patience, surroundings.clock())
         async for data in response.content.iter_any():
             self._write(part, verdict, taken, data)
-            self._mirrors.gained()
             self._tell(host)
+            if self._pace.is_good(len(data), surroundings.clock()):
+                self._mirrors.gained()
             if part.is_complete or taken[-1].at == verdict.stop or not self._wire.running.is_set():
                 return
             if pace.is_too_slow(len(data), surroundings.clock()):
-                raise _Refused(Verdict(Meaning.BROKEN, cause=_("it is too slow")))
+                raise _Refused(Verdict(Meaning.BROKEN, cause=_("it is too slow"), slow=True))
         self._at_end_of_body(part, verdict, taken[-1].at)
 
     async def _accept(self, verdict: Verdict, taken: list[OpenChunk]) -> PartFile:

@@ -329,7 +329,7 @@ def find_binary() -> str:
     for location in (spec and spec.submodule_search_locations) or ():
         for binary in sorted(Path(location).glob("_binaries/*/valkey-server")):
             if not os.access(binary, os.X_OK):
-                binary.chmod(0o755)
+                _make_executable(binary)
             return str(binary)
     raise EngineError(
         _(
@@ -337,6 +337,17 @@ def find_binary() -> str:
             " Valkey server and set REDIS_URL, or set BILI_SERVER_URL to the machine that runs web_server.py."
         )
     )
+
+
+def _make_executable(binary: Path) -> None:
+    try:
+        binary.chmod(0o755)
+    except OSError as error:
+        raise EngineError(
+            _("{file} is not executable, and this user cannot change that ({reason}): let its owner do it.").format(
+                file=binary, reason=error.strerror
+            )
+        ) from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -199,7 +199,7 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
     """
     inputs = await asyncio.to_thread(_check_inputs, plan)
     output = Path(plan.output)
-    folder = Path(plan.scratch) if plan.scratch else output.parent
+    folder = _temporary_folder(plan)
     with _temporary_file(folder, inputs.size_bytes) as (temporary, lock), _segment_list_file(plan, temporary):
         arguments = ffmpeg_arguments(ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container)
         timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
@@ -210,6 +210,26 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
         _publish(temporary, lock, output)
     await asyncio.to_thread(_sync_folder, output.parent)
     return merged
+
+
+def _temporary_folder(plan: MergePlan) -> Path:
+    """Return where the merged file is written: in the scratch folder, if it can be renamed from there."""
+    folder = Path(plan.output).parent
+    scratch = Path(plan.scratch) if plan.scratch else folder
+    return scratch if _can_rename(scratch, folder) else folder
+
+
+def _can_rename(source: Path, target: Path) -> bool:
+    """Tell whether files of one folder can be renamed into the other: not so if they are of two disks, or mounts."""
+    missing = _TEMPORARY.format(secrets.token_hex(8))
+    try:
+        if source.stat().st_dev != target.stat().st_dev:
+            return False
+        # Two mounts of one disk look alike; Linux tells them apart before it finds that there is no such file.
+        (source / missing).replace(target / missing)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
 
 
 def remove_leftovers(folder: Path) -> int:

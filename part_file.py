@@ -13,9 +13,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import logging
 import os
 import shutil
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +32,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from errors import DiskFull
 from i18n import _
 from model import CHUNK_BYTES, MIB, Chunk
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 MARK_BYTES = MIB
@@ -130,18 +134,20 @@ def read_journal(content: bytes) -> Journal | None:
 
 
 def _journal_at(path: Path) -> Journal | None:
+    """Return what the journal there says; None if it cannot be read, whatever the reason: then it is no use."""
     try:
         return read_journal(path.read_bytes())
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
 def _journals(folder: Path, prefix: str = "") -> list[Path]:
     """Return the journals in a folder, the newest first; another process may take one away meanwhile."""
     aged: list[tuple[float, Path]] = []
-    for path in folder.glob(f"{prefix}*.journal"):
-        with suppress(FileNotFoundError):
-            aged.append((path.stat().st_mtime, path))
+    with suppress(OSError):
+        for path in folder.glob(f"{prefix}*.journal"):
+            with suppress(OSError):
+                aged.append((path.stat().st_mtime, path))
     return [path for _age, path in sorted(aged, reverse=True)]
 
 
@@ -154,8 +160,37 @@ def unfinished_jobs(folder: Path) -> list[str]:
 def discard_parts(folder: Path, cid: int) -> None:
     """Delete all parts of a page that nobody works on: it is finished, whatever streams it was begun in."""
     for journal in _journals(folder, f"{cid}-"):
-        if lock := _lock(journal.with_suffix(".lock")):
-            _release(lock, journal.with_suffix(".m4s"), journal)
+        _discard_unlocked(journal)
+
+
+def discard_old_parts(folder: Path, older_than_seconds: float) -> int:
+    """Delete the parts that nobody works on, nor did for so long: their jobs do not come back. Return how many."""
+    return sum(_discard_unlocked(journal, older_than_seconds) for journal in _journals(folder))
+
+
+def _discard_unlocked(journal: Path, older_than_seconds: float | None = None) -> bool:
+    """Delete a part unless someone works on it or, where an age is given, did so lately; tell whether it is gone.
+
+    What cannot be deleted stays, and is no error: nobody's work depends on it.
+    """
+    try:
+        # The age is asked for twice: before, not to litter with locks; and after, because someone may just have ended.
+        if _is_young(journal, older_than_seconds) or not (lock := _lock(journal.with_suffix(".lock"))):
+            return False
+    except OSError as error:
+        log.debug("%s is left: %s", journal, error)
+        return False
+    try:
+        if not _is_young(journal, older_than_seconds):
+            return _release(lock, journal.with_suffix(".m4s"), journal)
+    except OSError as error:
+        log.debug("%s is left: %s", journal, error)
+    _release(lock)
+    return False
+
+
+def _is_young(journal: Path, older_than_seconds: float | None) -> bool:
+    return older_than_seconds is not None and time.time() - journal.stat().st_mtime <= older_than_seconds
 
 
 # ------------------------------------------------------------------------------------------ the disk
@@ -223,13 +258,22 @@ def _lock(path: Path) -> BaseFileLock | None:
     return lock
 
 
-def _release(lock: BaseFileLock, *unwanted: Path) -> None:
-    """Delete these files, if any, with the lock's own, and free the lock."""
-    for path in unwanted:
-        path.unlink(missing_ok=True)
-    if unwanted and sys.platform != "win32":  # Windows deletes no open file; there the release does it
-        Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+def _release(lock: BaseFileLock, *unwanted: Path) -> bool:
+    """Delete these files, if any, with the lock's own, and free the lock; tell whether all are gone.
+
+    The first that cannot be deleted ends it, quietly: the journal, which comes last, leads to the data another time.
+    """
+    try:
+        for path in unwanted:
+            path.unlink(missing_ok=True)
+        if unwanted and sys.platform != "win32":  # Windows deletes no open file; there the release does it
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("%s cannot be deleted: %s", error.filename, error)
+        return False
+    finally:
+        lock.release()
+    return True
 
 
 # ------------------------------------------------------------------------------------------ the part
@@ -369,8 +413,9 @@ class PartFile:
 
     def _end(self, *unwanted: Path) -> None:
         self._closed = True
-        os.close(self._data)
-        os.close(self._journal)
+        for descriptor in (self._data, self._journal):
+            with suppress(OSError):  # a network disk tells of lost writes here; the digests find out about them
+                os.close(descriptor)
         _release(self._lock, *unwanted)
 
     # ---------------------------------------------------------------------------- chunks

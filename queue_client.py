@@ -30,10 +30,13 @@ from shapes import Check, line, list_of, number, record
 
 log = logging.getLogger(__name__)
 
-PAGES_PER_CALL = 500
+PAGES_PER_CALL = 200
+TITLE_CHARACTERS = 200
+"""Of a page; so a call stays far below the server's limit in any script."""
 ANSWER_LIMIT_BYTES = 4 * MIB
 OWN_SHARE = 0.95
 """Of a lease that a worker believes in: a margin for the way of the answer, and for what follows a check."""
+CUT_OFF_LIMIT = 128
 LOOP_STALL_SECONDS = 600.0
 """A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
 
@@ -58,10 +61,10 @@ def make_server_session(settings: Settings) -> aiohttp.ClientSession:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The answer to a heartbeat: jobs that are no longer ours, and when to beat again."""
+    """What a heartbeat has told: leases that are no longer ours, and some that still are though we gave them up."""
 
-    lost: tuple[str, ...]
-    heartbeat_seconds: float | None
+    lost: tuple[Held, ...]
+    returned: tuple[Held, ...] = ()
 
 
 class QueueClient:
@@ -82,6 +85,11 @@ class QueueClient:
         self._draw = draw
         self._unanswered: tuple[str, int] | None = None
         self._is_away = False
+
+    @property
+    def has_unanswered_request(self) -> bool:
+        """Tell whether the server may have given leases of which we have not heard."""
+        return self._unanswered is not None
 
     async def lease(self, count: int, have: Sequence[str] = ()) -> Leased:
         """Ask for up to ``count`` jobs, first those of ``have``; raise ServerError where none can be had.
@@ -104,15 +112,18 @@ class QueueClient:
     async def expand(self, lease: Lease, title: str, pages: Sequence[Page]) -> Expanded:
         """Report the pages of a container, in as many calls as they need."""
         added = known = 0
-        starts = range(0, max(len(pages), 1), PAGES_PER_CALL)
+        # The first pages come last: each call puts its pages before those that are there.
+        starts = range(0, max(len(pages), 1), PAGES_PER_CALL)[::-1]
         lease_fields: dict[str, Any] | None = None
         for start in starts:
             part = pages[start : start + PAGES_PER_CALL]
             body: dict[str, Any] = {
                 "url": lease.url,
                 "token": lease.token,
-                "title": title,
-                "pages": [{"number": page.number, "cid": page.cid, "title": page.title} for page in part],
+                "title": title[:TITLE_CHARACTERS],
+                "pages": [
+                    {"number": page.number, "cid": page.cid, "title": page.title[:TITLE_CHARACTERS]} for page in part
+                ],
             }
             if start != starts[-1]:
                 body["more"] = True
@@ -122,11 +133,13 @@ class QueueClient:
             lease_fields = answer.get("lease")
         return Expanded(added, known, Lease(**lease_fields) if lease_fields else None)
 
-    async def heartbeat(self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> Beat:
-        """Renew leases once: the next beat comes anyway."""
+    async def heartbeat(
+        self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any]
+    ) -> tuple[list[str], float | None]:
+        """Renew leases once, the next beat comes anyway; return the ids that are lost, and when to beat again."""
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
         answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
-        return Beat(tuple(answer["lost"]), answer.get("heartbeat_seconds"))
+        return answer["lost"], answer.get("heartbeat_seconds")
 
     async def ack(self, lease: Lease, result: Result, patience_seconds: float = 1800.0) -> None:
         """Record a finished page. The file stands, so this waits long for a server that is away."""
@@ -163,15 +176,20 @@ class QueueClient:
         answer = _understood(_STATUS, (await self._call("GET", "/status", patience_seconds=10.0))[0])
         return Counts(**answer["jobs"]), answer.get("next_due_seconds")
 
-    async def delayed(self, limit: int = 100) -> list[tuple[str, float, str]]:
-        """Return id, seconds until the next attempt and reason of the first delayed jobs."""
-        query = {"limit": str(limit)}
-        answer = _understood(_FAILED, (await self._call("GET", "/failed", query=query, patience_seconds=10.0))[0])
-        return [
-            (item["url"], item.get("next_retry_seconds", 0.0), item.get("reason", ""))
-            for item in answer["items"]
-            if item["state"] == "delayed"
-        ]
+    async def delayed(self) -> list[tuple[str, float, str]]:
+        """Return id, seconds until the next attempt and reason of each delayed job."""
+        found: list[tuple[str, float, str]] = []
+        after = ""
+        while True:
+            query = {"limit": "500", "after": after}
+            answer = _understood(_FAILED, (await self._call("GET", "/failed", query=query, patience_seconds=10.0))[0])
+            found += [
+                (item["url"], item.get("next_retry_seconds", 0.0), item.get("reason", ""))
+                for item in answer["items"]
+                if item["state"] == "delayed"
+            ]
+            if not (after := answer.get("next", "")):
+                return found
 
     async def _post(self, path: str, body: Mapping[str, Any], patience_seconds: float) -> Any:
         return (await self._call("POST", path, body=body, patience_seconds=patience_seconds))[0]
@@ -224,7 +242,9 @@ class QueueClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             place = self._server
             raise ServerUnreachable(
-                _("The server {place} cannot be reached: {problem}").format(place=place, problem=error or "timeout")
+                _("The server {place} cannot be reached: {problem}").format(
+                    place=place, problem=str(error) or "timeout"
+                )
             ) from None
         except (ValueError, RecursionError):
             raise ServerError(_("{place} answers, but not like a queue server").format(place=self._server)) from None
@@ -292,13 +312,8 @@ _STATE = record({"state": line(40)})
 _STATUS = record(
     {"jobs": record(dict.fromkeys(("ready", "leased", "delayed", "done", "dead"), _COUNT))}, next_due_seconds=_SECONDS
 )
-_FAILED = record(
-    {
-        "items": list_of(
-            record({"url": line(200), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000)), 1000
-        )
-    }
-)
+_FAILURE = record({"url": line(200), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000))
+_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(200))
 
 
 def _header_seconds(text: str | None) -> float | None:
@@ -348,6 +363,7 @@ class Heartbeat:
         self._state = state
         self._on_beat = on_beat
         self._stop = threading.Event()
+        self._cut_off: dict[str, Held] = {}
         self._last_turn = lease_clock()
         self._period = min(5.0, settings.lease_seconds / 3)
         self._thread = threading.Thread(target=self._main, name="heartbeat", daemon=True)
@@ -359,6 +375,12 @@ class Heartbeat:
     def stop(self) -> None:
         """Beat no more; does not wait."""
         self._stop.set()
+
+    def apologize(self, held: Held) -> None:
+        """Name a lease that ran out by our own clock in the next beat: its job has not killed us."""
+        self._cut_off[held.lease.token] = held
+        while len(self._cut_off) > CUT_OFF_LIMIT:
+            self._cut_off.pop(next(iter(self._cut_off)))
 
     def worker_turns(self) -> None:
         """Be told by the worker's loop that it still turns."""
@@ -378,18 +400,30 @@ class Heartbeat:
                 await asyncio.to_thread(self._stop.wait, max(0.1, self._period - (lease_clock() - started)))
 
     async def _beat(self, client: QueueClient) -> None:
-        held = list(self._held.values())
+        held, cut_off = list(self._held.values()), list(self._cut_off.values())
         sent = lease_clock()
-        jobs = [{"url": one.lease.url, "token": one.lease.token, "progress": dict(one.progress())} for one in held]
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
-                beat = await client.heartbeat(jobs, self._state())
+                lost, period_seconds = await client.heartbeat(_renewals(held), self._state())
+                # The answer names ids, and one of these may be held anew: they are asked about apart.
+                gone, _period = await client.heartbeat(_renewals(cut_off), self._state()) if cut_off else ([], None)
         except (ServerError, TimeoutError) as error:
             log.debug("heartbeat: %s", error)
             return
         for one in held:
-            if one.lease.url not in beat.lost:
+            if one.lease.url not in lost:
                 one.deadline = sent + one.lease.lease_seconds * OWN_SHARE
-        if beat.heartbeat_seconds is not None and held:
-            self._period = max(0.2, min(beat.heartbeat_seconds, held[0].lease.lease_seconds / 3))
-        self._on_beat(beat)
+        for one in cut_off:
+            self._cut_off.pop(one.lease.token, None)
+        if period_seconds is not None and held:
+            self._period = max(0.2, min(period_seconds, held[0].lease.lease_seconds / 3))
+        self._on_beat(
+            Beat(
+                lost=tuple(one for one in held if one.lease.url in lost),
+                returned=tuple(one for one in cut_off if one.lease.url not in gone),
+            )
+        )
+
+
+def _renewals(leases: Sequence[Held]) -> list[Mapping[str, Any]]:
+    return [{"url": one.lease.url, "token": one.lease.token, "progress": dict(one.progress())} for one in leases]

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import random
+import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -263,14 +264,14 @@ class Queue:
         return Expanded(added, known, self._lease(*lease[0]) if lease else None)
 
     @_engine_errors
-    def heartbeat(self, worker: str, jobs: Sequence[tuple[str, str, bool]], status: dict[str, Any]) -> list[str]:
-        """Renew the leases in ``jobs`` (id, token, whether chunks are on disk); return the ids that are lost.
+    def heartbeat(self, worker: str, jobs: Sequence[tuple[str, str, int]], status: dict[str, Any]) -> list[str]:
+        """Renew the leases in ``jobs`` (id, token, bytes on the worker's disk); return the ids that are lost.
 
         ``status`` is what the status page shows of the worker.
         """
         args: list[str | int] = [worker, self._lease_ms, _json(status)]
-        for url, token, has_chunks in jobs:
-            args += [url, token, "1" if has_chunks else ""]
+        for url, token, done_bytes in jobs:
+            args += [url, token, int(done_bytes)]
         return list(self._run("heartbeat", [], args))
 
     @_engine_errors
@@ -348,7 +349,7 @@ class Queue:
         """Return finished pages in the order in which they were, and where to go on (None at the end)."""
         start = "-"
         if after:
-            if not all(part.isdecimal() for part in after.split("-", 1)) or len(after) > 40:
+            if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", after):
                 raise ValueError(_('after: use the value of "next" of the answer before'))
             start = f"({after}"
         entries = self._redis.xrange(_key("success"), start, "+", count=limit + 1)
@@ -386,7 +387,7 @@ class Queue:
         """Return a sentence for each way in which this engine may lose what was accepted."""
         found = []
         try:
-            options = self._redis.config_get("append*", "maxmemory-policy")
+            options = {**self._redis.config_get("append*"), **self._redis.config_get("maxmemory-policy")}
         except redis.ResponseError:
             return []  # a managed server hides its configuration; nothing can be said
         if options.get("appendonly") == "no":

@@ -63,6 +63,8 @@ MAX_STATUS_BYTES = 16 * KIB
 MAX_URLS = 1000
 MAX_PAGES = 500
 MAX_LEASES = 64
+MIN_TOKEN_CHARACTERS = 16
+"""Beyond loopback. The right token always opens, so that its length is what keeps it from being guessed."""
 MAX_CONNECTIONS = 2000
 SPARE_FILES = 100
 """What the process needs beside its clients: the engine, bodies on disk, the log."""
@@ -112,8 +114,6 @@ _WORKER_STATE = lenient(
     speed_bytes_per_second=number(0, 1e15),
     working=lenient(stop=number(0, 1, whole=True), count=number(1, MAX_LEASES, whole=True)),
     disk_free_bytes=_SIZE,
-    version=line(40, cut=True),
-    note=line(200, cut=True),
 )
 _HEARTBEAT = record(
     {"worker": _WORKER, "jobs": list_of(record(_LEASE_FIELDS, progress=_PROGRESS), 256)},
@@ -189,10 +189,11 @@ class MisdirectedRequest(HTTPException):
 
 
 class WrongTokens:
-    """Counts the wrong tokens that an address sent within a minute, so that a token cannot be guessed.
+    """Counts the wrong tokens that an address sent within a minute, to answer those who guess or repeat with 429.
 
-    One wrong setting that repeats itself shuts itself out, not the other workers behind the same address: all of
-    an address is shut out once it has tried ten different tokens.
+    The right token is never held up: behind a reverse proxy every worker and every guesser has the same address.
+    One wrong setting that repeats itself uses up its own tries only, so that the next one is still told 401; all
+    wrong tokens of an address get 429 once it has tried ten different ones.
     """
 
     LIMIT = 10
@@ -206,7 +207,7 @@ class WrongTokens:
         self._seen: OrderedDict[str, list[tuple[float, bytes]]] = OrderedDict()
 
     def retry_after_seconds(self, address: str, token: bytes) -> int:
-        """Return 0 where this token may be looked at, else how long the address has to wait."""
+        """Return 0 where this wrong token may be called wrong, else how long the address has to wait."""
         with self._lock:
             recent = self._recent(address)
             digest = self._digest(token)
@@ -236,6 +237,8 @@ class Guard:
 
     OPEN_PATHS = frozenset({"/healthz"})
     """Without a token: it says nothing but whether the server works."""
+    BEARER_PATHS = frozenset({"/get_url"})
+    """Not with a password that a browser remembers: any page can make it send a GET with that."""
 
     def __init__(self, settings: Settings) -> None:
         self._token = settings.token.encode()
@@ -275,20 +278,21 @@ class Guard:
     def _check_token(self) -> None:
         if not self._token:
             return
-        given = _given_token()
+        given = _given_token(bearer_only=request.path in self.BEARER_PATHS)
         if given is None:
             raise self._unauthorized(_("a token is needed: Authorization: Bearer, with the value of BILI_TOKEN"))
+        if hmac.compare_digest(given, self._token):
+            return
         address = request.remote_addr or ""
         if wait := self._wrong_tokens.retry_after_seconds(address, given):
             raise TooManyRequests(_("too many wrong tokens from this address: wait a minute"), retry_after=wait)
-        if not hmac.compare_digest(given, self._token):
-            self._wrong_tokens.add(address, given)
-            raise self._unauthorized(_("the token is wrong: it must be the BILI_TOKEN of the server"))
+        self._wrong_tokens.add(address, given)
+        raise self._unauthorized(_("the token is wrong: it must be the BILI_TOKEN of the server"))
 
     def _unauthorized(self, sentence: str) -> Unauthorized:
         # Basic is for browsers, which ask the user; any name, the token is the password.
-        schemes = [WWWAuthenticate("basic", {"realm": "bili"}), WWWAuthenticate("bearer", {"realm": "bili"})]
-        return Unauthorized(sentence, www_authenticate=schemes)
+        names = ("bearer",) if request.path in self.BEARER_PATHS else ("basic", "bearer")
+        return Unauthorized(sentence, www_authenticate=[WWWAuthenticate(name, {"realm": "bili"}) for name in names])
 
     def _check_body(self) -> None:
         """Only JSON, which no form of another site can send; only of a known length, so that nothing is cut."""
@@ -306,11 +310,11 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _given_token() -> bytes | None:
+def _given_token(bearer_only: bool) -> bytes | None:
     given = request.authorization
     if given is None:
         return None
-    if given.type == "basic":
+    if given.type == "basic" and not bearer_only:
         return (given.password or "").encode("utf-8", "replace")
     return (given.token or "").encode("utf-8", "replace") if given.type == "bearer" else None
 
@@ -362,7 +366,7 @@ class Verbs:
     def heartbeat(self) -> Response:
         """Keep a worker's leases, and what it tells of itself for the status page."""
         body = read_body(_HEARTBEAT)
-        jobs = [(job["url"], job["token"], _has_chunks(job)) for job in body["jobs"]]
+        jobs = [(job["url"], job["token"], _done_bytes(job)) for job in body["jobs"]]
         lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body))
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
@@ -481,9 +485,11 @@ def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
     return status
 
 
-def _has_chunks(job: Mapping[str, Any]) -> bool:
+def _done_bytes(job: Mapping[str, Any]) -> int:
+    """Return how much of a job is on its worker's disk; 1 where the worker says that there is something."""
     progress = job.get("progress", {})
-    return bool(progress.get("chunks", any(stream.get("done_bytes") for stream in progress.get("streams", ()))))
+    done_bytes = sum(int(stream.get("done_bytes", 0)) for stream in progress.get("streams", ()))
+    return min(max(done_bytes, int(progress.get("chunks", False))), 2**53)
 
 
 # ------------------------------------------------------------------------------------------ the dashboard
@@ -758,13 +764,28 @@ def listening_urls(server: Any) -> list[str]:
 
 
 def _demand_token(host: str, settings: Settings) -> None:
-    if not settings.token and not is_loopback(host):
-        raise UsageError(
-            _(
-                "Beyond this machine ({host}) the server needs a token: set BILI_TOKEN here and on every worker. "
-                "One is made by: {command}"
-            ).format(host=host, command='python -c "import secrets; print(secrets.token_urlsafe(32))"')
+    """Raise UsageError beyond loopback without a token, or with a short one; on loopback only warn of that."""
+    short = len(settings.token) < MIN_TOKEN_CHARACTERS
+    if is_loopback(host):
+        if settings.token and short:
+            log.warning(_("BILI_TOKEN has fewer than %d characters: it may be guessed"), MIN_TOKEN_CHARACTERS)
+        return
+    if not settings.token:
+        sentence = _(
+            "Beyond this machine ({host}) the server needs a token: set BILI_TOKEN here and on every worker. "
+            "One is made by: {command}"
         )
+    elif short:
+        sentence = _(
+            "Beyond this machine ({host}) BILI_TOKEN needs at least {count} characters, or it may be guessed: set "
+            "another one here and on every worker. One is made by: {command}"
+        )
+    else:
+        return
+    count = MIN_TOKEN_CHARACTERS
+    raise UsageError(
+        sentence.format(host=host, count=count, command='python -c "import secrets; print(secrets.token_urlsafe(32))"')
+    )
 
 
 def _end_on_signals() -> None:

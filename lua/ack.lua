@@ -5,12 +5,9 @@ local answer_key, done_key = KEYS[OWN + 1], KEYS[OWN + 2]
 local id, token = ARGV[1], ARGV[2]
 
 local call = 'ack ' .. id
-local given = recall(answer_key, call)
-if given then
-  return given
-end
-if not holds_lease(id, token) then
-  return false
+local given, is_ours = opened(answer_key, call, id, token)
+if not is_ours then
+  return given or false
 end
 local tries = tries_of(id)
 end_lease(id, tries)
@@ -18,7 +15,6 @@ redis.call('HDEL', TRIES, id)
 redis.call('HDEL', ORIGIN, id)
 if redis.call('SADD', done_key, ARGV[3]) == 1 then
   redis.call('HINCRBY', TOTALS, 'done', 1)
-  redis.call('HINCRBY', TOTALS, 'bytes', ARGV[6])
   -- Always the same fields in the same order: a stream then stores their names once.
   redis.call('XADD', SUCCESS, '*', 'url', id, 'title', ARGV[4], 'path', ARGV[5], 'bytes', ARGV[6],
     'seconds', ARGV[7], 'worker', tries.worker or '')

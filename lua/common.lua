@@ -17,6 +17,7 @@ local ANSWER_MS = 3600 * 1000
 local WORKER_MS = 24 * 3600 * 1000
 local OUTAGE_MS = 5000 -- a queue that was not swept for so long was away, or its clock has jumped
 local SUSPECT_DEATHS, POISON_DEATHS = 2, 3
+local PROGRESS_BYTES = 1048576
 
 -- The only clock there is: that of the server.
 local function now()
@@ -53,6 +54,12 @@ local function recall(key, call)
     return string.sub(text, #call + 2)
   end
   return nil
+end
+
+-- Returns the answer that this very call was given before, or else whether the token is that of the lease.
+local function opened(key, call, id, token)
+  local given = recall(key, call)
+  return given, given == nil and holds_lease(id, token)
 end
 
 local function end_lease(id, tries)
@@ -99,7 +106,7 @@ local function expire(id, at, affinity_ms)
   end_lease(id, tries)
   tries.deaths = tries.deaths + 1
   if tries.deaths >= POISON_DEATHS then
-    bury(id, tries, at, 'poison', 'Every worker that took this job alone died with it.')
+    bury(id, tries, at, 'poison', 'Its workers died with it three times, the last one holding nothing else.')
   else
     save_tries(id, tries)
     put_back_kept(id, tries, at, affinity_ms)
@@ -120,16 +127,22 @@ local function forgive(id, token)
   end
 end
 
--- While the queue was away nobody could renew a lease: each of them gets a whole term to be renewed in.
+-- While the queue was away nobody could renew a lease: each of them gets a whole term to be renewed in. What lies
+-- further ahead than a term was written before the clock was set back, and is brought in.
 local function leases_may_run_out(at, lease_ms)
+  local latest = at + lease_ms
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '(' .. latest, '+inf', 'LIMIT', 0, SWEEP_LIMIT)) do
+    redis.call('ZADD', LEASED, latest, id)
+  end
   local away_ms = at - tonumber(redis.call('GET', SWEPT) or at - 1000)
   if away_ms >= 1000 or away_ms < 0 then
     redis.call('SET', SWEPT, string.format('%.0f', at))
   end
   if away_ms > OUTAGE_MS then
-    redis.call('SET', GRACE, string.format('%.0f', at + lease_ms))
+    redis.call('SET', GRACE, string.format('%.0f', latest))
   end
-  return at >= tonumber(redis.call('GET', GRACE) or 0)
+  local grace = tonumber(redis.call('GET', GRACE) or 0)
+  return at >= grace or grace > latest
 end
 
 local function sweep(at, lease_ms, affinity_ms)

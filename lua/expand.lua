@@ -10,12 +10,9 @@ local lease_ms, nonce, page_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]
 local first_job = 8
 
 local call = 'expand ' .. id
-local given = recall(answer_key, call)
-if given then
-  return given
-end
-if not holds_lease(id, token) then
-  return false
+local given, is_ours = opened(answer_key, call, id, token)
+if not is_ours then
+  return given or false
 end
 
 local at = now()

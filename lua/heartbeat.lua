@@ -1,5 +1,5 @@
 -- heartbeat: a worker is alive and keeps its leases. KEYS: the common ones.
--- ARGV: worker, lease_ms, status as JSON, then for each job id, token, and 1 if it has chunks on disk.
+-- ARGV: worker, lease_ms, status as JSON, then for each job id, token, and how many bytes of it are on disk.
 -- Answers the ids whose lease is no longer this one.
 
 local worker, lease_ms, lost = ARGV[1], tonumber(ARGV[2]), {}
@@ -7,13 +7,17 @@ local at = now()
 redis.call('ZADD', WORKERS, at, worker)
 redis.call('HSET', STATUS, worker, ARGV[3])
 for i = 4, #ARGV, 3 do
-  local id, token, has_chunks = ARGV[i], ARGV[i + 1], ARGV[i + 2] == '1'
+  local id, token, done_bytes = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
   if holds_lease(id, token) then
     redis.call('ZADD', LEASED, 'XX', at + lease_ms, id)
-    if has_chunks then
+    if done_bytes > 0 then
       local tries = tries_of(id)
-      if not tries.chunks then
-        tries.chunks = true
+      if not tries.chunks or done_bytes > (tries.bytes or 0) then
+        -- A job that gets further from death to death does not kill: its machines die of something else.
+        if done_bytes > (tries.bytes or 0) + PROGRESS_BYTES then
+          tries.deaths = 0
+        end
+        tries.chunks, tries.bytes = true, math.max(done_bytes, tries.bytes or 0)
         save_tries(id, tries)
       end
     end

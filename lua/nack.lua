@@ -7,12 +7,9 @@ local id, token, class, code, reason, title = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local first_delay = 7
 
 local call = 'nack ' .. id
-local given = recall(answer_key, call)
-if given then
-  return given
-end
-if not holds_lease(id, token) then
-  return false
+local given, is_ours = opened(answer_key, call, id, token)
+if not is_ours then
+  return given or false
 end
 local at = now()
 local tries = tries_of(id)
@@ -22,8 +19,13 @@ if title ~= '' then
 end
 if class == 'environment' then
   tries.code, tries.reason, tries.time = code, reason, at
+  tries.environment = (tries.environment or 0) + 1
   save_tries(id, tries)
-  put_back(id, tries)
+  if tries.environment > 1 and tries.deaths < SUSPECT_DEATHS then
+    redis.call('RPUSH', READY, id) -- not at the head again: others must have their turn on a machine that it does not suit
+  else
+    put_back(id, tries)
+  end
   return remember(answer_key, call, 'ready')
 end
 tries.attempts = tries.attempts + 1

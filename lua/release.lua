@@ -5,12 +5,9 @@ local answer_key = KEYS[OWN + 1]
 local id, token = ARGV[1], ARGV[2]
 
 local call = 'release ' .. id
-local given = recall(answer_key, call)
-if given then
-  return given
-end
-if not holds_lease(id, token) then
-  return false
+local given, is_ours = opened(answer_key, call, id, token)
+if not is_ours then
+  return given or false
 end
 local tries = tries_of(id)
 end_lease(id, tries)

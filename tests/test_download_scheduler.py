@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -52,7 +53,7 @@ class Worker:
 
     async def stop(self) -> None:
         self.scheduler.stop()
-        await self.task
+        await asyncio.wait([self.task])
 
     def steer(self, stop: int, count: int = 1) -> None:
         self.settings.working_file.write_text(f'{{"stop": {stop}, "count": {count}}}', "utf-8")
@@ -243,8 +244,11 @@ async def test_a_heartbeat_that_crosses_the_end_of_a_lease_ends_nothing(
     workers: list[Worker] = []
 
     async def crossed(self: QueueClient, lease: Lease, *arguments: Any) -> Any:
+        scheduler = workers[0].scheduler
+        held = scheduler._held.get(lease.url)
         answer = await original(self, lease, *arguments)
-        workers[0].scheduler._take_beat(Beat((lease.url,), None))
+        assert held is not None
+        scheduler._take_beat(Beat(lost=(held,)))
         await asyncio.sleep(0)  # a cancellation would arrive here
         return answer
 
@@ -268,6 +272,73 @@ async def test_a_worker_that_cannot_renew_stops_by_its_own_clock(
     held.deadline = 0.0
     await until("it lets go", lambda: not worker.scheduler.board.jobs)
     assert worker.parts()
+
+
+async def test_a_worker_that_was_cut_off_apologizes_and_its_job_is_not_blamed(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid])
+    worker = await start_worker()
+    await until("some chunks came", lambda: sent_bytes(site) > 2 * MIB)
+    (held,) = worker.scheduler._held.values()
+    connection.zadd("{bili:0}:leased", {held.lease.url: 1})
+    held.deadline = 0.0
+    queue.sweep()
+    assert json.loads(connection.hget("{bili:0}:tries", held.lease.url))["deaths"] == 1
+    await until("it lets go", lambda: held not in worker.scheduler._held.values())
+    await until(
+        "the death is taken off",
+        lambda: json.loads(connection.hget("{bili:0}:tries", held.lease.url))["deaths"] == 0,
+    )
+
+
+# ------------------------------------------------------------------------------------------ stopping
+
+
+@pytest.mark.parametrize("verb", ["lease", "expand"])
+async def test_a_stop_in_the_middle_of_a_verb_leaves_no_lease_behind(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    original = getattr(QueueClient, verb)
+    workers: list[Worker] = []
+
+    async def stopping(self: QueueClient, *arguments: Any) -> Any:
+        answer = original(self, *arguments)
+        if queue.counts().ready + queue.counts().leased:
+            workers[0].scheduler.stop()
+        return await answer
+
+    queue.add([PLAIN.bvid, LARGE.bvid])
+    workers.append(await start_worker())
+    monkeypatch.setattr(QueueClient, verb, stopping)
+    await workers[0].task
+    assert queue.counts().leased == 0
+    assert queue.counts().ready == 2
+
+
+async def test_a_stop_does_not_wait_for_a_server_that_does_not_answer(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def silent(*_arguments: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(QueueClient, "_once", silent)
+    worker = await start_worker()
+    await asked.wait()
+    worker.scheduler.stop()
+    async with asyncio.timeout(10):  # it gives up its goodbye after 1.5 s
+        assert await worker.task == 0
+
+
+async def test_a_ticker_that_dies_is_not_silent(start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Board, "sample", lambda *_arguments: 1 / 0)
+    worker = await start_worker()
+    with pytest.raises(ZeroDivisionError):
+        await worker.task
 
 
 async def _no_beat(*_arguments: object) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -23,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+import download_stream_file
 import part_file
 from config import Settings
 from download_stream_file import (
@@ -34,6 +36,7 @@ from download_stream_file import (
     Patience,
     StreamFile,
     Surroundings,
+    Verdict,
     Wire,
     download_stream,
     is_pcdn,
@@ -42,12 +45,10 @@ from download_stream_file import (
     make_media_session,
     media_allowed,
     parse_retry_after,
-    plan_chunks,
-    unfinished_jobs,
 )
 from errors import DiskFull, NoWayOut, PermanentError, TransferError, UsageError
 from model import CHUNK_BYTES, KIB, MIB, StreamProgress, StreamSource
-from part_file import Identity, PartFile, discard_parts
+from part_file import Identity, PartFile, discard_old_parts, discard_parts, plan_chunks, unfinished_jobs
 from tests import range_server as server_side
 from tests.range_server import BLOCK_BYTES, Faults, RangeServer, mirrors
 
@@ -471,6 +472,71 @@ async def test_without_any_byte_it_gives_up(tmp_path: Path, faults: Faults) -> N
         # aiohttp repeats a request once by itself if a kept connection was closed
         assert 3 <= len(a.asked) <= 6
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [{}, {"stall_after": 3}, {"cut_after": 1}], ids=repr)
+async def test_mirrors_that_only_trickle_are_given_up(tmp_path: Path, stop: dict[str, int]) -> None:
+    # Each byte takes a while, also the one before a cut.
+    trickle = Faults(bytes_per_tick=1, tick_seconds=0.02, **stop)  # type: ignore[arg-type]
+    patience = replace(QUICK, slow_bytes_per_second=64 * KIB)
+    async with asyncio.timeout(30), mirrors(CONTENT, 3) as servers, a_rig(tmp_path, patience=patience) as rig:
+        for server in servers:
+            server.faults = trickle
+        error = await rig.failure(source_of(*servers))
+        assert "too slow" in str(error) or stop
+        assert all(len(server.asked) >= patience.fruitless_rounds for server in servers)
+
+
+async def test_beside_mirrors_that_trickle_a_good_one_finishes(tmp_path: Path) -> None:
+    async with mirrors(CONTENT, 3) as [a, b, good], a_rig(tmp_path) as rig:
+        a.faults = b.faults = Faults(bytes_per_tick=1)
+        assert await rig.content(source_of(a, b, good)) == CONTENT
+        assert a.asked
+        assert len(a.asked) + len(b.asked) < 12
+
+
+async def test_a_slow_line_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock runs as if the line had 50 KB/s, too little for each of eight connections."""
+    for module in (download_stream_file, part_file):
+        monkeypatch.setattr(module, "CHUNK_BYTES", MIB // 2)
+    content = CONTENT[: 4 * MIB]
+
+    told: list[StreamProgress] = []
+
+    def clock() -> float:
+        return time.monotonic() + (told[-1].done_bytes / 50_000 if told else 0)
+
+    patience = replace(QUICK, slow_window_seconds=Patience().slow_window_seconds)
+    async with mirrors(content, 2) as servers, a_rig(tmp_path, patience=patience) as rig:
+        rig.wire.surroundings, rig.report = Surroundings(clock=clock), told.append
+        for server in servers:
+            server.faults = Faults(bytes_per_tick=4 * KIB, tick_seconds=0.001)
+        assert await rig.content(source_of(*servers)) == content
+        assert sum(len(server.asked) for server in servers) > 8, "no connection was found too slow"
+
+
+def test_a_slow_mirror_need_not_cool_down_for_long() -> None:
+    surroundings = Surroundings(draw=lambda: 1.0)
+    wire = Wire(None, 1, bool, asyncio.Event(), Patience(), surroundings)  # type: ignore[arg-type]
+    [mirror] = (group := Mirrors(wire, ["https://a.bilivideo.com/"])).all
+    for now in range(Patience().fruitless_rounds):
+        assert not group.are_hopeless()
+        group.failed(mirror, Verdict(Meaning.BROKEN, slow=True), began=now, now=now)
+        assert mirror.ready_at == now + Patience().backoff_seconds
+    assert group.are_hopeless()
+    group.gained()
+    assert not group.are_hopeless()
+
+
+def test_the_longest_unused_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_stream_file, "MOST_HOSTS", 3)
+    wire = Wire(None, 1, bool, asyncio.Event(), Patience(), Surroundings(clock=lambda: 5))  # type: ignore[arg-type]
+    wire.cooldown("cools").until = 6
+    kept = wire.cooldown("again")
+    for host in ("b", "again", "c"):
+        wire.cooldown(host)
+    assert list(wire.hosts) == ["cools", "again", "c"]
+    assert wire.cooldown("again") is kept
 
 
 async def test_a_mirror_that_allows_few_connections_is_no_reason_to_give_up(tmp_path: Path) -> None:
@@ -980,8 +1046,72 @@ def test_unfinished_jobs_are_listed_newest_first_and_broken_journals_skipped(tmp
         os.utime(tmp_path / f"{n}-v-10.journal", (n, n))
     (tmp_path / "9-v-1.journal").write_bytes(b"\xff\x00 nonsense")
     (tmp_path / "8-v-1.journal").write_bytes(b"")
+    (tmp_path / "7-v-1.journal").mkdir()
     assert unfinished_jobs(tmp_path) == ["BV1?cid=1", "BV2?cid=2"]
     assert unfinished_jobs(tmp_path / "nowhere") == []
+
+
+def a_finished_part(folder: Path, cid: int) -> PartFile:
+    part = PartFile.open(folder, Identity("BV1", cid, "v"), 10)
+    part.prepare()
+    part.write(part.take(), b"0123456789")
+    return part
+
+
+@pytest.mark.parametrize("how", ["discard", "discard_parts"])
+@pytest.mark.parametrize("kind", [".m4s", ".journal", ".lock"])
+def test_what_cannot_be_deleted_is_left_and_its_lock_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, kind: str
+) -> None:
+    unlink = Path.unlink
+
+    def stubborn(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == kind:
+            raise PermissionError(errno.EACCES, "a virus scanner", str(path))
+        unlink(path, missing_ok)
+
+    part = a_finished_part(tmp_path, 5)
+    if how != "discard":
+        part.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", stubborn)
+        part.discard() if how == "discard" else discard_parts(tmp_path, 5)
+        assert any(path.suffix == kind for path in tmp_path.iterdir())
+    if kind == ".m4s":
+        assert len(list(tmp_path.iterdir())) == 3, "nothing would lead to the data"
+    lock = part_file._lock(tmp_path / "5-v-10.lock")
+    assert lock is not None
+    lock.release()
+
+
+def test_a_lock_that_cannot_be_had_is_no_error_when_parts_are_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "another user's", str(path))
+
+    a_finished_part(tmp_path, 5).close()
+    monkeypatch.setattr(part_file, "_lock", refuse)
+    discard_parts(tmp_path, 5)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_old_parts_are_discarded_unless_someone_works_on_them(tmp_path: Path) -> None:
+    parts = [a_finished_part(tmp_path, cid) for cid in range(4)]
+    for part in parts[1:]:
+        part.close()
+    long_ago = time.time() - 100
+    for cid in (0, 1, 2):
+        os.utime(tmp_path / f"{cid}-v-10.journal", (long_ago, long_ago))
+    (tmp_path / "2-v-10.journal").write_bytes(b"nonsense")
+    os.utime(tmp_path / "2-v-10.journal", (long_ago, long_ago))
+    assert discard_old_parts(tmp_path, 200) == 0
+    assert discard_old_parts(tmp_path, 50) == 2
+    assert {path.stem for path in tmp_path.iterdir()} == {"0-v-10", "3-v-10"}
+    parts[0].close()
+    assert discard_old_parts(tmp_path, 50) == 1
+    assert {path.stem for path in tmp_path.iterdir()} == {"3-v-10"}
+    assert discard_old_parts(tmp_path / "nowhere", 50) == 0
 
 
 KILLED = """

@@ -520,6 +520,44 @@ async def test_publishing_is_asked_last_and_may_be_refused(media: Path, tmp_path
     assert names(tmp_path) == {"out.mp4"} and (tmp_path / "out.mp4").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("is_one_disk", [True, False])
+async def test_a_scratch_folder_on_another_disk_is_not_used(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_disk: bool
+) -> None:
+    scratch, folder = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    folder.mkdir()
+    if not is_one_disk:
+        rename = Path.replace
+
+        def replace(source: Path, target: Path) -> Path:
+            if source.parent != target.parent:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            return rename(source, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+    seen: list[int] = []
+
+    def note() -> bool:
+        seen.extend((len(names(scratch)), len(names(folder))))
+        return True
+
+    plan = dataclasses.replace(dash(media, folder), scratch=str(scratch))
+    await merge(FFMPEG, plan, note)
+    assert seen == ([1, 0] if is_one_disk else [0, 1])
+    assert (names(scratch), names(folder)) == (set(), {"out.mp4"})
+
+
+@linux
+def test_disks_are_told_apart(tmp_path: Path) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second disk")
+    assert not merge_stream_file._can_rename(other, tmp_path)
+    assert merge_stream_file._can_rename(tmp_path, tmp_path)
+    assert merge_stream_file._can_rename(tmp_path, tmp_path / "missing")
+
+
 async def test_no_room_is_said_before_ffmpeg_runs(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: (10**9, 10**9 - 1000, 1000))
     with pytest.raises(DiskFull, match="0 MiB left"):

@@ -98,13 +98,15 @@ async def test_a_request_without_an_answer_is_repeated_word_for_word(server: Ser
 
 
 async def test_many_pages_go_in_several_calls(server: Server, client: QueueClient) -> None:
-    server.answers["/expand"] = {"added": 400, "known": 10, "lease": None}
-    pages = [Page(number, number, "t") for number in range(1, 1202)]
+    server.answers["/expand"] = {"added": 150, "known": 10, "lease": None}
+    pages = [Page(number, number, "长" * 1000) for number in range(1, 452)]
     expanded = await client.expand(HELD, "title", pages)
-    assert (expanded.added, expanded.known, expanded.lease) == (1200, 30, None)
+    assert (expanded.added, expanded.known, expanded.lease) == (450, 30, None)
     bodies = [body for _path, body in server.asked]
-    assert [len(body["pages"]) for body in bodies] == [500, 500, 201]
+    assert [body["pages"][0]["number"] for body in bodies] == [401, 201, 1]  # each is put before those that are there
+    assert [len(body["pages"]) for body in bodies] == [51, 200, 200]
     assert [body.get("more", False) for body in bodies] == [True, True, False]
+    assert max(len(json.dumps(body)) for body in bodies) < 512 * 1024
 
 
 async def test_a_failing_server_is_asked_again_until_the_patience_ends(
@@ -148,9 +150,11 @@ async def test_counts_and_delayed_jobs_are_read(server: Server, client: QueueCli
     server.answers["/status"] = {"jobs": jobs, "next_due_seconds": 9.5}
     counts, due = await client.counts()
     assert (counts.ready, counts.dead, due) == (1, 5, 9.5)
-    items = [{"url": "BVx", "state": "delayed", "next_retry_seconds": 3, "reason": "r"}, {"url": "d", "state": "dead"}]
-    server.answers["/failed"] = {"items": items, "next": None}
-    assert await client.delayed() == [("BVx", 3.0, "r")]
+    dead = {"items": [{"url": "d", "state": "dead"}], "next": "d"}
+    delayed = {"items": [{"url": "x", "state": "delayed", "next_retry_seconds": 3, "reason": "r"}], "next": None}
+    server.answers["/failed"] = [lambda _r: web.json_response(dead), lambda _r: web.json_response(delayed)]
+    assert await client.delayed() == [("x", 3.0, "r")]
+    assert server.asked[-1][1]["after"] == "d"
 
 
 # ------------------------------------------------------------------------------------------ a mad server
@@ -227,7 +231,7 @@ async def test_a_blocked_loop_does_not_stop_the_heartbeat(queue_server: str, set
         time.sleep(1.5)  # this blocks the loop: that is the point
         assert len(beats) >= 3
         assert held[HELD.url].is_ours() is False  # the server knows no such lease
-        assert beats[-1].lost == (HELD.url,)
+        assert [one.lease.url for one in beats[0].lost] == [HELD.url]
     finally:
         heartbeat.stop()
 
@@ -245,6 +249,29 @@ async def test_a_heartbeat_moves_the_deadline_and_says_what_is_done(server: Serv
         _path, body = server.asked[0]
         assert body["jobs"] == [{"url": HELD.url, "token": HELD.token, "progress": {"title": "t", "chunks": False}}]
         assert (body["worker"], body["state"]) == ("w1", {"state": "running"})
+    finally:
+        heartbeat.stop()
+
+
+async def test_a_lease_that_ran_out_is_named_once_and_given_back_where_it_had_not(
+    server: Server, settings: Settings
+) -> None:
+    """The server forgives a death that was none, and must not keep what nobody works on."""
+    other = replace(HELD, url="BV17x411w7KC?p=2&cid=8", token="e.2.n")
+    server.answers["/heartbeat"] = {"lost": [HELD.url], "control": None, "heartbeat_seconds": 0.2}
+    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url), {})
+    for lease in (HELD, other):
+        heartbeat.apologize(Held(lease, 0.0, dict))
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(beaten.wait, 5)
+        named = [(job["url"], job["token"]) for job in server.asked[1][1]["jobs"]]
+        assert named == [(HELD.url, HELD.token), (other.url, other.token)]
+        assert ([one.lease for one in beats[0].lost], [one.lease for one in beats[0].returned]) == ([], [other])
+        async with asyncio.timeout(10):
+            while len(server.asked) < 3:
+                await asyncio.sleep(0.02)
+        assert server.asked[0][1]["jobs"] == server.asked[2][1]["jobs"] == []
     finally:
         heartbeat.stop()
 

@@ -296,9 +296,55 @@ def test_after_an_outage_of_the_queue_leases_get_a_term_to_be_renewed_in(queue: 
 def test_a_clock_that_jumps_back_stops_nothing(queue: Queue, connection: redis.Redis) -> None:
     queue.add([BV[0]])
     lease = lease_one(queue)
-    connection.incrby("{bili:0}:swept", 3_600_000)
+    day = 86_400_000
+    connection.incrby("{bili:0}:swept", day)
+    connection.set("{bili:0}:grace", int(connection.zscore("{bili:0}:leased", lease.url) + day))
+    connection.zincrby("{bili:0}:leased", day, lease.url)  # written before the clock was set back
+    assert queue.sweep() == 0
+    assert connection.zscore("{bili:0}:leased", lease.url) <= (connection.time()[0] + 61) * 1000
     let_expire(connection, lease.url)
     assert queue.sweep() == 1
+
+
+def test_a_job_that_gets_further_from_death_to_death_is_innocent(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    for turn in range(6):
+        lease = lease_one(queue, "w1", have=[BV[0]])
+        queue.heartbeat("w1", [(lease.url, lease.token, (turn + 1) * 5_000_000)], {})
+        let_expire(connection, lease.url)
+        queue.sweep()
+        connection.zadd("{bili:0}:kept", {lease.url: 1}, xx=True)
+    assert queue.counts() == Counts(1, 0, 0, 0, 0)
+
+
+def test_a_job_that_dies_at_the_same_point_each_time_is_poison(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    for turn in range(4):
+        lease = lease_one(queue, f"w{turn}")
+        queue.heartbeat(f"w{turn}", [(lease.url, lease.token, 5_000_000)], {})
+        let_expire(connection, lease.url)
+        queue.sweep()
+        connection.zadd("{bili:0}:kept", {lease.url: 1}, xx=True)
+        if queue.counts().dead:
+            break
+    assert queue.counts() == Counts(0, 0, 0, 0, 1)
+
+
+def test_an_environment_failure_that_comes_again_lets_others_go_first(queue: Queue) -> None:
+    queue.add(BV[:2])
+    for _turn in range(2):
+        lease = lease_one(queue)
+        assert lease.url == BV[0]
+        queue.nack(lease.url, lease.token, ENVIRONMENT)
+    assert [lease.url for lease in queue.lease("w1", 2)] == [BV[1], BV[0]]
+
+
+def test_an_absurd_size_is_recorded_and_nothing_is_half_done(queue: Queue) -> None:
+    for cid in (7, 8):
+        lease = page_lease(queue, BV[cid], cid)
+        assert queue.ack(lease.url, lease.token, Result("a/b.mp4", 2**63 - 1, 1.0)) == "done"
+    assert queue.counts() == Counts(0, 0, 0, 2, 0)
+    assert len(queue.success("", 5)[0]) == 2
 
 
 def test_a_suspect_that_ends_well_frees_its_worker(queue: Queue, connection: redis.Redis) -> None:
@@ -529,9 +575,10 @@ def test_success_and_failed_are_read_page_by_page(queue: Queue) -> None:
     assert [item["path"] for item in queue.latest_success(2)] == ["other/10.mp4", "other/9.mp4"]
 
 
-def test_a_cursor_that_is_none_is_refused(queue: Queue) -> None:
+@pytest.mark.parametrize("after", ["x y", "٣", "9" * 19, "1-", "-1", "1-2-3"])
+def test_a_cursor_that_is_none_is_refused(queue: Queue, after: str) -> None:
     with pytest.raises(ValueError, match="next"):
-        queue.success("x y", 3)
+        queue.success(after, 3)
 
 
 def test_workers_are_listed_with_what_they_said(queue: Queue) -> None:
