@@ -286,6 +286,7 @@ class Scheduler:
         self._parked_until = 0.0
         self._paused_since: float | None = None
         self._refusal = ""
+        self._ends_when_empty = False
         self._obeyed: Working | None = None
         self._wishes = Wishes()
         self.working = WorkingFile(settings.working_file)
@@ -309,6 +310,7 @@ class Scheduler:
         self._parts.mkdir(parents=True, exist_ok=True)
         for url in reversed(unfinished_jobs(self._parts)):
             self._remember_chunks(url)
+        self._ends_when_empty = until_empty_seconds is not None
         self._heartbeat.start()
         leasing = asyncio.create_task(self._lease_until_empty(until_empty_seconds))
         ends = [leasing, asyncio.create_task(self._ticks()), asyncio.create_task(self._stopping.wait())]
@@ -484,6 +486,8 @@ class Scheduler:
         except ServerUnreachable as error:
             return (error.retry_after_seconds or 2.0) * (0.5 + self._draw())
         except ServerError as error:
+            if isinstance(error, Unauthorized) and self._ends_when_empty:
+                raise  # nobody is there to correct BILI_TOKEN
             if str(error) != self._refusal:
                 self._refusal = str(error)
                 log.error("%s", error)

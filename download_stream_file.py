@@ -459,11 +459,12 @@ class Mirror:
     cause: str = ""
     fruitless: int = 0
     active: int = 0
+    has_served: bool = False
 
     @property
     def ready_at(self) -> float:
-        """When it may be asked again."""
-        return max(self.own.until, self.of_host.until)
+        """When it may be asked again. What it served counts for more than how its host fared with other files."""
+        return self.own.until if self.has_served else max(self.own.until, self.of_host.until)
 
     @property
     def preference(self) -> tuple[bool, int, int]:
@@ -515,6 +516,7 @@ class Mirrors:
 
     def worked(self, mirror: Mirror) -> None:
         """Note that a request was worth it: the mirror and its host need not cool down."""
+        mirror.has_served = True
         mirror.own.forgive()
         mirror.of_host.forgive()
 

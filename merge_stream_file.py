@@ -125,20 +125,30 @@ def probe_ffmpeg(path: str, timeout_seconds: float = 20.0) -> str:
 
 
 def ffmpeg_arguments(
-    ffmpeg: str, plan: MergePlan, temporary: str, video_codec: str = "", container: str = "mov"
+    ffmpeg: str,
+    plan: MergePlan,
+    temporary: str,
+    video_codec: str = "",
+    container: str = "mov",
+    uniform: bool = False,
 ) -> list[str]:
     """Return the command that joins what ``plan`` says into ``temporary``.
 
     ``video_codec`` is the fourcc of the input, ``container`` what a durl segment is: ``mov`` or ``flv``. The format is
     forced, because ffmpeg would follow a playlist that calls itself .m4s; every path has ``file:`` before it, because
-    ffmpeg takes ``a:b`` for a protocol and has no ``--``.
+    ffmpeg takes ``a:b`` for a protocol and has no ``--``. ``uniform`` segments have one decoder configuration: their
+    packets are then taken as they are, else ffmpeg writes the configuration before each key frame.
     """
-    start = [ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning", "-xerror"]
+    start = [ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning"]
+    if len(plan.segments) < 2:
+        # Not for joined ones: the sound of a segment may end after its picture, and that is an error for -xerror.
+        start.append("-xerror")
     start += ["-progress", "pipe:1", "-y"]
     inputs: list[str] = []
     maps: list[str] = []
     if len(plan.segments) > 1:
         inputs += ["-protocol_whitelist", "file", "-f", "concat", "-safe", "1"]
+        inputs += ["-auto_convert", "0"] if uniform else []
         inputs += ["-i", f"file:{segment_list_path(plan, temporary)}"]
     else:
         for path in (*plan.segments, plan.video, plan.audio):
@@ -201,7 +211,7 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
     output = Path(plan.output)
     folder = _temporary_folder(plan)
     with _temporary_file(folder, inputs.size_bytes) as (temporary, lock), _segment_list_file(plan, temporary):
-        arguments = ffmpeg_arguments(ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container)
+        arguments = ffmpeg_arguments(ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform)
         timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
         await _run(arguments, timeout_seconds, (str(folder), *plan.segments, plan.video, plan.audio))
         merged = await asyncio.to_thread(_check_output, temporary, plan, inputs)
@@ -486,6 +496,7 @@ class _Inputs:
     size_bytes: int
     video_codec: str = ""
     container: str = "mov"
+    uniform: bool = False
 
 
 def _check_inputs(plan: MergePlan) -> _Inputs:
@@ -511,6 +522,7 @@ def _check_segments(paths: tuple[str, ...]) -> _Inputs:
     seconds: dict[str, float] = {}
     codec = ""
     containers = set()
+    configurations = set()
     size_bytes = 0
     for path in paths:
         with _named_input(path) as (file, bytes_):
@@ -519,12 +531,15 @@ def _check_segments(paths: tuple[str, ...]) -> _Inputs:
         size_bytes += bytes_
         for track in tracks:
             seconds[track.kind] = seconds.get(track.kind, 0.0) + track.duration_seconds
-            codec = track.codec if track.kind == "video" else codec
+            if track.kind == "video":
+                codec = track.codec
+                configurations.add(track.configuration)
     if len(containers) > 1:
         raise MergeError(_("the segments are of different formats: {formats}").format(formats=sorted(containers)))
     if not seconds:
         raise MergeError(_("{path} has neither video nor audio").format(path=paths[0]))
-    return _Inputs(seconds, size_bytes, codec, containers.pop())
+    uniform = len(configurations) == 1 and b"" not in configurations
+    return _Inputs(seconds, size_bytes, codec, containers.pop(), uniform)
 
 
 def _segment_tracks(file: BinaryIO, size_bytes: int) -> tuple[str, tuple[mp4_boxes.Track, ...]]:

@@ -12,7 +12,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from errors import MergeError
@@ -35,6 +35,8 @@ class Track:
     kind: str
     duration_seconds: float
     codec: str
+    configuration: bytes = field(default=b"", repr=False, compare=False)
+    """What a decoder must know before the first sample (avcC, hvcC); empty where that is unknown."""
 
 
 class _Box(NamedTuple):
@@ -53,6 +55,7 @@ class _Movie(NamedTuple):
     timescale: int
     duration: int
     samples: _Box | None
+    configuration: bytes
 
 
 class _Reader:
@@ -280,7 +283,7 @@ def read_tracks(file: BinaryIO, size_bytes: int) -> tuple[Track, ...]:
     else:
         durations = _fragmented_durations(reader, boxes, extends, movies)
     return tuple(
-        Track(movie.kind, duration / movie.timescale, movie.codec)
+        Track(movie.kind, duration / movie.timescale, movie.codec, movie.configuration)
         for movie, duration in zip(movies, durations, strict=True)
     )
 
@@ -306,10 +309,22 @@ def _read_trak(reader: _Reader, trak: _Box) -> _Movie | None:
     if timescale == 0:
         raise MergeError(_("the timescale at byte {offset} is 0").format(offset=mdhd.start))
     table = reader.child(reader.child(mdia, b"minf"), b"stbl")
-    codec = reader.field(reader.child(table, b"stsd"), 12, 4)
+    stsd = reader.child(table, b"stsd")
+    codec = reader.field(stsd, 12, 4)
     unknown = duration in (0, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
     samples = next(reader.children(table, b"stts"), None)
-    return _Movie(number, kind, _name(codec), timescale, 0 if unknown else duration, samples)
+    return _Movie(
+        number, kind, _name(codec), timescale, 0 if unknown else duration, samples, _configuration(reader, stsd)
+    )
+
+
+def _configuration(reader: _Reader, stsd: _Box) -> bytes:
+    entry = reader.field(stsd, 0, stsd.stop - stsd.body)
+    for kind in (b"avcC", b"hvcC"):
+        at = entry.find(kind)
+        if at >= 4:
+            return entry[at : at - 4 + int.from_bytes(entry[at - 4 : at], "big")]
+    return b""
 
 
 def _plain_duration(reader: _Reader, movie: _Movie) -> float:
@@ -416,6 +431,7 @@ def read_flv_tracks(file: BinaryIO, size_bytes: int) -> tuple[Track, ...]:
         raise MergeError(_("the file does not begin as an FLV file does"))
     (offset,) = struct.unpack(">I", head[5:9])
     spans: dict[int, tuple[int, int, int]] = {}
+    configuration = b""
     tags = 0
     offset += 4
     while offset < size_bytes:
@@ -426,6 +442,9 @@ def read_flv_tracks(file: BinaryIO, size_bytes: int) -> tuple[Track, ...]:
         tags += 1
         if kind not in (8, 9, 18) or stop > size_bytes or tags > MAX_FLV_TAGS:
             raise MergeError(_("the tag at byte {offset} is cut off or none").format(offset=offset))
+        if kind == 9 and 9 not in spans:  # the first tag of a picture track is its sequence header
+            file.seek(offset + 11)
+            configuration = file.read(min(stop - offset - 11, 4096))
         milliseconds = int.from_bytes(tag[4:7], "big") | tag[7] << 24
         first, _last, codec = spans.get(kind, (milliseconds, 0, tag[11]))
         spans[kind] = first, milliseconds, codec
@@ -433,7 +452,12 @@ def read_flv_tracks(file: BinaryIO, size_bytes: int) -> tuple[Track, ...]:
     if offset not in (size_bytes, size_bytes + 4):  # some writers leave the size behind the last tag out
         raise MergeError(_("the file ends early, at byte {offset}").format(offset=size_bytes))
     return tuple(
-        Track(kind, (last - first) / 1000, names.get(codec & 0xF if number == 9 else codec >> 4, ""))
+        Track(
+            kind,
+            (last - first) / 1000,
+            names.get(codec & 0xF if number == 9 else codec >> 4, ""),
+            configuration if number == 9 else b"",
+        )
         for number, kind, names in ((9, "video", _FLV_VIDEO), (8, "audio", _FLV_AUDIO))
         if number in spans
         for first, last, codec in (spans[number],)

@@ -38,11 +38,14 @@ from errors import DownloaderError, UsageError
 from i18n import _
 from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from model import MIB, StreamProgress
+from part_file import discard_old_parts
 from queue_client import QueueClient, make_server_session
 
 log = logging.getLogger("run")
 
 MAX_WORKERS_HERE = 1000
+OLD_PARTS_SECONDS = 30 * 86400.0
+"""Parts that nobody touched for so long belong to pages that another machine finished, or that are dead."""
 EXIT_USAGE = 2
 
 _WORDS = {
@@ -160,6 +163,7 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
     running = asyncio.Event()
     instance = secrets.token_hex(8)
     remove_leftovers(settings.download_dir / PARTS_FOLDER)
+    discard_old_parts(settings.download_dir / PARTS_FOLDER, OLD_PARTS_SECONDS)
     async with (
         make_server_session(settings) as server_session,
         make_session(settings) as site_session,

@@ -322,6 +322,9 @@ async def test_the_order_of_mirrors() -> None:
     other = Mirrors(wire, ["https://b.bilivideo.com/other-stream"])
     assert other.pick(0.1) is None, "a host that fails is left alone by all streams"
     assert other.wait_seconds(0.1) == pytest.approx(0.4)
+    other.worked(other.all[0])
+    group.failed(b, judge(503, CIMultiDict(), Asked(0, 1)), began=1, now=1)
+    assert other.pick(1.1) is not None, "but what has served a stream is not left for another file's failures"
 
 
 def test_the_causes_of_failures_hold_no_address() -> None:
