@@ -11,7 +11,6 @@ import contextlib
 import logging
 import random
 import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from errors import (
 from i18n import _
 from merge_stream_file import merge
 from model import (
+    HAVE_LIMIT,
     MIB,
     Choice,
     Failure,
@@ -56,7 +56,7 @@ from model import (
 )
 from mp4_boxes import read_comment
 from parse_ import choose_streams, parse_job_id
-from part_file import discard_parts, unfinished_jobs
+from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,7 @@ PAUSE_LIMIT_SECONDS = 600.0
 """A paused worker keeps its leases for so long; then they go back, the chunks stay."""
 GOODBYE_SECONDS = 1.5
 SPEED_WINDOW_SECONDS = 5.0
-HAVE_LIMIT = 64
 UNFINISHED_LIMIT = 4096
-DISK_RESERVE_BYTES = 64 * MIB
 
 PARTS_FOLDER = ".parts"
 EXIT_DEAD, EXIT_DELAYED = 1, 3
@@ -163,7 +161,6 @@ class Board:
         self.done = self.failed = self.dead = 0
         self.received_bytes = 0
         self.state = "starting"
-        self.failures: deque[str] = deque(maxlen=5)
         self._samples: deque[tuple[float, int]] = deque(maxlen=64)
 
     def report(self, view: JobView, progress: StreamProgress) -> None:
@@ -590,7 +587,6 @@ class Scheduler:
         if state == "dead":
             self.board.dead += 1
             self._unfinished.pop(lease.url, None)
-        self.board.failures.append(f"{view.title or lease.url}: {error}")
         log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, _WORDS.get(state, state), error.code, error)
 
     async def _quietly(self, call: Coroutine[Any, Any, Any]) -> None:
@@ -691,7 +687,7 @@ class Scheduler:
         return relative, holder == page.cid
 
     def _check_room(self, files: Mapping[str, StreamFile]) -> None:
-        needed = sum(file.size_bytes for file in files.values()) + DISK_RESERVE_BYTES
+        needed = sum(file.size_bytes for file in files.values()) + RESERVE_BYTES
         free = _free_bytes(self._settings.download_dir)
         if free < needed:
             sentence = _("{folder} has {free} MiB left, the merged file needs {needed} MiB: make room")
@@ -761,6 +757,6 @@ def _path(file: StreamFile | None) -> str:
 
 def _free_bytes(folder: Path) -> int:
     try:
-        return shutil.disk_usage(folder).free
+        return free_disk_bytes(folder)
     except OSError:
         return 0

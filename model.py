@@ -14,6 +14,9 @@ MIB = 1024 * KIB
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
 
+HAVE_LIMIT = 64
+"""A lease request names so many unfinished jobs at most."""
+
 # ------------------------------------------------------------------------------------------ what the site has
 
 

@@ -28,7 +28,7 @@ from config import Settings
 from embedded_valkey import EmbeddedValkey
 from errors import EngineError, StaleToken
 from i18n import _
-from model import Added, Counts, Expanded, Failure, JobId, Lease, Page, Result
+from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, Page, Result
 from parse_ import bvid_to_aid, parse_job_id
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 BUCKETS = 65536
 """Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
 
-HAVE_LIMIT = 64
 COMMON_KEYS = (
     *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
     *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
@@ -413,8 +412,8 @@ class Queue:
         return answer
 
 
-def _key(name: str, shard: int = 0) -> str:
-    return f"{{bili:{shard}}}:{name}"
+def _key(name: str) -> str:
+    return f"{{bili:0}}:{name}"  # 0 is the shard, the only one so far
 
 
 def _answer(token: str) -> str:

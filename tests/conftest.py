@@ -16,7 +16,9 @@ import redis
 import waitress
 
 from config import Settings
+from demo.process import SiteProcess
 from redisConnect import Queue
+from tests.farm import Farm
 from web_server import create_app
 
 
@@ -72,6 +74,14 @@ def queue(connection: redis.Redis, settings: Settings) -> Iterator[Queue]:
     queue = Queue(connection, settings)
     yield queue
     queue.close()
+
+
+@pytest.fixture
+def farm(tmp_path: Path, site: SiteProcess) -> Iterator[Farm]:
+    """A queue server, and what the test starts beside it, before the site of the test's file."""
+    farm = Farm(tmp_path, site)
+    yield farm
+    farm.close()
 
 
 @pytest.fixture

@@ -171,13 +171,6 @@ def site(module_site: SiteProcess) -> SiteProcess:
     return module_site
 
 
-@pytest.fixture
-def farm(tmp_path: Path, site: SiteProcess) -> Iterator[Farm]:
-    farm = Farm(tmp_path, site)
-    yield farm
-    farm.close()
-
-
 def bvids(*names: str) -> list[str]:
     return [video(name).bvid for name in names]
 

@@ -46,16 +46,8 @@ def module_site(library: Library) -> Iterator[SiteProcess]:
 @pytest.fixture
 def site(module_site: SiteProcess) -> SiteProcess:
     module_site.post("reset")
-    module_site.post("settings", rate_bytes_per_second=0)
     module_site.post("risk", name="risk-control", on=False)
     return module_site
-
-
-@pytest.fixture
-def farm(tmp_path: Path, site: SiteProcess) -> Iterator[Farm]:
-    farm = Farm(tmp_path, site)
-    yield farm
-    farm.close()
 
 
 def bvid(name: str) -> str:
