@@ -38,9 +38,12 @@ BUCKETS = 65536
 
 COMMON_KEYS = (
     *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
-    *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
+    *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace", "deaths", "draining"),
 )
 """In the order in which ``lua/common.lua`` names them."""
+
+_POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
+"""As ``lua/common.lua`` has it, in the language of its reader."""
 
 _LUA = Path(__file__).resolve().parent / "lua"
 _P = ParamSpec("_P")
@@ -484,7 +487,7 @@ def _failed(url: str, tries: dict[str, Any], due_ms: float | None, at: float) ->
         "state": "dead" if due_ms is None else "delayed",
         "title": tries.get("title", ""),
         "code": tries.get("code", ""),
-        "reason": tries.get("reason", ""),
+        "reason": _POISON_REASON if tries.get("code") == "poison" else tries.get("reason", ""),
         "attempts": tries.get("attempts", 0),
         "worker": tries.get("worker", ""),
         "time": tries.get("time", 0) / 1000,

@@ -10,13 +10,15 @@ local HOLDS, ALONE = KEYS[13], KEYS[14] -- HASH worker -> number of leases; work
 local WORKERS, STATUS = KEYS[15], KEYS[16] -- ZSET worker -> last seen in ms; HASH worker -> JSON
 local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts leases
 local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lease runs out (both in ms)
-local OWN = 20 -- keys after this one are the script's own
+local DEATHS, DRAINING = KEYS[21], KEYS[22] -- ZSET worker and instance -> when it died; worker -> until (all in ms)
+local OWN = 22 -- keys after this one are the script's own
 
 local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
 local ANSWER_MS = 3600 * 1000
 local WORKER_MS = 24 * 3600 * 1000
 local OUTAGE_MS = 5000 -- a queue that was not swept for so long was away, or its clock has jumped
-local SUSPECT_DEATHS, POISON_DEATHS = 2, 3
+local SUSPECT_DEATHS, POISON_DEATHS, POISON_DEATHS_AT_MOST = 2, 3, 8
+local UNREST_MS = 60000 -- deaths of other workers from so long before a job's first one on speak for the job
 local PROGRESS_BYTES = 1048576
 
 -- The only clock there is: that of the server.
@@ -99,14 +101,49 @@ local function bury(id, tries, at, code, reason)
   redis.call('ZADD', FAILED, 0, id)
 end
 
--- The worker that held the lease is taken for dead. The third death, alone with a job, makes the job dead.
+-- Write down that a worker died with a job. One that was alone with a suspect says nothing of the others.
+local function count_death(id, tries, at)
+  local worker = tries.worker or ''
+  if redis.call('HGET', ALONE, worker) ~= id then
+    local name = worker .. ' ' .. (tries.instance or '')
+    redis.call('ZADD', DEATHS, at, name)
+    tries.died = tries.died or {}
+    tries.died[#tries.died + 1] = name
+  end
+  tries.deaths = tries.deaths + 1
+  tries.first_death = tries.first_death or at
+end
+
+-- Where machines die of something else as well, three deaths prove nothing: then it takes more of them.
+local function is_poison(tries)
+  if tries.deaths < POISON_DEATHS or tries.deaths >= POISON_DEATHS_AT_MOST then
+    return tries.deaths >= POISON_DEATHS_AT_MOST
+  end
+  local since = tries.first_death - UNREST_MS
+  local others = redis.call('ZCOUNT', DEATHS, since, '+inf')
+  local own = {}
+  for _, name in ipairs(tries.died or {}) do
+    local died_at = redis.call('ZSCORE', DEATHS, name)
+    if not own[name] and died_at and tonumber(died_at) >= since then
+      own[name] = true
+      others = others - 1
+    end
+  end
+  return others <= 0
+end
+
+local function forget_deaths(tries)
+  tries.deaths, tries.died, tries.first_death = 0, nil, nil
+end
+
+-- The worker that held the lease is taken for dead.
 local function expire(id, at, affinity_ms)
   local tries = tries_of(id)
   tries.lost = redis.call('HGET', TOKEN, id)
+  count_death(id, tries, at)
   end_lease(id, tries)
-  tries.deaths = tries.deaths + 1
-  if tries.deaths >= POISON_DEATHS then
-    bury(id, tries, at, 'poison', 'Its workers died with it three times, the last one holding nothing else.')
+  if is_poison(tries) then
+    bury(id, tries, at, 'poison', 'Its workers died with it again and again, the last one holding nothing else.')
   else
     save_tries(id, tries)
     put_back_kept(id, tries, at, affinity_ms)
@@ -120,6 +157,9 @@ local function forgive(id, token)
     return
   end
   tries.lost, tries.deaths = nil, tries.deaths - 1
+  if tries.deaths <= 0 then
+    forget_deaths(tries)
+  end
   save_tries(id, tries)
   if tries.code == 'poison' and redis.call('ZREM', DEAD, id) == 1 then
     redis.call('ZREM', FAILED, id)

@@ -15,7 +15,7 @@ for i = 4, #ARGV, 3 do
       if not tries.chunks or done_bytes > (tries.bytes or 0) then
         -- A job that gets further from death to death does not kill: its machines die of something else.
         if done_bytes > (tries.bytes or 0) + PROGRESS_BYTES then
-          tries.deaths = 0
+          forget_deaths(tries)
         end
         tries.chunks, tries.bytes = true, math.max(done_bytes, tries.bytes or 0)
         save_tries(id, tries)

@@ -6,6 +6,7 @@ local answer_key = KEYS[OWN + 1]
 local count, worker, instance = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local lease_ms, affinity_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local first_nonce, first_have = 7, 7 + count
+local DRAIN_MS = 15000 -- a worker with room asks more often than that
 local at = now()
 
 local call = 'lease ' .. worker
@@ -51,11 +52,24 @@ end
 if redis.call('HEXISTS', ALONE, worker) == 1 then
   return leases
 end
-if redis.call('LLEN', SUSPECT) > 0 and redis.call('HEXISTS', HOLDS, worker) == 0 then
+-- A busy farm has no worker that holds nothing: one at a time gets no new jobs until it does.
+local function drains()
+  redis.call('ZREMRANGEBYSCORE', DRAINING, '-inf', at)
+  local chosen = redis.call('ZRANGE', DRAINING, 0, 0)[1]
+  if chosen and chosen ~= worker then
+    return false
+  end
+  redis.call('ZADD', DRAINING, at + math.max(lease_ms, DRAIN_MS), worker)
+  return true
+end
+
+local waits = redis.call('LLEN', SUSPECT) > 0
+if waits and redis.call('HEXISTS', HOLDS, worker) == 0 then
   local id = redis.call('LPOP', SUSPECT)
   take(id)
   redis.call('HSET', ALONE, worker, id)
-else
+  redis.call('ZREM', DRAINING, worker)
+elseif not (waits and drains()) then
   for i = first_have, #ARGV do
     if #leases < count then
       local id = ARGV[i]

@@ -6,4 +6,5 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', at - WORKER
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', STATUS, worker)
 end
+redis.call('ZREMRANGEBYSCORE', DEATHS, '-inf', at - WORKER_MS)
 return sweep(at, tonumber(ARGV[1]), tonumber(ARGV[2]))

@@ -241,14 +241,111 @@ def test_a_job_whose_worker_died_twice_is_leased_alone_and_dead_after_the_third(
     assert lease_one(queue, "w3", have=[BV[1]]).url == BV[1]
     die(queue, connection, "w1")
     die(queue, connection, "w2")
-    assert lease_one(queue, "w3").url == BV[2]  # w3 holds something: it does not get the suspect
+    assert queue.lease("w3", 1) == ()  # it holds something: it does not get the suspect
     assert [lease.url for lease in queue.lease("w4", 5)] == [BV[0]]
-    queue.add([BV[4]])
     assert queue.lease("w4", 5) == ()  # and nothing beside it
+    assert lease_one(queue, "w3").url == BV[2]
     let_expire(connection, BV[0])
     queue.sweep()
     (failure,), _next = queue.failed("", 10)
     assert (failure["url"], failure["state"], failure["code"]) == (BV[0], "dead", "poison")
+    assert "again and again" in failure["reason"]
+
+
+def kill_three_times(queue: Queue, connection: redis.Redis) -> None:
+    """Let the first job die with three workers, the last of which held nothing else."""
+    for worker in ("w1", "w2", "w3"):
+        die(queue, connection, worker)
+
+
+def test_where_other_workers_die_too_three_deaths_prove_nothing_and_eight_do(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add(BV[:2])
+    assert lease_one(queue, "other", have=[BV[1]]).url == BV[1]
+    let_expire(connection, BV[1])
+    queue.sweep()
+    assert lease_one(queue, "other", have=[BV[1]]).url == BV[1]
+    kill_three_times(queue, connection)
+    for death in range(4, 9):
+        assert queue.counts().dead == 0, death
+        die(queue, connection, "w3")
+    assert queue.failed("", 10)[0][0]["code"] == "poison"
+
+
+def test_a_death_long_before_the_first_one_excuses_nothing(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    ago = (connection.time()[0] - 61) * 1000
+    connection.zadd("{bili:0}:deaths", {"other 1": ago})
+    kill_three_times(queue, connection)
+    assert queue.counts().dead == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 50])
+def test_a_death_shortly_before_the_first_one_is_an_excuse(queue: Queue, connection: redis.Redis, seconds: int) -> None:
+    queue.add([BV[0]])
+    ago = (connection.time()[0] - seconds) * 1000
+    connection.zadd("{bili:0}:deaths", {"other 1": ago})
+    kill_three_times(queue, connection)
+    assert queue.counts().dead == 0
+
+
+def test_jobs_that_died_with_the_same_worker_do_not_excuse_each_other(queue: Queue, connection: redis.Redis) -> None:
+    queue.add(BV[:2])
+    for worker in ("w1", "w2"):
+        let_expire(connection, *(lease.url for lease in queue.lease(worker, 2)))
+        queue.sweep()
+    die(queue, connection, "w3")
+    die(queue, connection, "w4")  # each of the two alone; and the death of the first alone excuses not the second
+    assert queue.counts().dead == 2
+
+
+def test_a_worker_that_dies_again_and_again_is_one_worker_for_each_of_its_processes(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    for instance in ("one", "two", "three"):
+        let_expire(connection, lease_one(queue, "w1", instance=instance).url)
+        queue.sweep()
+    assert queue.counts().dead == 1
+    assert connection.zrange("{bili:0}:deaths", 0, -1) == ["w1 one", "w1 two"]
+
+
+def test_deaths_are_forgotten_after_a_day(queue: Queue, connection: redis.Redis) -> None:
+    day_ago = (connection.time()[0] - 86_401) * 1000
+    connection.zadd("{bili:0}:deaths", {"old 1": day_ago, "new 1": day_ago + 3_600_000})
+    queue.sweep()
+    assert connection.zrange("{bili:0}:deaths", 0, -1) == ["new 1"]
+
+
+def test_a_suspect_makes_one_busy_worker_finish_what_it_holds_and_take_no_more(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add(BV[:6])
+    first, second = (lease_one(queue, worker, have=[bv]) for worker, bv in (("w3", BV[1]), ("w4", BV[2])))
+    die(queue, connection, "w1")
+    die(queue, connection, "w2")
+    assert queue.lease("w3", 1) == ()
+    assert [lease.url for lease in queue.lease("w4", 1)] == [BV[3]]  # one at a time; the others go on
+    assert queue.lease("w3", 1) == ()
+    queue.release(first.url, first.token)
+    assert lease_one(queue, "w3").url == BV[0]
+    assert [lease.url for lease in queue.lease("w4", 1)] == [BV[1]]
+    assert second.url == BV[2]
+
+
+def test_a_worker_that_finishes_for_a_suspect_and_is_gone_is_followed_by_another(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add(BV[:6])
+    for worker, bv in (("w3", BV[1]), ("w4", BV[2])):
+        lease_one(queue, worker, have=[bv])
+    die(queue, connection, "w1")
+    die(queue, connection, "w2")
+    assert queue.lease("w3", 1) == ()
+    connection.zadd("{bili:0}:draining", {"w3": 1}, xx=True)  # its time is over
+    assert queue.lease("w4", 1) == ()
+    assert connection.zrange("{bili:0}:draining", 0, -1) == ["w4"]
 
 
 def test_a_worker_that_was_cut_off_and_comes_back_has_not_been_killed_by_its_jobs(
@@ -703,6 +800,9 @@ class QueueModel(RuleBasedStateMachine):
         self.valid: dict[str, str] = {}  # id -> its one valid token
         self.done: set[int] = set()
         self.closed: set[str] = set()
+        self.holder: dict[str, str] = {}  # id -> the worker that leased it last
+        self.died: set[str] = set()  # workers that died, save those that were alone with a suspect
+        self.died_with: dict[str, list[str]] = {}  # id -> the workers that died with it, "" for one that was alone
 
     @rule(numbers=st.lists(st.integers(0, 5), min_size=1, max_size=4), refresh=st.booleans())
     def add(self, numbers: list[int], refresh: bool) -> None:
@@ -717,11 +817,23 @@ class QueueModel(RuleBasedStateMachine):
     @rule(target=leases, worker=st.sampled_from(["w1", "w2", "w3"]), count=st.integers(1, 4))
     def lease(self, worker: str, count: int):  # type: ignore[no-untyped-def]
         given = self.queue.lease(worker, count)
+        suspects = {url for url, state in self.state.items() if state == "ready" and len(self._deaths(url)) >= 2}
+        busy = worker in (self.holder[url] for url in self.valid)
         for lease in given:
             assert self.state[lease.url] == "ready"
-            self.state[lease.url] = "leased"
-            self.valid[lease.url] = lease.token
+            assert (lease.url in suspects) <= (len(given) == 1 and not busy)
+            self._hold(lease, worker)
+        if suspects and not busy:
+            assert {lease.url for lease in given} <= suspects
         return multiple(*given)
+
+    def _hold(self, lease: Lease, worker: str) -> None:
+        self.state[lease.url] = "leased"
+        self.valid[lease.url] = lease.token
+        self.holder[lease.url] = worker
+
+    def _deaths(self, url: str) -> list[str]:
+        return self.died_with.get(url, [])
 
     def _try(self, lease: Lease, verb, after: str | None) -> bool:  # type: ignore[no-untyped-def]
         """Run a verb; a lease that is not the valid one must change nothing."""
@@ -735,6 +847,7 @@ class QueueModel(RuleBasedStateMachine):
         del self.valid[lease.url]
         if after is None:
             del self.state[lease.url]
+            self.died_with.pop(lease.url, None)
         else:
             self.state[lease.url] = after
         return True
@@ -773,24 +886,20 @@ class QueueModel(RuleBasedStateMachine):
         if first is None:
             return multiple()
         assert self.state[first.url] == "ready"
-        self.state[first.url] = "leased"
-        self.valid[first.url] = first.token
+        self._hold(first, self.holder[lease.url])
         return multiple(first)
 
     @rule()
     def every_worker_dies(self) -> None:
-        deaths = {url: self._tries(url).get("deaths", 0) for url in self.valid}
         let_expire(self.connection, *self.valid)
         self.queue.sweep()
-        for url in self.valid:
-            self.state[url] = "dead" if deaths[url] == 2 else "ready"
+        for url in sorted(self.valid):
+            alone = len(self._deaths(url)) >= 2
+            self.died_with.setdefault(url, []).append("" if alone else self.holder[url])
+            self.died |= set() if alone else {self.holder[url]}
+            deaths, others = len(self._deaths(url)), self.died - set(self._deaths(url))
+            self.state[url] = "dead" if deaths == 8 or (deaths >= 3 and not others) else "ready"
         self.valid.clear()
-
-    def _tries(self, url: str) -> dict[str, int]:
-        import json
-
-        text = self.connection.hget("{bili:0}:tries", url)
-        return json.loads(text) if text else {}
 
     @rule()
     def every_delay_passes(self) -> None:
@@ -803,6 +912,8 @@ class QueueModel(RuleBasedStateMachine):
     def redrive(self) -> None:
         dead = [url for url, state in self.state.items() if state == "dead"]
         assert self.queue.redrive_all() == len(dead)
+        for url in dead:
+            self.died_with.pop(url, None)
         self.state |= dict.fromkeys(dead, "ready")
 
     @rule()
