@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from demo.catalogue import (
@@ -17,13 +18,11 @@ from demo.catalogue import (
     RISKY,
     SEASON_ID,
     SEASON_TITLE,
-    VIDEOS,
     EpisodeRecord,
     PageRecord,
     VideoRecord,
-    find_video,
 )
-from demo.media import AVC, FRAME_RATE, StreamFile
+from demo.media import AVC, FRAME_RATE, TINY_SIZE, StreamFile
 from demo.signing import wbi_image_urls
 from demo.state import SiteState
 
@@ -88,7 +87,8 @@ def spi() -> Json:
 
 
 def _dimension(page: PageRecord) -> Json:
-    width, height = (852, 480) if page.profile in ("page", "mp4") else (1920, 1080)
+    sizes = {"page": (852, 480), "mp4": (852, 480), "tiny": TINY_SIZE}
+    width, height = sizes.get(page.profile, (1920, 1080))
     return {"width": width, "height": height, "rotate": 0}
 
 
@@ -198,7 +198,7 @@ def view(state: SiteState, record: VideoRecord | None) -> Json:
 def ranking(state: SiteState, rid: int) -> Json:
     """Return x/web-interface/ranking/v2; an unknown ``rid`` silently gets the list of the whole site."""
     wanted = rid if rid in RANKING_RIDS else 0
-    listed = [
+    listed = (
         {
             **_summary(state, record),
             "tidv2": record.region.tid_v2,
@@ -208,14 +208,14 @@ def ranking(state: SiteState, rid: int) -> Json:
             "score": 0,
             "enable_vt": 0,
         }
-        for record in VIDEOS
+        for record in state.videos
         if record.refusal is None
         and record.stream_refusal is None
         and not record.redirect_episode_id
         and record.name != RISKY
         and wanted in (0, record.region.pid_v2)
-    ]
-    return ok({"note": "根据稿件内容质量、近期的数据综合展示，动态更新", "list": listed[:100]})
+    )
+    return ok({"note": "根据稿件内容质量、近期的数据综合展示，动态更新", "list": list(islice(listed, 100))})
 
 
 # ------------------------------------------------------------------------------------------ streams
@@ -311,8 +311,9 @@ def playinfo_data(state: SiteState, page: PageRecord, *, limit: int, qn: int, fn
 
     Logged-out clients see the same list of qualities, and get only the streams up to their limit.
     """
-    streams = state.library.of_page(page.cid)
-    is_dash = bool(fnval & DASH) and any(stream.kind == "video" for stream in streams)
+    streams = state.streams_of(page.cid)
+    kinds = {stream.kind for stream in streams}
+    is_dash = "video" in kinds and (bool(fnval & DASH) or "durl" not in kinds)
     offered = sorted({stream.id for stream in streams if stream.kind == ("video" if is_dash else "durl")}, reverse=True)
     reachable = [each for each in offered if each <= limit] or offered[-1:]
     quality = next((each for each in reachable if each <= (qn or limit)), reachable[-1])
@@ -354,7 +355,7 @@ def quality_limit(record: VideoRecord, logged_in: bool, try_look: bool) -> int:
 
 
 def _episode(state: SiteState, record: EpisodeRecord) -> Json:
-    twin = find_video(bvid=record.bvid)
+    twin = state.find_video(bvid=record.bvid)
     assert twin is not None
     page = state.pages[twin.bvid][0]
     return {

@@ -20,13 +20,10 @@ from demo.catalogue import (
     EPISODES,
     SEASON_ID,
     SHORT_LINKS,
-    VIDEOS,
     EpisodeRecord,
     PageRecord,
     VideoRecord,
     find_episode,
-    find_video,
-    video,
 )
 from demo.cdn import STALL_SECONDS, close_connection, status_response
 from demo.faults import API_FAULTS, CDN_FAULTS, Fault
@@ -119,7 +116,9 @@ class Site:
     # -------------------------------------------------------------------------------------- videos
 
     def _wanted(self, request: web.Request) -> VideoRecord | None:
-        return find_video(request.query.get("bvid", ""), _number(request, "aid") or _number(request, "avid"))
+        return self._state.find_video(
+            request.query.get("bvid", ""), _number(request, "aid") or _number(request, "avid")
+        )
 
     def _view(self, request: web.Request) -> answers.Json:
         if not {"bvid", "aid"} & set(request.query):
@@ -196,7 +195,7 @@ class Site:
     async def _video_page(self, request: web.Request) -> web.StreamResponse:
         text = request.match_info["id"]
         aid = int(text[2:]) if text[:2].lower() == "av" and text[2:].isdecimal() else 0
-        record = find_video(text, aid)
+        record = self._state.find_video(text, aid)
         if record is not None and record.redirect_episode_id:
             return _found(f"{self._state.web_url}/bangumi/play/ep{record.redirect_episode_id}")
         if record is not None and record.bvid in self._state.risky:
@@ -231,7 +230,7 @@ class Site:
             return _found(f"{self._state.web_url}/video/{code}")
         if code.startswith("ep"):
             return _found(f"{self._state.web_url}/bangumi/play/{code}")
-        if (target := SHORT_LINKS.get(code)) is None:
+        if (target := SHORT_LINKS.get(code) or self._state.crowd.short_target(code)) is None:
             return _json(answers.NOT_FOUND, status=404)
         return _found(self._state.web_url + target if target.startswith("/") else target)
 
@@ -298,7 +297,7 @@ class Control:
             "reset": lambda body: self._state.reset(),
             "reset_stats": lambda body: self._state.counters.reset(),
             "gain_page": self._gain_page,
-            "lose_page": lambda body: self._state.lose_page(video(body["name"]), int(body["number"])),
+            "lose_page": lambda body: self._state.lose_page(self._state.video(body["name"]), int(body["number"])),
             "risk": self._risk,
             "rotate_wbi": self._rotate_wbi,
             "settings": self._settings,
@@ -331,11 +330,11 @@ class Control:
         return {"on": self._state.faults.listing()}
 
     def _gain_page(self, body: dict[str, Any]) -> answers.Json:
-        page = self._state.gain_page(video(body.get("name", "gains-a-page")), body.get("at"))
+        page = self._state.gain_page(self._state.video(body.get("name", "gains-a-page")), body.get("at"))
         return {"cid": page.cid if page else None}
 
     def _risk(self, body: dict[str, Any]) -> None:
-        bvid = video(body.get("name", "risk-control")).bvid
+        bvid = self._state.video(body.get("name", "risk-control")).bvid
         (self._state.risky.add if body.get("on", False) else self._state.risky.discard)(bvid)
 
     def _rotate_wbi(self, body: dict[str, Any]) -> None:
@@ -364,10 +363,10 @@ def catalogue_listing(state: SiteState) -> answers.Json:
                 "order": stream.order,
                 "size_bytes": stream.size_bytes,
                 "duration_seconds": stream.duration_seconds,
-                "sha256": stream.sha256,
+                "sha256": state.sha256(stream),
                 "path": stream.url_path,
             }
-            for stream in state.library.of_page(page.cid)
+            for stream in state.streams_of(page.cid)
         ]
         return {"cid": page.cid, "title": page.title, "streams": streams}
 
@@ -380,7 +379,7 @@ def catalogue_listing(state: SiteState) -> answers.Json:
             "refusal": record.refusal or record.stream_refusal,
             "pages": [listed(page) for page in state.pages[record.bvid]] if record.refusal is None else [],
         }
-        for record in VIDEOS
+        for record in state.videos
     ]
     episodes = [{"name": record.name, "ep_id": record.ep_id, "bvid": record.bvid} for record in EPISODES]
     return {"videos": videos, "episodes": episodes, "short_links": SHORT_LINKS}

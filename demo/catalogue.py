@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Profile = Literal["plain", "page", "large", "silent", "mp4", "flv", "rich"]
-"""Which streams a page has; ``media.py`` says what each profile is made of."""
+Profile = Literal["plain", "page", "large", "silent", "mp4", "flv", "rich", "tiny", "heavy"]
+"""Which streams a page has; ``media.py`` says what each profile is made of. Those of a crowd are tiny or heavy."""
 
 
 @dataclass(frozen=True, slots=True)

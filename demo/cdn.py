@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import random
 import re
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from demo.counters import RangeRecord
 from demo.faults import CDN_FAULTS, CONNECTION_FAULTS, Fault
-from demo.media import StreamFile
+from demo.media import StreamFile, read_range
 from demo.signing import url_serial
 from demo.state import SiteState
 
@@ -38,14 +37,13 @@ Faults = dict[str, Fault]
 
 @dataclass(frozen=True, slots=True)
 class CdnObject:
-    """What stands under a path: a file, or ``size_bytes`` of generated ones."""
+    """What stands under a path, and what returns a half-open range of its bytes."""
 
     path: str
     size_bytes: int
     etag: str
     content_type: str
-    file: Path | None = None
-    seed: int = 0
+    read: Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,16 @@ class Mirror:
     def _find(self, path: str) -> CdnObject | None:
         if raw := re.fullmatch(r"/raw/(\d{1,15})/(\d{1,9})", path):
             size_bytes, seed = int(raw[1]), int(raw[2])
-            return CdnObject(path, size_bytes, f'"raw-{size_bytes}-{seed}"', "application/octet-stream", seed=seed)
-        stream = self._state.files.get(path)
-        return _stream_object(stream, self._state.library.folder / stream.file) if stream else None
+            read = functools.partial(raw_bytes, seed)
+            return CdnObject(path, size_bytes, f'"raw-{size_bytes}-{seed}"', "application/octet-stream", read)
+        if (stream := self._state.files.get(path)) is not None:
+            read = functools.partial(read_range, self._state.library.folder / stream.file)
+            return _stream_object(stream, stream.sha256[:32], read)
+        if (stream := self._state.crowd.find_stream(path)) is not None:
+            return _stream_object(
+                stream, f"{stream.cid}-{stream.id}", functools.partial(self._state.crowd.read, stream)
+            )
+        return None
 
     async def _answer(
         self,
@@ -166,7 +171,7 @@ class Mirror:
             if no_length.abort:
                 response.force_close()
         if "gzip" in faults:
-            body = _gzipped(_read(target, reply.start, reply.stop))
+            body = _gzipped(target.read(reply.start, reply.stop))
             response.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(body))})
             await response.prepare(request)
             await response.write(body)
@@ -191,7 +196,7 @@ class Mirror:
         piece_bytes = PIECE_BYTES if not pace else max(1, min(PIECE_BYTES, int(pace / 20)))
         started = time.monotonic()
         for at in range(reply.start, stop, piece_bytes):
-            piece = _read(target, at, min(at + piece_bytes, stop))
+            piece = target.read(at, min(at + piece_bytes, stop))
             if flip := faults.get("flip"):
                 piece = _flipped(piece, at - reply.start, flip.bytes or target.size_bytes)
             await response.write(piece)
@@ -203,9 +208,9 @@ class Mirror:
             await _end_early(request, ending)
 
 
-def _stream_object(stream: StreamFile, path: Path) -> CdnObject:
+def _stream_object(stream: StreamFile, etag: str, read: Callable[[int, int], bytes]) -> CdnObject:
     kind = "video/x-flv" if stream.file.endswith(".flv") else "video/mp4"
-    return CdnObject(stream.url_path, stream.size_bytes, f'"{stream.sha256[:32]}"', kind, path)
+    return CdnObject(stream.url_path, stream.size_bytes, f'"{etag}"', kind, read)
 
 
 def parse_range(text: str, size_bytes: int) -> tuple[int, int] | None:
@@ -246,17 +251,6 @@ def _plan(target: CdnObject, span: tuple[int, int] | None, faults: Faults) -> Re
         total = "*"
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
     return Reply(206, {**headers, "Content-Length": str(stop - start)}, start, stop)
-
-
-def _read(target: CdnObject, start: int, stop: int) -> bytes:
-    if target.file is None:
-        return raw_bytes(target.seed, start, stop)
-    descriptor = os.open(target.file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        os.lseek(descriptor, start, os.SEEK_SET)
-        return os.read(descriptor, stop - start)
-    finally:
-        os.close(descriptor)
 
 
 def _gzipped(body: bytes) -> bytes:

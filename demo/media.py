@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +91,21 @@ PROFILES: dict[Profile, tuple[Make, ...]] = {
     "flv": tuple(Make("flv", qn) for qn in (64, 32)),
     "rich": (*_PLAIN, Make("video", 64, AV1), *_SOUND, Make("audio", 30250), Make("audio", 30251), _LEGACY),
 }
+TEMPLATES: dict[Profile, tuple[Make, Make]] = {
+    "tiny": (Make("video", 32, AVC), Make("audio", 30232)),
+    "heavy": (Make("video", 80, AVC), Make("audio", 30280)),
+}
+"""What a page of a crowd has; kept apart from the others, so that neither's folder depends on the other."""
+TINY_SIZE = (256, 144)
+
+PLACEHOLDER = b"stamp-of-a-page."
+"""Stands in every sample of a template, where decoders expect nothing: in a video's SEI, in a data element of AAC."""
+_USER_DATA = f"{hashlib.md5(PLACEHOLDER).hexdigest()}+{PLACEHOLDER.decode()}"
+_WITH_USER_DATA = f"-bsf:v dump_extra=freq=all,h264_metadata=sei_user_data={_USER_DATA}"  # it goes with each SPS
+_DATA_ELEMENT = bytes((0x81, len(PLACEHOLDER))) + PLACEHOLDER
+"""ID_DSE (3 bits), instance tag 0 (4), aligned (1), the count of bytes (8), the bytes: whole bytes, so that what
+follows in the frame stays as it is."""
+_ADTS_HEADER_BYTES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,26 +171,40 @@ def ensure_library(cache: Path, ffmpeg: str) -> Library:
     It is built in a folder beside, page by page, and renamed when it is complete: what is there is whole,
     and a start that was ended in the middle is gone on with.
     """
+    pages = all_pages()
+    key = _key(FORMAT, pages, PROFILES, _ENCODERS, _AUDIO, _FRAGMENTED)
+    return _ensure(cache, f"media-{key}", pages, lambda page, folder: _make_page(page, folder, ffmpeg))
+
+
+def ensure_templates(cache: Path, pages: tuple[PageRecord, ...], ffmpeg: str) -> Library:
+    """Return the streams of these tiny or heavy pages out of a folder of their own, made where it is missing."""
+    plan = (pages, TEMPLATES, TINY_SIZE, LARGE_BITS_PER_SECOND, _WITH_USER_DATA, _DATA_ELEMENT)
+    key = _key(FORMAT, *plan, _ENCODERS[AVC], _AUDIO, _FRAGMENTED)
+    return _ensure(cache, f"crowd-{key}", pages, lambda page, folder: _make_template(page, folder, ffmpeg))
+
+
+def _key(*plan: object) -> str:
+    return hashlib.sha256(repr(plan).encode()).hexdigest()[:12]
+
+
+_MakePage = Callable[[PageRecord, Path], list["StreamFile"]]
+
+
+def _ensure(cache: Path, name: str, pages: tuple[PageRecord, ...], make: _MakePage) -> Library:
     cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"media-{_plan_key()}"
+    folder = cache / name
     if not (folder / "index.json").exists():
         with FileLock(cache / "media.lock"):
             if not (folder / "index.json").exists():
-                _build(cache, folder, ffmpeg)
+                _build(cache / f"building-{name}", folder, pages, make)
     return Library(folder, _read_index(folder))
 
 
-def _plan_key() -> str:
-    plan = repr((FORMAT, all_pages(), PROFILES, _ENCODERS, _AUDIO, _FRAGMENTED))
-    return hashlib.sha256(plan.encode()).hexdigest()[:12]
-
-
-def _build(cache: Path, folder: Path, ffmpeg: str) -> None:
+def _build(building: Path, folder: Path, pages: tuple[PageRecord, ...], make: _MakePage) -> None:
     """Make every page that an earlier start, ended in the middle, has not made; then rename the whole."""
-    building = cache / f"building-{_plan_key()}"
     building.mkdir(exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        made = list(pool.map(lambda page: _page_streams(page, building, ffmpeg), all_pages()))
+        made = list(pool.map(lambda page: _page_streams(page, building, make), pages))
     for left_behind in building.glob("making-*"):
         shutil.rmtree(left_behind, ignore_errors=True)
     _write_index(building, [stream for streams in made for stream in streams])
@@ -193,14 +222,14 @@ def _read_index(folder: Path) -> tuple[StreamFile, ...]:
 # ------------------------------------------------------------------------------------------ one page
 
 
-def _page_streams(page: PageRecord, building: Path, ffmpeg: str) -> tuple[StreamFile, ...]:
+def _page_streams(page: PageRecord, building: Path, make: _MakePage) -> tuple[StreamFile, ...]:
     """Return the streams of a page, made in a folder of this process that is renamed when it is complete."""
     home = building / str(page.cid)
     if not home.exists():
         making = building / f"making-{page.cid}-{os.getpid()}"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        _write_index(making, _make_page(page, making, ffmpeg))
+        _write_index(making, make(page, making))
         making.rename(home)
     return _read_index(home)
 
@@ -210,10 +239,51 @@ def _make_page(page: PageRecord, folder: Path, ffmpeg: str) -> list[StreamFile]:
     arguments = [ffmpeg, *_QUIET.split(), *_inputs(page)]
     for make, order, name in outputs:
         arguments += [*_output(page, make, order), f"file:{folder / name}"]
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    _run(arguments)
+    return [_describe(page, make, order, folder / name) for make, order, name in outputs]
+
+
+def _make_template(page: PageRecord, folder: Path, ffmpeg: str) -> list[StreamFile]:
+    video, audio = TEMPLATES[page.profile]
+    paths = [folder / _file_name(page.cid, make, 1) for make in (video, audio)]
+    start = [ffmpeg, *_QUIET.split()]
+    seconds = page.duration_seconds
+    width, height = _size(page, video)
+    picture = f"testsrc2=s={width}x{height}:r={FRAME_RATE}:d={seconds},hue=h={page.cid * 90}"
+    rate = ""
+    if page.profile == "heavy":
+        picture = f"color=c=gray:s={width}x{height}:r=25:d={seconds},noise=alls=60:allf=t:all_seed={page.cid}"
+        rate = f"-b:v {LARGE_BITS_PER_SECOND}"
+    options = f"{_ENCODERS[AVC]} {rate} {_WITH_USER_DATA} {_FRAGMENTED}".split()
+    _run([*start, "-f", "lavfi", "-i", picture, *options, f"file:{paths[0]}"])
+    sound = f"sine=f={200 + page.cid * 100}:r=48000:d={seconds},volume=0.5"
+    frames = _run([*start, "-f", "lavfi", "-i", sound, *_AUDIO[audio.id].split(), "-f", "adts", "pipe:1"])
+    copied = f"-f aac -i pipe:0 -c copy -bsf:a aac_adtstoasc {_FRAGMENTED}".split()
+    _run([*start, *copied, f"file:{paths[1]}"], _with_data_elements(frames))
+    return [_describe(page, make, 1, path) for make, path in zip((video, audio), paths, strict=True)]
+
+
+def _with_data_elements(adts: bytes) -> bytes:
+    """Return the AAC frames with a data element in front of each one's first element."""
+    frames, at = [], 0
+    while at < len(adts):
+        header = int.from_bytes(adts[at : at + _ADTS_HEADER_BYTES])
+        size_bytes = header >> 13 & 0x1FFF
+        grown = (header + (len(_DATA_ELEMENT) << 13)).to_bytes(_ADTS_HEADER_BYTES)
+        frames += [grown, _DATA_ELEMENT, adts[at + _ADTS_HEADER_BYTES : at + size_bytes]]
+        at += size_bytes
+    return b"".join(frames)
+
+
+def _run(command: list[str], content: bytes = b"") -> bytes:
+    done = subprocess.run(command, input=content, capture_output=True, check=False)
     if done.returncode != 0:
         raise MediaError(done.stderr.decode("utf-8", "replace").strip())
-    return [_describe(page, make, order, folder / name) for make, order, name in outputs]
+    return done.stdout
+
+
+def _size(page: PageRecord, make: Make) -> tuple[int, int]:
+    return TINY_SIZE if page.profile == "tiny" else SIZES[make.id]
 
 
 def _orders(profile: Profile) -> Iterator[tuple[Make, int]]:
@@ -261,7 +331,7 @@ def _file_name(cid: int, make: Make, order: int) -> str:
 def _describe(page: PageRecord, make: Make, order: int, path: Path) -> StreamFile:
     content = path.read_bytes()
     is_joined = make.kind in ("mp4", "flv")
-    width, height = (0, 0) if make.kind == "audio" else SIZES[make.id]
+    width, height = (0, 0) if make.kind == "audio" else _size(page, make)
     stream = StreamFile(
         cid=page.cid,
         kind="durl" if is_joined else make.kind,
@@ -287,6 +357,16 @@ def _describe(page: PageRecord, make: Make, order: int, path: Path) -> StreamFil
             "index_range": f"{index_start}-{index_stop - 1}",
         }
     )
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Return the half-open range of a file."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, stop - start)
+    finally:
+        os.close(descriptor)
 
 
 def top_boxes(content: bytes) -> Iterator[tuple[str, int, int]]:

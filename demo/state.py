@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from demo.catalogue import RISKY, VIDEOS, PageRecord, VideoRecord, video
+from demo import catalogue
+from demo.catalogue import RISKY, VIDEOS, PageRecord, VideoRecord
 from demo.counters import Counters
+from demo.crowd import Crowd
 from demo.faults import FaultTable
 from demo.media import Library, StreamFile
 from demo.signing import sign_url, wbi_keys
@@ -17,9 +19,10 @@ LIFETIME_SECONDS = 7200
 
 @dataclass
 class SiteState:
-    """A running site: its media, where it is reached, its faults, counters and switches."""
+    """A running site: its videos and media, where it is reached, its faults, counters and switches."""
 
     library: Library
+    crowd: Crowd = field(default_factory=Crowd)
     web_url: str = ""
     media_hosts: tuple[str, ...] = ()
     media_scheme: str = "http"
@@ -45,8 +48,29 @@ class SiteState:
         self.lifetime_seconds = LIFETIME_SECONDS
         self.rate_bytes_per_second = self._rate_at_start
         self.wbi_generation = 0
-        self.risky = {video(RISKY).bvid}
-        self.pages = {record.bvid: record.pages for record in VIDEOS}
+        self.risky = {self.video(RISKY).bvid}
+        self.pages = {record.bvid: record.pages for record in self.videos}
+
+    @property
+    def videos(self) -> tuple[VideoRecord, ...]:
+        """Every video: those of the catalogue, then those of the crowd."""
+        return (*VIDEOS, *self.crowd.videos)
+
+    def video(self, name: str) -> VideoRecord:
+        """Return the video of that name, of the catalogue or of the crowd."""
+        return self.crowd.video(name) if name.startswith("crowd-") else catalogue.video(name)
+
+    def find_video(self, bvid: str = "", aid: int = 0) -> VideoRecord | None:
+        """Return the video with that id, None where there is none."""
+        return catalogue.find_video(bvid, aid) or self.crowd.find_video(bvid, aid)
+
+    def streams_of(self, cid: int) -> tuple[StreamFile, ...]:
+        """Return the streams of one page."""
+        return self.crowd.of_page(cid) or self.library.of_page(cid)
+
+    def sha256(self, stream: StreamFile) -> str:
+        """Return the digest of a stream."""
+        return stream.sha256 or self.crowd.sha256(stream)
 
     @property
     def keys(self) -> tuple[str, str]:

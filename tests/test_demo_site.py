@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,15 +20,20 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import aiohttp
 import imageio_ffmpeg
+import psutil
 import pytest
 
+import model
 import parse_
 from demo import catalogue, media
+from demo import crowd as crowd_module
 from demo.cdn import parse_range, raw_bytes, raw_path
+from demo.crowd import Crowd, ensure_crowd
 from demo.faults import API_FAULTS, CDN_FAULTS, Fault
 from demo.process import SiteProcess
 from demo.signing import WBI_ORDER
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
+from tests.farm import Farm
 
 MIB = 1024 * 1024
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)", "Referer": "https://www.bilibili.com/"}
@@ -869,6 +875,225 @@ async def test_the_control_api_lists_what_there_is(client: Client) -> None:
         assert set((await response.json())["cdn"]) == set(CDN_FAULTS)
     assert (await client.post("settings", {"speed": 1}))[0] == 400
     assert (await client.post("gain_page", {"name": "no such video"}))[0] == 400
+
+
+# ------------------------------------------------------------------------------------------ a crowd
+
+CROWD = 40
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
+
+@pytest.fixture(scope="session")
+def crowd() -> Crowd:
+    return ensure_crowd(DEFAULT_CACHE, FFMPEG, CROWD, 1)
+
+
+@pytest.fixture
+async def crowded(session: aiohttp.ClientSession) -> AsyncIterator[Client]:
+    async with running_site(DEFAULT_CACHE, crowd=CROWD, crowd_large=1) as running:
+        yield Client(running, session)
+
+
+def pages_of(crowd: Crowd) -> list[catalogue.PageRecord]:
+    return [page for record in crowd.videos for page in (*record.pages, *record.later_pages)]
+
+
+def packet_hashes(form: str, source: Path | bytes) -> list[str]:
+    """Return kind and digest of each packet of a file, or of what comes through a pipe."""
+    name, content = ("pipe:0", source) if isinstance(source, bytes) else (f"file:{source}", b"")
+    command = [FFMPEG, "-v", "error", "-f", form, "-i", name, "-map", "0", "-c", "copy", "-f", "framemd5", "-"]
+    done = subprocess.run(command, input=content, capture_output=True, check=True)
+    assert done.stderr == b""
+    lines = [line for line in done.stdout.decode().splitlines() if not line.startswith("#")]
+    return [line.split(",")[5].strip() for line in lines]
+
+
+def joined(crowd: Crowd, cid: int, folder: Path) -> tuple[Path, list[bytes]]:
+    """Join the streams of a page as the downloader does; return the file and what went into it."""
+    contents = [crowd.stamped_bytes(stream) for stream in crowd.of_page(cid)]
+    command = [FFMPEG, "-v", "warning", "-nostdin"]
+    for number, content in enumerate(contents):
+        (folder / f"{cid}-{number}.m4s").write_bytes(content)
+        command += ["-i", f"file:{folder / f'{cid}-{number}.m4s'}"]
+    output = folder / f"{cid}.mp4"
+    done = subprocess.run([*command, "-c", "copy", f"file:{output}"], capture_output=True, check=True)
+    assert done.stderr == b""
+    return output, contents
+
+
+def test_a_crowd_of_thousands_has_ids_of_its_own_that_are_always_the_same() -> None:
+    records = [crowd_module.small_video(number) for number in range(1, 5001)]
+    records += [crowd_module.large_video(number) for number in range(1, 101)]
+    everything = [*catalogue.VIDEOS, *records]
+    for ids in ([r.name for r in everything], [r.aid for r in everything], [r.bvid for r in everything]):
+        assert len(set(ids)) == len(ids)
+    cids = [p.cid for r in records for p in (*r.pages, *r.later_pages)] + [p.cid for p in catalogue.all_pages()]
+    assert len(set(cids)) == len(cids)
+    assert all(parse_.bvid_to_aid(record.bvid) == record.aid for record in records)
+    assert {len(record.pages) for record in records} == {1, 2, 3, 4, 5}
+    assert sum(len(record.pages) > 1 for record in records) == 500
+    assert all(later.title == r.pages[1].title for r in records for later in r.later_pages)
+    assert (records[16].name, records[16].aid, records[16].pages[0].cid) == (
+        "crowd-17",
+        900_000_017_000_051,
+        20_000_000_171,
+    )
+
+
+def test_ffmpeg_joins_stamped_pages_without_complaint_and_no_two_share_a_packet(crowd: Crowd, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for name in ("crowd-1", "crowd-4", "crowd-10"):  # the first two have one template
+        for page in crowd.video(name).pages:
+            output, contents = joined(crowd, page.cid, tmp_path)
+            hashes = packet_hashes("mov", output)
+            assert sorted(hashes) == sorted(one for content in contents for one in packet_hashes("mov", content))
+            assert len(hashes) == len(set(hashes)) > 50
+            assert not seen & set(hashes)
+            seen |= set(hashes)
+            done = subprocess.run(
+                [FFMPEG, "-v", "warning", "-nostdin", "-xerror", "-i", f"file:{output}", "-f", "null", "-"],
+                capture_output=True,
+                check=True,
+            )
+            assert done.stderr == b"", "they decode to the end"
+
+
+def test_a_joined_page_of_a_crowd_is_told_from_any_other_without_ffmpeg(crowd: Crowd, tmp_path: Path) -> None:
+    mine, other = (crowd.video(name).pages[0].cid for name in ("crowd-1", "crowd-4"))
+    assert [s.size_bytes for s in crowd.of_page(mine)] == [s.size_bytes for s in crowd.of_page(other)]
+    output, _ = joined(crowd, mine, tmp_path)
+    content = output.read_bytes()
+    assert crowd.differences(mine, content) == []
+    assert len(crowd.differences(other, content)) == len(packet_hashes("mov", output))
+    at = content.index(crowd_module.stamp(mine, 32, 3))
+    flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    assert crowd.differences(mine, flipped) == ["video 3"]
+    mdat_at = content.index(b"mdat") - 4
+    (size,) = struct.unpack_from(">I", content, mdat_at)
+    more = content[:mdat_at] + struct.pack(">I", size + 1) + content[mdat_at + 4 : mdat_at + size] + b"\0"
+    assert len(crowd.differences(mine, more + content[mdat_at + size :])) == 1
+
+
+def test_every_sample_of_a_template_has_one_stamp(crowd: Crowd) -> None:
+    for template in (template for page in (*crowd.tiny, *crowd.heavy) for template in page):
+        places = zip(template.samples, template.stamps, strict=True)
+        assert all(at < stamp and stamp + 16 <= at + size for (at, size), stamp in places)
+        assert len(template.samples) == len(packet_hashes("mov", template.path))
+    assert crowd.heavy[0][0].stream.size_bytes > 30 * MIB
+    assert all(stream.size_bytes < 64 * 1024 for page in pages_of(crowd)[:CROWD] for stream in crowd.of_page(page.cid))
+
+
+async def test_any_range_of_a_stamped_stream_is_right_also_in_the_middle_of_a_stamp(
+    crowded: Client, crowd: Crowd
+) -> None:
+    state = crowded.site.state
+    for name in ("crowd-5", "crowd-large-1"):
+        stream = crowd.of_page(crowd.video(name).pages[0].cid)[0]
+        content = crowd.stamped_bytes(stream)
+        url = state.sign_stream(stream)[0]
+        at = content.index(crowd_module.stamp(stream.cid, stream.id, 2))
+        for first, last in ((at, at), (at + 5, at + 9), (at - 3, at + 2), (at + 12, at + 30), (at - 5000, at + 9000)):
+            assert await crowded.body(url, first, last) == content[first : last + 1]
+        async with crowded.session.get(url) as response:
+            assert hashlib.sha256(await response.read()).hexdigest() == crowd.sha256(stream)
+    url = state.sign_stream(crowd.of_page(crowd.video("crowd-5").pages[0].cid)[1])[0]
+    tags = []
+    for each in (url, state.sign_stream(crowd.of_page(crowd.video("crowd-6").pages[0].cid)[1])[1], url):
+        async with crowded.session.get(each) as response:
+            tags.append(response.headers["ETag"])
+    assert tags[0] == tags[2] != tags[1]
+
+
+async def test_faults_expiry_and_counters_hold_for_a_crowd(crowded: Client, crowd: Crowd) -> None:
+    stream = crowd.of_page(crowd.video("crowd-7").pages[0].cid)[0]
+    state = crowded.site.state
+    url = state.sign_stream(stream)[0]
+
+    async def status(url: str, **headers: str) -> int:
+        async with crowded.session.get(url, headers=headers) as response:
+            return response.status
+
+    assert await status(url) == await status(url, Range="bytes=0-99") // 206 * 200 == 200
+    counted = crowded.site.stats()["objects"][stream.url_path]
+    assert (counted["requests"], counted["sent_bytes"]) == (2, stream.size_bytes + 100)
+    crowded.site.fault("expire", path=stream.url_path)
+    assert [await status(url), await status(state.sign_stream(stream)[0])] == [403, 200]
+    assert await status(state.sign_stream(dataclasses.replace(stream, cid=20_000_999_991))[0]) == 404
+    assert await status(state.sign(stream.url_path + "x")[0]) == 404
+    assert (await crowded.post("risk", {"name": "crowd-7", "on": True}))[0] == 200
+    assert (await crowded.post("risk", {"name": "crowd-99999", "on": True}))[0] == 400
+
+
+async def test_the_parsers_read_what_is_said_of_a_crowd(crowded: Client, crowd: Crowd) -> None:
+    for name, sizes in (("crowd-17", (256, 144)), ("crowd-20", (256, 144)), ("crowd-large-1", (1920, 1080))):
+        record = crowd.video(name)
+        view = json.dumps(await crowded.api("/x/web-interface/view", aid=record.aid))
+        video = parse_.parse_view(view)
+        assert (video.bvid, video.title) == (record.bvid, record.title)
+        assert [(page.cid, page.title) for page in video.pages] == [(page.cid, page.title) for page in record.pages]
+        assert json.loads(view)["data"]["dimension"]["width"] == sizes[0]
+        for page in record.pages:
+            answer = await crowded.signed(PLAYURL, fnval=4048, cid=page.cid, bvid=record.bvid)
+            playinfo = parse_.parse_playurl(json.dumps(answer))
+            choice = parse_.choose_streams(playinfo, model.Wishes())
+            video_stream, audio_stream = crowd.of_page(page.cid)
+            assert choice.video is not None and choice.audio is not None
+            assert urlsplit(choice.video.urls[0]).path == video_stream.url_path
+            assert urlsplit(choice.audio.urls[0]).path == audio_stream.url_path
+        async with crowded.session.get(f"{crowded.site.web_url}/video/{record.bvid}/") as response:
+            page_text = await response.text()
+        assert parse_.parse_initial_state(page_text).bvid == record.bvid
+        assert parse_.parse_playinfo_html(page_text) is not None
+    assert (await crowded.signed(PLAYURL, fnval=1, cid=record.pages[0].cid, bvid=record.bvid))["data"]["dash"]
+    assert (await crowded.post("gain_page", {"name": "crowd-20", "at": 2}))[1]["cid"] == 20_000_000_205
+    async with crowded.session.get(f"{crowded.site.short_url}/{record.bvid}", allow_redirects=False) as response:
+        assert response.headers["Location"].endswith(f"/video/{record.bvid}")
+    async with crowded.session.get(f"{crowded.site.short_url}/Crowd17", allow_redirects=False) as response:
+        assert response.headers["Location"].endswith(f"/video/av{crowd.video('crowd-17').aid}?share_source=copy_web")
+    ranked = (await crowded.api("/x/web-interface/ranking/v2", rid=0))["data"]["list"]
+    assert crowd.video("crowd-1").bvid in [item["bvid"] for item in ranked]
+
+
+def test_two_thousand_more_videos_cost_neither_time_nor_memory() -> None:
+    def start(*options: str) -> tuple[float, int, int, str]:
+        started = time.monotonic()
+        with SiteProcess(DEFAULT_CACHE, *options) as site:
+            seconds = time.monotonic() - started
+            listed = site.get("catalogue")["videos"]
+            memory = psutil.Process(site._process.pid).memory_info().rss
+            digest = next((v["pages"][0]["streams"][0]["sha256"] for v in listed if v["name"] == "crowd-17"), "")
+            return seconds, memory, len(listed), digest
+
+    alone, crowded = start(), start("--crowd", "2000")
+    assert crowded[2] - alone[2] == 2000
+    assert crowded[0] - alone[0] < 2
+    assert crowded[1] - alone[1] < 32 * MIB
+    known = ensure_crowd(DEFAULT_CACHE, FFMPEG, 17)
+    assert crowded[3] == known.sha256(known.of_page(known.video("crowd-17").pages[0].cid)[0])
+
+
+def test_templates_are_the_same_at_every_build_and_apart_from_the_catalogue(crowd: Crowd, tmp_path: Path) -> None:
+    built = ensure_crowd(tmp_path, FFMPEG, CROWD)
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == ["crowd"]
+    for page in pages_of(built):
+        assert [built.sha256(s) for s in built.of_page(page.cid)] == [crowd.sha256(s) for s in crowd.of_page(page.cid)]
+
+
+def test_the_downloader_fetches_a_crowd(crowd: Crowd, tmp_path: Path) -> None:
+    names = [f"crowd-{number}" for number in range(6, 13)]
+    with SiteProcess(DEFAULT_CACHE, "--crowd", str(CROWD)) as site:
+        farm = Farm(tmp_path, site)
+        try:
+            assert farm.add(*(crowd.video(name).bvid for name in names)) == "added 7, known 0, rejected 0"
+            assert farm.drain() == 0
+            done = {
+                item["url"].rpartition("cid=")[2]: farm.downloads / item["path"] for item in farm.everything("/success")
+            }
+        finally:
+            farm.close()
+    assert set(done) == {str(page.cid) for name in names for page in crowd.video(name).pages}
+    for cid, path in done.items():
+        assert crowd.differences(int(cid), path.read_bytes()) == []
 
 
 # ------------------------------------------------------------------------------------------ the command
