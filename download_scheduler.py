@@ -13,7 +13,7 @@ import random
 import re
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,7 @@ from errors import (
     CircumstanceError,
     DiskFull,
     JobError,
+    NameTaken,
     PermanentError,
     ServerError,
     ServerUnreachable,
@@ -641,12 +642,11 @@ class Scheduler:
 
     async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
         """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
-        base = self._settings.download_dir
         relative, present = self._place(held.lease.category, video, page)
         if present:
-            log.info(_("%s: %s is already there"), held.lease.url, relative)
+            result = self._result_there(held, view, relative, page)
             discard_parts(self._parts, page.cid)
-            return Result(str(relative), (base / relative).stat().st_size, page.duration_seconds, view.title)
+            return result
         streams = PageStreams(self._site, video, page, held.lease.url, self._wishes)
         await streams.ask()
         view.stage = "downloading"
@@ -655,7 +655,7 @@ class Scheduler:
             view.stage = "merging"
             self._check_room(files)
             plan = MergePlan(
-                output=str(create_folder.create_folder(base, relative)),
+                output="",  # looked for anew just before: it may be another one after a long download
                 video=_path(files.get("video")),
                 audio=_path(files.get("audio")),
                 segments=tuple(str(file.path) for part, file in files.items() if part.startswith("segment")),
@@ -664,26 +664,60 @@ class Scheduler:
                 tag=_tag(video, page),
                 scratch=str(self._parts),
             )
-            merged = await merge(self._ffmpeg, plan, held.is_ours)
+            result = await self._merge(held, view, video, page, plan)
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)
         finally:
             for file in files.values():
                 file.close()
-        return Result(str(relative), merged.bytes, merged.duration_seconds, view.title)
+        return result
+
+    async def _merge(self, held: Held, view: JobView, video: Video, page: Page, plan: MergePlan) -> Result:
+        """Merge a page under a name that is free at that moment, unless the page itself has come there meanwhile.
+
+        A name may be taken between the look and the end of the merge: by another page of the same title, or by
+        another worker on the same disk that took this one for dead.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            relative, present = self._place(held.lease.category, video, page)
+            if present:
+                return self._result_there(held, view, relative, page)
+            output = str(create_folder.create_folder(self._settings.download_dir, relative))
+            try:
+                merged = await merge(self._ffmpeg, replace(plan, output=output), held.is_ours)
+            except NameTaken:
+                if attempt == MERGE_ATTEMPTS:
+                    raise
+                log.info(_("%s: %s was taken in the meantime"), held.lease.url, relative)
+            else:
+                return Result(str(relative), merged.bytes, merged.duration_seconds, view.title)
+
+    def _result_there(self, held: Held, view: JobView, relative: PurePosixPath, page: Page) -> Result:
+        log.info(_("%s: %s is already there"), held.lease.url, relative)
+        size_bytes = (self._settings.download_dir / relative).stat().st_size
+        return Result(str(relative), size_bytes, page.duration_seconds, view.title)
 
     def _place(self, category: str, video: Video, page: Page) -> tuple[PurePosixPath, bool]:
         """Return where a page's file belongs, and whether it is there already.
 
         A file says in its comment which page it holds: one with our cid is the finished work of a worker that died
-        before it could tell; one with another cid keeps its name, and ours gets its cid into the name.
+        before it could tell; one with another cid keeps its name, and ours gets its cid into the name. Raise NameTaken
+        where a strange file has that one too.
         """
         relative = create_folder.page_path(category, video, page)
         holder = _cid_of(self._settings.download_dir / relative)
         if holder not in (None, page.cid):
             relative = create_folder.page_path(category, video, page, with_cid=True)
             holder = _cid_of(self._settings.download_dir / relative)
+        if holder not in (None, page.cid):
+            raise NameTaken(
+                _("{path} is there, but it is not this page: move it away, then try again").format(
+                    path=self._settings.download_dir / relative
+                )
+            )
         return relative, holder == page.cid
 
     def _check_room(self, files: Mapping[str, StreamFile]) -> None:
@@ -746,7 +780,7 @@ def _cid_of(path: Path) -> int | None:
             found = re.search(r" cid=(\d{1,19})$", read_comment(file, size_bytes))
             return int(found[1]) if found else 0
     except FileNotFoundError:
-        return None
+        return 0 if path.is_symlink() else None  # a link that leads nowhere has the name all the same
     except (OSError, JobError):
         return 0
 

@@ -3,6 +3,7 @@
     DownloaderError
     ├── UsageError                 a setting, option or file is wrong: say it, exit status 2
     ├── EngineError                Redis or Valkey cannot be used: say it, 503 or exit status 2
+    │   └── EngineFull             its memory or its disk has no room left: say which
     ├── ServerError                the queue server refused
     │   ├── ServerUnreachable      ask again later, with jitter
     │   ├── Unauthorized           the token is missing or wrong: say it, ask again later
@@ -12,6 +13,7 @@
         │   ├── SiteError          the site answered nonsense, or not at all
         │   ├── TransferError      a stream could not be had from any mirror
         │   └── MergeError         ffmpeg or a check of its output failed
+        │       └── NameTaken      a file stands under the name by now: look again whose it is
         ├── PermanentError         it will never work for this account: dead at once
         └── CircumstanceError      not the job's fault: no attempt counted, the worker parks
             ├── RiskControl        the site wants us to slow down
@@ -36,6 +38,10 @@ class UsageError(DownloaderError):
 
 class EngineError(DownloaderError):
     """Redis or Valkey cannot be used now."""
+
+
+class EngineFull(EngineError):
+    """Redis or Valkey takes nothing more: its memory or its disk is full. Nothing was changed."""
 
 
 class ServerError(DownloaderError):
@@ -94,6 +100,12 @@ class MergeError(TransientError):
     """ffmpeg failed, or its output did not pass the checks."""
 
     default_code = "merge"
+
+
+class NameTaken(MergeError):
+    """The file cannot get its name: another one has it, and is never overwritten."""
+
+    default_code = "name-taken"
 
 
 class PermanentError(JobError):

@@ -4,12 +4,14 @@ ffmpeg's exit status proves little: it is 0 for inputs that lack a fragment or t
 are walked before, and the tracks of the output are compared with the inputs and with what the site announced after.
 Nothing is decoded or encoded. ffmpeg writes into a hidden temporary file on the disk of the output, locked by the
 worker that owns it, so that `remove_leftovers` can tell what a dead worker left from what a living one writes.
+A name is given to a file only where it is free: what stands there is finished work, and is never overwritten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 import mp4_boxes
-from errors import DiskFull, JobError, MergeError, PermanentError, StaleToken, UsageError
+from errors import DiskFull, JobError, MergeError, NameTaken, PermanentError, StaleToken, UsageError
 from i18n import _
 from model import KIB, MIB, Merged, MergePlan
 
@@ -54,6 +56,7 @@ _HARMLESS = re.compile(r"Invalid mvhd time scale")
 """Some old joined files say no timescale for the whole; each of their tracks has its own."""
 _NO_SPACE = re.compile(r"No space left|Disk quota exceeded")
 _NO_SPACE_STATUS = 256 - errno.ENOSPC
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # Runs between us and ffmpeg: ffmpeg must die with the worker, even by kill -9, and leave the processor to others.
@@ -202,10 +205,10 @@ def always() -> bool:
 async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = always) -> Merged:
     """Join the streams of ``plan`` into ``plan.output``, which appears whole or not at all; inputs are kept.
 
-    ``may_publish`` is asked immediately before the file gets its name; if it says no, StaleToken is raised. When
-    cancelled, ffmpeg is killed and the temporary file removed. Await it in the main thread's event loop: on Linux
-    ffmpeg dies with the thread that started it. Raise MergeError with ffmpeg's last line, DiskFull, or PermanentError
-    for encrypted streams.
+    ``may_publish`` is asked immediately before the file gets its name; if it says no, StaleToken is raised. A file
+    that stands under the name already, since whenever, stays as it is, and NameTaken is raised. When cancelled, ffmpeg
+    is killed and the temporary file removed. Await it in the main thread's event loop: on Linux ffmpeg dies with the
+    thread that started it. Raise MergeError with ffmpeg's last line, DiskFull, or PermanentError for encrypted streams.
     """
     inputs = await asyncio.to_thread(_check_inputs, plan)
     output = Path(plan.output)
@@ -290,7 +293,7 @@ def _lock(file: IO[bytes]) -> bool | None:
 
 @contextlib.contextmanager
 def _temporary_file(folder: Path, needed_bytes: int) -> Iterator[tuple[Path, BinaryIO]]:
-    """Make and lock a temporary file in ``folder``; remove it in the end, unless it has its name by then."""
+    """Make and lock a temporary file in ``folder``; remove it in the end: a published one has another name by then."""
     try:
         total_bytes, _used, free_bytes = shutil.disk_usage(folder)
         if total_bytes and free_bytes < needed_bytes:  # some network drives say 0 of everything
@@ -343,13 +346,52 @@ def _write_failure(error: OSError, folder: Path) -> JobError:
     return DiskFull(sentence) if error.errno in _NOT_WRITABLE else MergeError(sentence)
 
 
+# ------------------------------------------------------------------------------------------ the name
+
+
 def _publish(temporary: Path, lock: BinaryIO, output: Path) -> None:
+    """Give the file its name, in one step that fails if the name is taken."""
     try:
-        if sys.platform == "win32":  # an open file cannot be renamed there
-            lock.close()
-        temporary.replace(output)
+        if sys.platform == "win32":
+            lock.close()  # an open file cannot be renamed there
+            temporary.rename(output)  # refuses by itself
+        else:
+            _link_or_rename(temporary, output)
+    except FileExistsError as error:
+        raise NameTaken(
+            _("{path} is there already: it stays as it is, move it away if it is not wanted").format(path=output)
+        ) from error
     except OSError as error:
         raise _write_failure(error, output.parent) from error
+
+
+def _link_or_rename(temporary: Path, output: Path) -> None:
+    """Link the file to its name; its temporary one goes later. Rename it where the file system has no hard links."""
+    try:
+        os.link(temporary, output)
+    except FileExistsError:
+        raise
+    except OSError as error:  # FAT, some network disks, some sandboxes; what else is wrong, the rename meets again
+        log.debug("%s: %s", output, error)
+        if not _rename_exclusively(temporary, output):
+            # Nothing better is left; between this look and the rename there is no wait.
+            if os.path.lexists(output):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output)) from error
+            temporary.rename(output)
+
+
+def _rename_exclusively(source: Path, target: Path) -> bool:
+    """Rename a file unless the name is taken (FileExistsError); return False where the system cannot do that."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+        return True
+    problem = ctypes.get_errno()
+    if problem in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):  # EPERM is a sandbox that filters calls
+        return False
+    raise OSError(problem, os.strerror(problem), str(target))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -208,6 +208,123 @@ async def test_a_page_that_the_uploader_took_away_is_dead_with_that_reason(
     assert queue.failed("", 1)[0][0]["code"] == "page-gone"
 
 
+# ------------------------------------------------------------------------------------------ names that are taken
+
+
+def finished(cid: int) -> bytes:
+    """Return a finished file of another page, or of ours that another worker made."""
+    return _finished_file(f"https://www.bilibili.com/video/{PLAIN.bvid}?p=1 cid={cid}")
+
+
+@functools.cache
+def _finished_file(tag: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.mp4"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=32x32:d=0.2"]
+        subprocess.run([*command, "-metadata", f"comment={tag}", "-movflags", "+faststart", str(path)], check=True)
+        return path.read_bytes()
+
+
+def before_publishing(monkeypatch: pytest.MonkeyPatch, do: Callable[[Path], object]) -> list[Path]:
+    """Call ``do`` with the file's place after the scheduler's last look and before it gets its name."""
+    publish, seen = merge_stream_file._publish, list[Path]()
+
+    def late(temporary: Path, lock: Any, output: Path) -> None:
+        seen.append(output)
+        do(output)
+        publish(temporary, lock, output)
+
+    monkeypatch.setattr(merge_stream_file, "_publish", late)
+    return seen
+
+
+def success(queue: Queue) -> dict[str, Any]:
+    (record,), _next = queue.success("", 10)
+    return record
+
+
+async def test_a_page_whose_name_another_page_takes_in_the_last_moment_gets_its_cid_into_the_name(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(output: Path) -> None:
+        if "[" + str(PLAIN.pages[0].cid) + "]" not in output.name:
+            output.write_bytes(finished(424242))
+
+    seen = before_publishing(monkeypatch, take)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("done", lambda: queue.counts().done == 1)
+    assert worker.scheduler.board.failed == 0 and len(seen) == 2
+    assert seen[0].read_bytes() == finished(424242)
+    assert success(queue)["path"] == str(seen[1].relative_to(worker.settings.download_dir))
+    assert seen[1].name.endswith(f" [{PLAIN.pages[0].cid}].mp4")
+    await until("no part is left", lambda: not worker.parts())
+    assert not list(worker.settings.download_dir.rglob("*.tmp"))
+
+
+async def test_a_page_that_another_worker_finished_in_the_last_moment_is_recorded_as_it_stands(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = finished(PLAIN.pages[0].cid)
+    seen = before_publishing(monkeypatch, lambda output: output.write_bytes(ours))
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("done", lambda: queue.counts().done == 1)
+    assert worker.scheduler.board.failed == 0
+    assert len(seen) == 1 and seen[0].read_bytes() == ours
+    assert success(queue)["bytes"] == len(ours)
+    await until("no part is left", lambda: not worker.parts())
+    assert [path.name for path in worker.settings.download_dir.rglob("*.mp4")] == [seen[0].name]
+
+
+async def test_strange_files_are_never_overwritten_and_the_failure_names_the_one_in_the_way(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, settings: Settings
+) -> None:
+    record = Video(PLAIN.bvid, PLAIN.aid, PLAIN.title, (Page(1, PLAIN.pages[0].cid, ""),))
+    names = [page_path("other", record, record.pages[0], with_cid) for with_cid in (False, True)]
+    for name in names:
+        (settings.download_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings.download_dir / name).write_bytes(b"my own film")
+    queue.add([PLAIN.bvid])
+    await start_worker()
+    await until("failed", lambda: queue.counts().delayed == 1)
+    (failure,), _next = queue.failed("", 10)
+    assert failure["code"] == "name-taken" and str(names[1]) in failure["reason"]
+    assert sent_bytes(site) == 0  # found before the download
+    assert [(settings.download_dir / name).read_bytes() for name in names] == [b"my own film"] * 2
+    (settings.download_dir / names[1]).unlink()
+    queue.redrive([failure["url"]])
+    await until("done", lambda: queue.counts().done == 1)
+    assert success(queue)["path"] == str(names[1])
+
+
+async def test_a_finished_file_that_lost_its_end_is_not_taken_for_the_page(
+    queue: Queue, start_worker: StartWorker, settings: Settings
+) -> None:
+    record = Video(PLAIN.bvid, PLAIN.aid, PLAIN.title, (Page(1, PLAIN.pages[0].cid, ""),))
+    path = settings.download_dir / page_path("other", record, record.pages[0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(cut := finished(PLAIN.pages[0].cid)[:-1])
+    queue.add([PLAIN.bvid])
+    await start_worker()
+    await until("done", lambda: queue.counts().done == 1)
+    assert success(queue)["path"] == str(page_path("other", record, record.pages[0], with_cid=True))
+    assert path.read_bytes() == cut
+
+
+async def test_a_link_that_leads_nowhere_is_left_alone_too(
+    queue: Queue, start_worker: StartWorker, settings: Settings
+) -> None:
+    record = Video(PLAIN.bvid, PLAIN.aid, PLAIN.title, (Page(1, PLAIN.pages[0].cid, ""),))
+    link = settings.download_dir / page_path("other", record, record.pages[0])
+    link.parent.mkdir(parents=True)
+    link.symlink_to("nowhere")
+    queue.add([PLAIN.bvid])
+    await start_worker()
+    await until("done", lambda: queue.counts().done == 1)
+    assert link.is_symlink() and not link.exists()
+
+
 # ------------------------------------------------------------------------------------------ lost leases
 
 

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
 
 import merge_stream_file
-from errors import DiskFull, MergeError, PermanentError, StaleToken, UsageError
+from errors import DiskFull, MergeError, NameTaken, PermanentError, StaleToken, UsageError
 from merge_stream_file import ffmpeg_arguments, find_ffmpeg, merge, probe_ffmpeg, remove_leftovers, segment_list
 from model import MergePlan
 from mp4_boxes import read_comment, read_tracks
@@ -224,8 +225,7 @@ async def test_words_of_damage_in_a_quoted_path_are_no_damage_either(media: Path
         await merge(stub(tmp_path, body.replace("is slow", "is Invalid")), dash(media, folder))
 
 
-async def test_an_older_file_is_replaced_and_odd_texts_are_made_one_line(media: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.mp4").write_bytes(b"old")
+async def test_odd_texts_are_made_one_line(media: Path, tmp_path: Path) -> None:
     plan = dataclasses.replace(dash(media, tmp_path), title="a\0b\nc\ud800" + "x" * 5000, tag="t\0\n")
     await merge(FFMPEG, plan)
     assert comment(plan.output) == "t  "
@@ -546,6 +546,26 @@ async def test_publishing_is_asked_last_and_may_be_refused(media: Path, tmp_path
     assert names(tmp_path) == {"out.mp4"} and (tmp_path / "out.mp4").read_bytes() == b"old"
 
 
+async def test_a_file_is_proved_and_on_disk_before_it_is_asked_for_its_name_and_the_name_is_on_disk_after(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power cut leaves a name with nothing behind it, or nothing at all of what was recorded as done."""
+    done: list[object] = []
+    prove, publish, fsync = merge_stream_file._check_tracks, merge_stream_file._publish, os.fsync
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(merge_stream_file, "_check_tracks", lambda *these: done.append("proved") or prove(*these))
+    monkeypatch.setattr(merge_stream_file, "_publish", lambda *these: done.append("named") or publish(*these))
+    plan = dash(media, tmp_path)
+    await merge(FFMPEG, plan, lambda: done.append("asked") or True)
+    output = Path(plan.output)
+    assert done == ["proved", output.stat().st_ino, "asked", "named", output.parent.stat().st_ino]
+
+
 @pytest.mark.parametrize("is_one_disk", [True, False])
 async def test_a_scratch_folder_on_another_disk_is_not_used(
     media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_disk: bool
@@ -574,6 +594,112 @@ async def test_a_scratch_folder_on_another_disk_is_not_used(
     assert (names(scratch), names(folder)) == (set(), {"out.mp4"})
 
 
+Refusal = tuple[int, ...]
+LINKS: Refusal = ()
+NO_LINKS: Refusal = (errno.EPERM,)
+NEITHER: Refusal = (errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    """Act as a file system without hard links, and with a second error without exclusive renames either."""
+
+    def refuse(problem: int) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    if refusal:
+        monkeypatch.setattr(os, "link", lambda *_: refuse(refusal[0]))
+    if len(refusal) > 1:
+        monkeypatch.setattr(merge_stream_file, "_rename_exclusively", lambda *_: False)
+
+
+@pytest.mark.parametrize("refusal", [LINKS, NO_LINKS, (errno.EMLINK,), (errno.EXDEV,), NEITHER])
+@pytest.mark.parametrize("standing", ["nothing", "file", "folder", "dead link"])
+async def test_a_file_gets_its_name_only_where_nothing_stands(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standing: str, refusal: Refusal
+) -> None:
+    refuse_links(monkeypatch, refusal)
+    plan = dash(media, tmp_path)
+    output = Path(plan.output)
+
+    def comes_in_the_last_moment() -> bool:
+        {
+            "nothing": lambda: None,
+            "file": lambda: output.write_bytes(b"another page"),
+            "folder": output.mkdir,
+            "dead link": lambda: output.symlink_to("nowhere"),
+        }[standing]()
+        return True
+
+    if standing == "nothing":
+        merged = await merge(FFMPEG, plan, comes_in_the_last_moment)
+        assert merged.bytes == output.stat().st_size and output.stat().st_nlink == 1
+    else:
+        with pytest.raises(NameTaken, match=re.escape(str(output))):
+            await merge(FFMPEG, plan, comes_in_the_last_moment)
+        assert output.is_dir() or output.is_symlink() or output.read_bytes() == b"another page"
+        assert not output.exists() or standing != "dead link"
+    assert names(tmp_path) == {"out.mp4"}
+
+
+@pytest.mark.parametrize("refusal", [LINKS, NO_LINKS])
+async def test_of_many_that_publish_one_name_at_once_one_succeeds(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    refuse_links(monkeypatch, refusal)
+    output = tmp_path / "out.mp4"
+    for _round in range(20):
+        sources = [tmp_path / f".merge-{n:016x}.tmp" for n in range(8)]
+        for source in sources:
+            source.write_text(source.name)
+        start = threading.Barrier(len(sources))
+
+        def publish(source: Path, start: threading.Barrier = start) -> Path | None:
+            start.wait()
+            with source.open("rb") as lock, contextlib.suppress(NameTaken):
+                merge_stream_file._publish(source, lock, output)
+                return source
+            return None
+
+        with ThreadPoolExecutor(len(sources)) as pool:
+            winners = [winner for winner in pool.map(publish, sources) if winner is not None]
+        assert [winner.name for winner in winners] == [output.read_text()]
+        output.unlink()
+
+
+@posix
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_the_link_leaves_a_leftover_at_most(tmp_path: Path, when: str) -> None:
+    temporary, output = tmp_path / ".merge-0123456789abcdef.tmp", tmp_path / "out.mp4"
+    script = (
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import merge_stream_file\n"
+        "path, output = Path(sys.argv[2]), Path(sys.argv[3])\n"
+        "file = path.open('xb'); merge_stream_file._lock(file); file.write(b'whole'); file.flush()\n"
+        "if sys.argv[4] == 'after': merge_stream_file._publish(path, file, output)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(ROOT), str(temporary), str(output), when])
+    assert ended.returncode == -signal.SIGKILL
+    assert names(tmp_path) == {temporary.name, *(["out.mp4"] if when == "after" else [])}
+    assert remove_leftovers(tmp_path) == 1
+    assert names(tmp_path) == ({"out.mp4"} if when == "after" else set())
+    assert when == "before" or output.read_bytes() == b"whole"
+
+
+async def test_what_refuses_the_link_and_the_rename_is_said(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_links(monkeypatch, NO_LINKS)
+
+    def broken(*_: object) -> bool:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(merge_stream_file, "_rename_exclusively", broken)
+    with pytest.raises(DiskFull, match=r"cannot write into .*Read-only"):
+        await merge(FFMPEG, dash(media, tmp_path))
+    assert names(tmp_path) == set()
+
+
 @linux
 def test_disks_are_told_apart(tmp_path: Path) -> None:
     other = Path("/dev/shm")
@@ -595,7 +721,7 @@ async def test_a_folder_that_cannot_be_used_is_named(media: Path, tmp_path: Path
         await merge(FFMPEG, dash(media, tmp_path / "missing"))
     plan = dash(media, tmp_path)
     Path(plan.output).mkdir()
-    with pytest.raises(MergeError, match="cannot write"):
+    with pytest.raises(NameTaken, match=r"out\.mp4 is there already"):
         await merge(FFMPEG, plan)
     assert names(tmp_path) == {"out.mp4"}
 
