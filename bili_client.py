@@ -51,6 +51,7 @@ KEYS_TRUSTED_SECONDS = 60.0
 BUVID_RETRY_SECONDS = 600.0
 UNREACHED_SECONDS = 15.0
 MAX_RETRY_AFTER_SECONDS = 6 * 3600.0
+CLOCK_TOLERANCE_SECONDS = 300.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=20)
 _KEY_SYMPTOMS = frozenset({"-403", "-352", "v_voucher"})
@@ -196,7 +197,8 @@ class BiliClient:
     ) -> None:
         self._settings = settings
         self._session = session
-        self._unix_time = unix_time
+        self._own_time = unix_time
+        self._behind_seconds = 0.0
         self._monotonic = monotonic
         self._sleep = sleep
         self._draw = draw
@@ -295,6 +297,23 @@ class BiliClient:
         keys = parse_wbi_keys(await self._ask_api("/x/web-interface/nav", {}))
         return (keys, self._monotonic()), 86400.0
 
+    # -------------------------------------------------------------------------------------- the time
+
+    def _unix_time(self) -> float:
+        """Return the site's time: it refuses what a machine with a wrong clock signs, as if it were too much."""
+        return self._own_time() + self._behind_seconds
+
+    def _note_clock(self, date: str) -> None:
+        try:
+            behind_seconds = email.utils.parsedate_to_datetime(date).timestamp() - self._own_time()
+        except (ValueError, OverflowError, IndexError, TypeError):
+            return
+        if abs(behind_seconds) <= CLOCK_TOLERANCE_SECONDS:
+            behind_seconds = 0.0
+        if abs(behind_seconds - self._behind_seconds) > CLOCK_TOLERANCE_SECONDS:
+            log.warning(_("This machine's clock differs from the site's by %.0f minutes"), abs(behind_seconds) / 60)
+            self._behind_seconds = behind_seconds
+
     # -------------------------------------------------------------------------------------- requests
 
     async def _ask_api(self, path: str, params: Mapping[str, str | int]) -> str:
@@ -345,6 +364,8 @@ class BiliClient:
             async with self._session.get(
                 URL(url, encoded=True), headers=headers, allow_redirects=False, auto_decompress=False, timeout=_TIMEOUT
             ) as response:
+                if _origin(url) in self._cookie_origins:
+                    self._note_clock(response.headers.get("Date", ""))
                 return _Reply(
                     status=response.status,
                     text=await _read_text(response),

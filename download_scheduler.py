@@ -59,6 +59,7 @@ from mp4_boxes import read_comment
 from parse_ import choose_streams, parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
+from result_log import ResultLog, log_path
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ PAUSE_LIMIT_SECONDS = 600.0
 GOODBYE_SECONDS = 1.5
 SPEED_WINDOW_SECONDS = 5.0
 UNFINISHED_LIMIT = 4096
+RETURN_BASE_SECONDS, RETURN_CAP_SECONDS = 1.0, 15.0
+"""Between lease requests to a server that is away: so all its workers come back within the cap, and not all at once."""
+MERGE_ATTEMPTS = 3
 
 PARTS_FOLDER = ".parts"
 EXIT_DEAD, EXIT_DELAYED = 1, 3
@@ -277,16 +281,20 @@ class Scheduler:
         self._errands: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._held: dict[str, Held] = {}
-        self._unfinished: dict[str, None] = {}
+        self._unfinished: dict[str, int] = {}  # id -> bytes on disk when this process began
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._park_failures = 0
+        self._lease_failures = 0
         self._parked_until = 0.0
         self._paused_since: float | None = None
         self._refusal = ""
         self._ends_when_empty = False
         self._obeyed: Working | None = None
         self._wishes = Wishes()
+        self._note = ""
+        self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
+        self._is_replaying = False
         self.working = WorkingFile(settings.working_file)
         self.board = Board()
         loop = asyncio.get_running_loop()
@@ -297,6 +305,7 @@ class Scheduler:
             self._held,
             self._state,
             lambda beat: _call_soon(loop, self._take_beat, beat),
+            lambda: self._results.last,
         )
 
     # -------------------------------------------------------------------------------- life
@@ -306,8 +315,8 @@ class Scheduler:
         self.working.create_if_missing()
         self._obey(self.working.read())
         self._parts.mkdir(parents=True, exist_ok=True)
-        for url in reversed(unfinished_jobs(self._parts)):
-            self._remember_chunks(url)
+        for url, held_bytes in reversed(unfinished_jobs(self._parts).items()):
+            self._remember_chunks(url, held_bytes)
         self._ends_when_empty = until_empty_seconds is not None
         self._heartbeat.start()
         leasing = asyncio.create_task(self._lease_until_empty(until_empty_seconds))
@@ -407,6 +416,29 @@ class Scheduler:
             self._drop(held, _("another worker has it now"))
         for held in beat.returned:  # given up by our own clock, while the server still kept it for us
             self._later(self._quietly(self._queue.release(held.lease)))
+        if beat.replay and not self._is_replaying:
+            self._is_replaying = True
+            self._later(self._replay())
+
+    async def _replay(self) -> None:
+        """Tell a queue that has lost what we finished of each page whose file still stands here."""
+        try:
+            # The oldest first: as long as the newest is not known there, an end in the middle is begun again.
+            told = await self._queue.replay(one for one in self._results.oldest_first() if self._stands(*one))
+            self._results.last = ""  # once: a page whose file is gone stays unknown
+            if told:
+                log.warning(_("The queue had lost %d results of this worker: told again"), told)
+        except ServerError as error:
+            log.debug("replay: %s", error)
+        finally:
+            self._is_replaying = False
+
+    def _stands(self, url: str, result: Result) -> bool:
+        try:
+            is_page = parse_job_id(url).is_page
+            return is_page and (self._settings.download_dir / result.path).stat().st_size == result.bytes
+        except (OSError, ValueError):
+            return False
 
     def _later(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call)
@@ -420,6 +452,7 @@ class Scheduler:
         self._park_failures += 1
         seconds = max(retry.park_seconds(self._park_failures), error.retry_after_seconds or 0.0)
         self._parked_until = lease_clock() + seconds
+        self._note = str(error)
         log.warning(_("This worker leases nothing for %.0f s: %s"), seconds, error)
 
     def _state_word(self) -> str:
@@ -437,6 +470,7 @@ class Scheduler:
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
             "working": {"stop": working.stop, "count": working.count},
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
+            "note": self._note if self.board.state == "parked" else "",
         }
 
     # -------------------------------------------------------------------------------- leasing
@@ -480,9 +514,12 @@ class Scheduler:
         have = [url for url in reversed(self._unfinished) if url not in self._held][:HAVE_LIMIT]
         asked = lease_clock()
         try:
-            answer = await self._queue.lease(free, have)
+            answer = await self._queue.lease(free, have, [self._unfinished[url] for url in have])
         except ServerUnreachable as error:
-            return (error.retry_after_seconds or 2.0) * (0.5 + self._draw())
+            self._lease_failures += 1
+            return (error.retry_after_seconds or 0.0) + retry.full_jitter_seconds(
+                self._lease_failures, RETURN_BASE_SECONDS, RETURN_CAP_SECONDS, self._draw
+            )
         except ServerError as error:
             if isinstance(error, Unauthorized) and self._ends_when_empty:
                 raise  # nobody is there to correct BILI_TOKEN
@@ -491,6 +528,7 @@ class Scheduler:
                 log.error("%s", error)
             return 5.0 * (0.5 + self._draw())
         self._refusal = ""
+        self._lease_failures = 0
         for lease in answer.leases[:free]:
             self._start(lease, asked)
         for lease in answer.leases[free:]:
@@ -544,6 +582,7 @@ class Scheduler:
             await self._fail(held, view, error)
         except (ServerUnreachable, Unauthorized) as error:
             log.warning(_("%s: its outcome could not be told: %s"), lease.url, error)
+            self._heartbeat.apologize(held)  # it comes back at once, and nobody has died with it
         except ServerError as error:  # it will refuse the same again, now and on every machine
             await self._fail(held, view, TransientError(str(error), "refused"))
         except asyncio.CancelledError:
@@ -560,12 +599,12 @@ class Scheduler:
                 del self._tasks[lease.url]
         return None
 
-    def _remember_chunks(self, url: str) -> None:
+    def _remember_chunks(self, url: str, held_bytes: int = 0) -> None:
         """Name a job in ``have`` from now on, before those that were remembered earlier."""
         with contextlib.suppress(ValueError):  # a journal of another version may have another kind of id
             if parse_job_id(url).is_page:
                 self._unfinished.pop(url, None)
-                self._unfinished[url] = None
+                self._unfinished[url] = held_bytes
         while len(self._unfinished) > UNFINISHED_LIMIT:
             del self._unfinished[next(iter(self._unfinished))]
 
@@ -583,6 +622,8 @@ class Scheduler:
             state = await self._queue.nack(lease, failure)
         except ServerError as problem:
             log.warning(_("%s: its failure could not be told: %s"), lease.url, problem)
+            if isinstance(problem, ServerUnreachable | Unauthorized):
+                self._heartbeat.apologize(held)
             return
         self.board.failed += 1
         if state == "dead":
@@ -610,6 +651,7 @@ class Scheduler:
         held.settling = True
         view.stage = "recording"
         await self._queue.ack(lease, result)
+        self._results.add(lease.url, result)
         self._unfinished.pop(lease.url, None)
         self._park_failures = 0
         self.board.done += 1
@@ -773,7 +815,7 @@ def _tag(video: Video, page: Page) -> str:
 
 
 def _cid_of(path: Path) -> int | None:
-    """Return the cid that the file under a name says it holds, 0 if it says none, None where there is no file."""
+    """Return the cid that the file under a name says it holds, 0 if it says none or is cut, None without a file."""
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:

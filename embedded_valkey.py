@@ -42,7 +42,7 @@ from typing import Literal
 if sys.platform != "win32":
     import fcntl
 
-from errors import EngineError
+from errors import EngineError, EngineFull
 from i18n import _
 
 SCRIPT = Path(__file__).resolve()
@@ -240,7 +240,7 @@ class EmbeddedValkey:
         disk = os.fstatvfs(self._folder_fd)
         free_bytes = disk.f_bavail * disk.f_frsize
         if free_bytes < DISK_RESERVE_BYTES:
-            raise EngineError(
+            raise EngineFull(
                 _("The disk of {folder} is full ({free} MiB free, {reserve} are needed): make room.").format(
                     folder=self._folder, free=free_bytes // 2**20, reserve=DISK_RESERVE_BYTES // 2**20
                 )

@@ -151,15 +151,21 @@ def _journals(folder: Path, prefix: str = "") -> list[Path]:
     return [path for _age, path in sorted(aged, reverse=True)]
 
 
-def unfinished_jobs(folder: Path) -> list[str]:
-    """Return the ids of the jobs that have parts in a folder, the newest first, each once."""
-    journals = map(_journal_at, _journals(folder))
-    return list(dict.fromkeys(journal.identity.job for journal in journals if journal is not None))
+def unfinished_jobs(folder: Path) -> dict[str, int]:
+    """Return the ids of the jobs that have parts in a folder, the newest first, and how much their journals claim."""
+    found: dict[str, int] = {}
+    for journal in map(_journal_at, _journals(folder)):
+        if journal is not None:
+            held_bytes = sum(max(stops, default=start) - start for start, stops in journal.claims.items())
+            found[journal.identity.job] = found.get(journal.identity.job, 0) + held_bytes
+    return found
 
 
 def discard_parts(folder: Path, cid: int) -> None:
     """Delete all parts of a page that nobody works on: it is finished, whatever streams it was begun in."""
-    for journal in _journals(folder, f"{cid}-"):
+    # A process that died in the middle of this may have left a lock alone, which goes last.
+    locks = [path.with_suffix(".journal") for path in folder.glob(f"{cid}-*.lock")]
+    for journal in dict.fromkeys((*_journals(folder, f"{cid}-"), *locks)):
         _discard_unlocked(journal)
 
 

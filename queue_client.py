@@ -14,9 +14,10 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -26,13 +27,14 @@ from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from i18n import _
 from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
 from parse_ import parse_job_id
-from shapes import Check, line, list_of, number, record
+from shapes import Check, flag, line, list_of, number, record
 
 log = logging.getLogger(__name__)
 
 PAGES_PER_CALL = 200
 TITLE_CHARACTERS = 200
 """Of a page; so a call stays far below the server's limit in any script."""
+RESULTS_PER_CALL = 100
 ANSWER_LIMIT_BYTES = 4 * MIB
 OWN_SHARE = 0.95
 """Of a lease that a worker believes in: a margin for the way of the answer, and for what follows a check."""
@@ -65,6 +67,16 @@ class Beat:
 
     lost: tuple[Held, ...]
     returned: tuple[Held, ...] = ()
+    replay: bool = False
+    """The queue does not know our newest result: it has lost data."""
+
+
+class Pulse(NamedTuple):
+    """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again."""
+
+    lost: list[str]
+    period_seconds: float | None
+    replay: bool
 
 
 class QueueClient:
@@ -91,8 +103,10 @@ class QueueClient:
         """Tell whether the server may have given leases of which we have not heard."""
         return self._unanswered is not None
 
-    async def lease(self, count: int, have: Sequence[str] = ()) -> Leased:
+    async def lease(self, count: int, have: Sequence[str] = (), have_bytes: Sequence[int] = ()) -> Leased:
         """Ask for up to ``count`` jobs, first those of ``have``; raise ServerError where none can be had.
+
+        ``have_bytes`` tells how much of each of ``have`` is on this disk, where that is known.
 
         A request whose answer did not come is repeated word for word by the next call: what the server gave then is
         still ours. So there may be more leases than ``count``.
@@ -102,6 +116,8 @@ class QueueClient:
         query = {"count": str(count), "worker": self._worker, "instance": self._instance, "request": request}
         if have:
             query["have"] = ",".join(have)
+            if any(have_bytes):
+                query["have_bytes"] = ",".join(map(str, have_bytes))
         answer, headers = await self._call("GET", "/get_url", query=query, patience_seconds=2.0)
         leases = tuple(Lease(**lease) for lease in _understood(_LEASES, answer))
         if len(leases) > count:
@@ -133,13 +149,21 @@ class QueueClient:
             lease_fields = answer.get("lease")
         return Expanded(added, known, Lease(**lease_fields) if lease_fields else None)
 
-    async def heartbeat(
-        self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any]
-    ) -> tuple[list[str], float | None]:
-        """Renew leases once, the next beat comes anyway; return the ids that are lost, and when to beat again."""
+    async def heartbeat(self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any], last: str = "") -> Pulse:
+        """Renew leases once, the next beat comes anyway. ``last`` is the newest page that this worker finished."""
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
+        if last:
+            body["last"] = last
         answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
-        return answer["lost"], answer.get("heartbeat_seconds")
+        return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False))
+
+    async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
+        """Tell again what this worker has finished; return how many of these pages the queue had lost."""
+        told, left = 0, iter(results)
+        while part := [{"url": url, **asdict(result)} for url, result in islice(left, RESULTS_PER_CALL)]:
+            body = {"worker": self._worker, "results": part}
+            told += _understood(_REPLAYED, await self._post("/replay", body, 60.0))["recorded"]
+        return told
 
     async def ack(self, lease: Lease, result: Result, patience_seconds: float = 1800.0) -> None:
         """Record a finished page. The file stands, so this waits long for a server that is away."""
@@ -214,8 +238,8 @@ class QueueClient:
             except ServerUnreachable as error:
                 self._note_presence(error)
                 attempt += 1
-                wait = retry.full_jitter_seconds(attempt, 0.5, 30.0, self._draw)
-                wait = max(wait, error.retry_after_seconds or 0.0)
+                # On top of what the server asks for, or all that heard the same would come at the same time.
+                wait = retry.full_jitter_seconds(attempt, 0.5, 30.0, self._draw) + (error.retry_after_seconds or 0.0)
                 if lease_clock() + wait > until:
                     raise
                 await asyncio.sleep(wait)
@@ -307,7 +331,8 @@ _LEASE = record(
 )
 _LEASES = list_of(_LEASE, 64)
 _EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE)
-_BEAT = record({"lost": list_of(line(200), 256)}, heartbeat_seconds=_SECONDS)
+_BEAT = record({"lost": list_of(line(200), 256)}, heartbeat_seconds=_SECONDS, replay=flag)
+_REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
 _STATUS = record(
     {"jobs": record(dict.fromkeys(("ready", "leased", "delayed", "done", "dead"), _COUNT))}, next_due_seconds=_SECONDS
@@ -345,7 +370,8 @@ class Held:
 class Heartbeat:
     """Renews all leases of a worker from a thread with a loop of its own, so that a busy worker is not taken for dead.
 
-    ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread.
+    ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread, and ``last``,
+    which returns the id of the newest page that this worker finished.
     """
 
     def __init__(
@@ -356,8 +382,10 @@ class Heartbeat:
         held: Mapping[str, Held],
         state: Callable[[], Mapping[str, Any]],
         on_beat: Callable[[Beat], None],
+        last: Callable[[], str] = str,
     ) -> None:
         self._settings = settings
+        self._last = last
         self._names = (worker, instance)
         self._held = held
         self._state = state
@@ -396,17 +424,20 @@ class Heartbeat:
                 started = lease_clock()
                 if started - self._last_turn < LOOP_STALL_SECONDS:
                     await self._beat(client)
-                # A thread's own event, so that stop() ends the wait; nothing else runs in this loop meanwhile.
-                await asyncio.to_thread(self._stop.wait, max(0.1, self._period - (lease_clock() - started)))
+                await self._rest(max(0.1, self._period - (lease_clock() - started)))
+
+    async def _rest(self, seconds: float) -> None:
+        # A thread's own event, so that stop() ends the wait; nothing else runs in this loop meanwhile.
+        await asyncio.to_thread(self._stop.wait, seconds)
 
     async def _beat(self, client: QueueClient) -> None:
         held, cut_off = list(self._held.values()), list(self._cut_off.values())
         sent = lease_clock()
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
-                lost, period_seconds = await client.heartbeat(_renewals(held), self._state())
+                lost, period_seconds, replay = await client.heartbeat(_renewals(held), self._state(), self._last())
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
-                gone, _period = await client.heartbeat(_renewals(cut_off), self._state()) if cut_off else ([], None)
+                gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
         except (ServerError, TimeoutError) as error:
             log.debug("heartbeat: %s", error)
             return
@@ -421,6 +452,7 @@ class Heartbeat:
             Beat(
                 lost=tuple(one for one in held if one.lease.url in lost),
                 returned=tuple(one for one in cut_off if one.lease.url not in gone),
+                replay=replay,
             )
         )
 

@@ -21,12 +21,13 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import redis
 from redis.backoff import ConstantBackoff
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 import retry
 from config import Settings
 from embedded_valkey import EmbeddedValkey
-from errors import EngineError, StaleToken
+from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, Page, Result
 from parse_ import bvid_to_aid, parse_job_id
@@ -38,7 +39,20 @@ BUCKETS = 65536
 
 COMMON_KEYS = (
     *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
-    *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace", "deaths", "draining"),
+    *(
+        "totals",
+        "holds",
+        "alone",
+        "workers",
+        "status",
+        "epoch",
+        "fence",
+        "swept",
+        "grace",
+        "deaths",
+        "draining",
+        "started",
+    ),
 )
 """In the order in which ``lua/common.lua`` names them."""
 
@@ -62,7 +76,10 @@ def open_queue(settings: Settings) -> Queue:
         connection, close = _connect_embedded(settings.data_dir)
         queue = Queue(connection, settings, close, place=str(settings.data_dir))
     try:
-        queue.ping()
+        try:
+            queue.ping()
+        except EngineFull as error:  # what workers have to tell is taken all the same
+            log.warning("%s", error)
         for warning in queue.unsafe():
             log.warning("%s", warning)
     except EngineError:
@@ -145,7 +162,16 @@ def _engine_errors(verb: _Verb[_P, _R]) -> _Verb[_P, _R]:
             return verb(self, *args, **kwargs)
         except redis.AuthenticationError:
             raise EngineError(_("Redis refused the password: correct REDIS_URL.")) from None
+        except redis.OutOfMemoryError:
+            raise self._memory_is_full() from None
         except redis.RedisError as error:
+            if str(error).startswith("MISCONF"):
+                raise EngineFull(
+                    _(
+                        "Redis or Valkey ({place}) cannot write to its disk, and refuses every change until it can:"
+                        " make room there. It says: {problem}"
+                    ).format(place=self.place, problem=error)
+                ) from None
             raise EngineError(
                 _("Redis or Valkey cannot be used now ({place}): {problem}").format(place=self.place, problem=error)
             ) from None
@@ -231,19 +257,27 @@ class Queue:
 
     @_engine_errors
     def lease(
-        self, worker: str, count: int, have: Sequence[str] = (), request: str = "", instance: str = ""
+        self,
+        worker: str,
+        count: int,
+        have: Sequence[str] = (),
+        request: str = "",
+        instance: str = "",
+        have_bytes: Sequence[int] = (),
     ) -> tuple[Lease, ...]:
         """Lease up to ``count`` jobs to a worker, first those of ``have``, whose chunks lie on its disk.
 
-        ``request`` makes a repeated call return the same leases. ``instance`` is a random id of the worker's
+        ``request`` makes a repeated call return the same leases. ``instance`` is an id of the worker's
         process: what an earlier process of that worker held is given back at once where ``have`` names it.
+        ``have_bytes`` is how much of each of them lies there: a process may have died before it told.
         """
         nonces = [secrets.token_hex(8) for _unused in range(count)]
         arguments: list[str | int] = [count, worker, instance, self._lease_ms, self._affinity_ms, secrets.token_hex(4)]
         keys = [_answer(request or secrets.token_hex(8))]
-        return tuple(
-            self._lease(*fields) for fields in self._run("lease", keys, [*arguments, *nonces, *have[:HAVE_LIMIT]])
-        )
+        named = have[:HAVE_LIMIT]
+        sizes = [*have_bytes, *([0] * len(named))][: len(named)]
+        found = self._run("lease", keys, [*arguments, *nonces, *named, *sizes])
+        return tuple(self._lease(*fields) for fields in found)
 
     @_engine_errors
     def expand(
@@ -277,12 +311,32 @@ class Queue:
         return list(self._run("heartbeat", [], args))
 
     @_engine_errors
+    def knows(self, url: str) -> bool:
+        """Tell whether a page is recorded as done. A worker's newest result that is not shows that data were lost."""
+        return bool(self._redis.sismember(_done(parse_job_id(url)), str(parse_job_id(url).cid)))
+
+    @_engine_errors
+    def replay(self, worker: str, results: Sequence[tuple[str, Result]]) -> int:
+        """Record what a worker finished and this queue has lost; return how many pages were not recorded.
+
+        At most a few hundred. A job that is still somewhere in the queue for such a page ends without a download.
+        """
+        keys, args = [], [worker]
+        for url, result in results:
+            job = parse_job_id(url)
+            if not job.is_page:
+                raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
+            keys += [_done(job), _bucket("seen", _identity(job))]
+            args += [url, str(job.cid), result.title, result.path, str(result.bytes), f"{result.seconds:.1f}"]
+        return int(self._run("replay", keys, args))
+
+    @_engine_errors
     def ack(self, url: str, token: str, result: Result) -> str:
         """Record a page as done; return its state."""
         job = parse_job_id(url)
         if not job.is_page:
             raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
-        keys = [_answer(token), _key(f"done:{job.cid % BUCKETS}")]
+        keys = [_answer(token), _done(job)]
         args: list[str | int] = [url, token, job.cid, result.title, result.path, result.bytes, f"{result.seconds:.1f}"]
         return self._current(self._run("ack", keys, args), url)
 
@@ -306,23 +360,47 @@ class Queue:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
         return int(self._run("sweep", [], [self._lease_ms, self._affinity_ms]))
 
+    @_engine_errors
+    def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
+        """Return jobs that died of the deaths of their workers since ``after_ms``, and from when to ask next.
+
+        Without it none: that is where to begin. A sweep makes them dead in passing, so nobody else hears of them.
+        """
+        if after_ms is None:
+            seconds, _micros = self._redis.time()
+            return [], seconds * 1000.0
+        dead = self._redis.zrangebyscore(_key("dead"), f"({after_ms:.0f}", "+inf", 0, 100, withscores=True)
+        if not dead:
+            return [], after_ms
+        texts = self._redis.hmget(_key("tries"), [url for url, _score in dead])
+        codes = [_dict(text).get("code") for text in texts]
+        return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
+
     # -------------------------------------------------------------------------------- what people look at
 
     @_engine_errors
     def counts(self) -> Counts:
         """Return how many jobs are in each state, in one consistent look."""
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect"))
-            pipe.zcard(_key("leased")).zcard(_key("delayed")).zcard(_key("dead")).hget(_key("totals"), "done")
-            ready, kept, suspect, leased, delayed, dead, done = pipe.execute()
+        ready, kept, suspect, leased, delayed, dead, done = self._look(
+            lambda pipe: (
+                pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect")),
+                pipe.zcard(_key("leased")).zcard(_key("delayed")).zcard(_key("dead")).hget(_key("totals"), "done"),
+            )
+        )
         return Counts(ready + kept + suspect, leased, delayed, int(done or 0), dead)
+
+    @_engine_errors
+    def replayed(self) -> tuple[int, float] | None:
+        """Return how many results were recorded by ``replay``, and how many seconds ago the last; None if none was."""
+        (count, at), (seconds, _micros) = self._look(
+            lambda pipe: pipe.hmget(_key("totals"), "replayed", "replayed_at").time()
+        )
+        return (int(count), max(0.0, seconds - int(at) / 1000)) if count else None
 
     @_engine_errors
     def next_due_seconds(self) -> float | None:
         """Return how long until the first delayed job is due, None where none is delayed."""
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zrange(_key("delayed"), 0, 0, withscores=True).time()
-            first, (seconds, micros) = pipe.execute()
+        first, (seconds, micros) = self._look(lambda pipe: pipe.zrange(_key("delayed"), 0, 0, withscores=True).time())
         return max(0.0, first[0][1] / 1000 - seconds - micros / 1e6) if first else None
 
     @_engine_errors
@@ -335,9 +413,9 @@ class Queue:
     @_engine_errors
     def workers(self, limit: int = 200) -> list[dict[str, Any]]:
         """Return the workers seen last: name, seconds since then, and the status they sent themselves."""
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zrange(_key("workers"), 0, limit - 1, desc=True, withscores=True).time()
-            seen, (seconds, micros) = pipe.execute()
+        seen, (seconds, micros) = self._look(
+            lambda pipe: pipe.zrange(_key("workers"), 0, limit - 1, desc=True, withscores=True).time()
+        )
         names = [name for name, _score in seen]
         texts = self._redis.hmget(_key("status"), names) if names else []
         at = seconds + micros / 1e6
@@ -371,9 +449,9 @@ class Queue:
         ids = ids[:limit]
         if not ids:
             return [], None
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(_key("tries"), ids).zmscore(_key("delayed"), ids).time()
-            texts, due, (seconds, micros) = pipe.execute()
+        texts, due, (seconds, micros) = self._look(
+            lambda pipe: pipe.hmget(_key("tries"), ids).zmscore(_key("delayed"), ids).time()
+        )
         at = seconds + micros / 1e6
         return [
             _failed(url, _dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
@@ -381,8 +459,12 @@ class Queue:
 
     @_engine_errors
     def ping(self) -> None:
-        """Raise EngineError where the engine is away."""
-        self._redis.ping()
+        """Raise EngineError where the engine is away, EngineFull where it takes nothing more."""
+        self._redis.ping()  # is refused already by an engine that cannot write to its disk
+        memory = self._redis.info("memory")
+        used_bytes = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
+        if memory.get("maxmemory_policy", "noeviction") == "noeviction" and 0 < memory.get("maxmemory", 0) < used_bytes:
+            raise self._memory_is_full()
 
     @_engine_errors
     def unsafe(self) -> list[str]:
@@ -403,7 +485,32 @@ class Queue:
     # -------------------------------------------------------------------------------- inside
 
     def _run(self, script: str, keys: Sequence[str], args: Iterable[str | int]) -> Any:
-        return self._scripts[script](keys=[*self._common, *keys], args=list(args))
+        all_keys, all_args = [*self._common, *keys], list(args)
+        try:
+            return self._scripts[script](keys=all_keys, args=all_args)
+        except NoScriptError:  # flushed again between the driver's loading and calling; its text cannot be missing
+            return self._redis.eval(self._scripts[script].script, len(all_keys), *all_keys, *all_args)
+
+    def _look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what ``ask`` puts into a pipeline, all from one instant where that can be had."""
+        for transaction in (True, False):
+            with self._redis.pipeline(transaction=transaction) as pipe:
+                ask(pipe)
+                try:
+                    return list(pipe.execute())
+                except redis.OutOfMemoryError:
+                    if not transaction:
+                        raise
+                    # Redis 7 begins no transaction where memory is full, not even one that only reads.
+        raise AssertionError
+
+    def _memory_is_full(self) -> EngineFull:
+        return EngineFull(
+            _(
+                "The memory of Redis or Valkey ({place}) is full: it takes no new jobs. Raise its maxmemory. What was"
+                " accepted is safe."
+            ).format(place=self.place)
+        )
 
     def _lease(self, url: str, token: str, origin: str, attempt: int) -> Lease:
         category = _dict(origin).get("category", self._category)
@@ -425,6 +532,10 @@ def _answer(token: str) -> str:
 
 def _bucket(kind: str, identity: _Identity) -> str:
     return _key(f"{kind}:{identity.namespace}:{identity.number % BUCKETS}")
+
+
+def _done(page: JobId) -> str:
+    return _key(f"done:{page.cid % BUCKETS}")
 
 
 def _container(text: str) -> JobId:

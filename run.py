@@ -16,6 +16,8 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -147,9 +149,8 @@ def _prepare_folders(settings: Settings) -> None:
     parts = settings.download_dir / PARTS_FOLDER
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        probe = parts / f".{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=parts):  # a worker that dies here must not leave it
+            pass
     except OSError as error:
         raise UsageError(_cannot_write("BILI_DOWNLOAD_DIR", settings.download_dir, error)) from None
 
@@ -161,7 +162,7 @@ def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
 
 async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_seconds: float | None) -> int:
     running = asyncio.Event()
-    instance = secrets.token_hex(8)
+    instance = new_instance(time.time())
     remove_leftovers(settings.download_dir / PARTS_FOLDER)
     discard_old_parts(settings.download_dir / PARTS_FOLDER, OLD_PARTS_SECONDS)
     async with (
@@ -186,6 +187,15 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
         board = scheduler.board
         with Live(get_renderable=lambda: _screen(board), console=console, refresh_per_second=4, transient=True):
             return await scheduler.run(until_empty_seconds)
+
+
+def new_instance(unix_seconds: float) -> str:
+    """Return an id of this process that sorts after those of earlier ones, so that nobody takes it for a predecessor.
+
+    A request of a dead process may arrive after those of its successor. Where the clock was set back meanwhile, jobs
+    of the predecessor come back when their leases have run out, not at once.
+    """
+    return f"{round(unix_seconds * 1000):012x}{secrets.token_hex(4)}"
 
 
 def _stop_on_signals(scheduler: Scheduler) -> None:

@@ -47,7 +47,7 @@ from werkzeug.exceptions import (
 )
 
 from config import Settings, category_problem, is_loopback, load
-from errors import EngineError, StaleToken, UsageError
+from errors import EngineError, EngineFull, StaleToken, UsageError
 from i18n import _, catalogue
 from model import KIB, MIB, Counts, Failure, Page, Result
 from parse_ import MAX_CID, SiteHosts, parse_job_id, parse_target
@@ -61,6 +61,9 @@ MAX_BUFFERED_BYTES = 16 * MIB
 """Up to here a body that is too large is read to its end, so that the client gets to see the 413."""
 MAX_STATUS_BYTES = 16 * KIB
 MAX_URLS = 1000
+MAX_RESULTS = 200
+NEWS_SECONDS = 7 * 86400
+"""The dashboard tells for so long that the queue had lost results."""
 MAX_PAGES = 500
 MAX_LEASES = 64
 MIN_TOKEN_CHARACTERS = 16
@@ -86,6 +89,13 @@ def job_id(value: Any) -> str:
 
 def _code(value: Any) -> str:
     return str(value) if type(value) is int and abs(value) < 10**9 else str(line(100)(value))
+
+
+def _decimal_bytes(text: str) -> int:
+    """Check how many bytes of a job are on a disk; a double can hold them exactly."""
+    if not re.fullmatch("[0-9]{1,15}", text):
+        raise ValueError(_("a number of bytes is expected"))
+    return int(text)
 
 
 _SIZE = number(0, 2**63 - 1, whole=True)
@@ -114,14 +124,20 @@ _WORKER_STATE = lenient(
     speed_bytes_per_second=number(0, 1e15),
     working=lenient(stop=number(0, 1, whole=True), count=number(1, MAX_LEASES, whole=True)),
     disk_free_bytes=_SIZE,
+    note=line(400, cut=True),
 )
 _HEARTBEAT = record(
     {"worker": _WORKER, "jobs": list_of(record(_LEASE_FIELDS, progress=_PROGRESS), 256)},
     state=_WORKER_STATE,
+    last=job_id,
 )
 _ACK = record(
     {**_LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
 )
+_RESULT = record(
+    {"url": job_id, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
+)
+_REPLAY = record({"worker": _WORKER, "results": list_of(_RESULT, MAX_RESULTS)})
 _NACK = record(
     {
         **_LEASE_FIELDS,
@@ -339,9 +355,10 @@ class Verbs:
         worker = read_query("worker", _WORKER, request.remote_addr or "unknown")
         count = read_query("count", _decimal(1, MAX_LEASES), 1)
         have = read_query("have", lambda text: list_of(job_id, 500)(text.split(",")), [])
+        sizes = read_query("have_bytes", lambda text: list_of(_decimal_bytes, 500)(text.split(",")), [])
         again = read_query("request", _REQUEST, "")
         instance = read_query("instance", _REQUEST, "")
-        leases = self._queue.lease(worker, count, have, again, instance)
+        leases = self._queue.lease(worker, count, have, again, instance, sizes)
         response = jsonify([asdict(lease) for lease in leases])
         if leases:
             log.info(_("leased %d to %s: %s"), len(leases), worker, ", ".join(lease.url for lease in leases))
@@ -371,7 +388,10 @@ class Verbs:
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._queue.worker_count() / 200)
-        return jsonify(lost=lost, control=None, heartbeat_seconds=min(self._settings.lease_seconds / 3, pace))
+        answer = {"lost": lost, "control": None, "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace)}
+        if "last" in body:
+            answer["replay"] = not self._queue.knows(body["last"])
+        return jsonify(answer)
 
     def ack(self) -> Response:
         """Record a finished page."""
@@ -381,6 +401,22 @@ class Verbs:
             state = self._queue.ack(body["url"], body["token"], result)
         log.info(_("done %s: %s"), body["url"], result.path)
         return jsonify(state=state)
+
+    def replay(self) -> Response:
+        """Record what a worker finished and the queue has lost."""
+        body = read_body(_REPLAY)
+        results = [
+            (one["url"], Result(one["path"], one["bytes"], one["seconds"], one.get("title", "")))
+            for one in body["results"]
+        ]
+        with bad_request():
+            recorded = self._queue.replay(body["worker"], results)
+        if recorded:
+            sentence = _(
+                "The queue had lost %d results of %s: they are recorded again. Its data were set back or replaced"
+            )
+            log.warning(sentence, recorded, body["worker"])
+        return jsonify(recorded=recorded, known=len(results) - recorded)
 
     def nack(self) -> Response:
         """Record a failed attempt."""
@@ -467,6 +503,8 @@ class Verbs:
         """Say whether server and engine work."""
         try:
             self._queue.ping()
+        except EngineFull:
+            return jsonify(error=_("Redis or Valkey has no room left: its memory or its disk is full")), 503
         except EngineError:
             return jsonify(error=_("Redis or Valkey cannot be used now")), 503
         return jsonify(status="ok"), 200
@@ -532,11 +570,27 @@ class Dashboard:
                 "workers": workers,
                 "speed_bytes_per_second": sum(worker.get("speed_bytes_per_second", 0) for worker in workers),
                 "successes": self._queue.latest_success(SHOWN_SUCCESSES),
+                "replayed": self._replayed(),
+                "unsafe": self._queue.unsafe(),
                 "failures": failures,
                 "more_failures": more_failures is not None,
+                "full": self._full(),
             }, 200
         except EngineError as error:
             return {"problem": str(error)}, 503
+
+    def _replayed(self) -> tuple[int, float] | None:
+        """Return how many results the queue had lost, and how long ago; None where that is no news."""
+        replayed = self._queue.replayed()
+        return replayed if replayed and replayed[1] < NEWS_SECONDS else None
+
+    def _full(self) -> str:
+        """Return why the engine takes nothing more, or an empty text."""
+        try:
+            self._queue.ping()
+        except EngineFull as error:
+            return str(error)
+        return ""
 
     def _workers(self) -> list[dict[str, Any]]:
         """Return the workers in an order that stays; of one that is away nothing but its name is true."""
@@ -643,7 +697,10 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     dashboard = Dashboard(settings, queue, verbs.totals)
     for view in (verbs.get_url, verbs.status, verbs.success, verbs.failed, verbs.healthz, dashboard.metrics):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
-    for change in (verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.add_url, verbs.redrive):
+    for change in (
+        *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
+        *(verbs.add_url, verbs.redrive),
+    ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     app.add_url_rule("/", "dashboard", dashboard.page)
 
@@ -695,12 +752,17 @@ def _answer_engine_error(error: EngineError) -> tuple[Response, int, dict[str, s
 
 
 def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> None:
-    """Sweep expired leases and due delays each second until ``ended``; an engine that is away is said once."""
+    """Sweep expired leases and due delays each second until ``ended``; an engine that is away or full is said once."""
     away = False
+    looked_ms: float | None = None
     while not ended.wait(period_seconds):
         try:
             while queue.sweep() >= SWEEP_LIMIT and not ended.is_set():
                 pass
+            poisoned, looked_ms = queue.poisoned(looked_ms)
+            for url in poisoned:
+                log.warning(_("%s has failed for good: its workers died with it again and again"), url)
+            queue.ping()  # sweeping goes on where memory is full
         except EngineError as error:
             if not away:
                 log.warning("%s", error)

@@ -11,8 +11,7 @@ if not is_ours then
 end
 local tries = tries_of(id)
 end_lease(id, tries)
-redis.call('HDEL', TRIES, id)
-redis.call('HDEL', ORIGIN, id)
+forget(id)
 if redis.call('SADD', done_key, ARGV[3]) == 1 then
   redis.call('HINCRBY', TOTALS, 'done', 1)
   -- Always the same fields in the same order: a stream then stores their names once.

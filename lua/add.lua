@@ -19,6 +19,10 @@ for i = 0, total - 1 do
     if origin ~= '' then
       redis.call('HSET', ORIGIN, id, origin)
     end
+  elseif refresh and redis.call('HEXISTS', TOKEN, id) == 1 then
+    local tries = tries_of(id) -- its worker may have read the pages before the new ones were there
+    tries.again = true
+    save_tries(id, tries)
   end
   if new then
     added = added + 1

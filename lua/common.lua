@@ -11,13 +11,17 @@ local WORKERS, STATUS = KEYS[15], KEYS[16] -- ZSET worker -> last seen in ms; HA
 local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts leases
 local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lease runs out (both in ms)
 local DEATHS, DRAINING = KEYS[21], KEYS[22] -- ZSET worker and instance -> when it died; worker -> until (all in ms)
-local OWN = 22 -- keys after this one are the script's own
+local STARTED = KEYS[23] -- ZSET worker and instance -> when that process was first heard of
+local OWN = 23 -- keys after this one are the script's own
 
 local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
 local ANSWER_MS = 3600 * 1000
 local WORKER_MS = 24 * 3600 * 1000
+local STARTED_MS = 30 * WORKER_MS
+local DELAY_MS_AT_MOST = 6 * 3600 * 1000 -- as in retry.py
 local OUTAGE_MS = 5000 -- a queue that was not swept for so long was away, or its clock has jumped
 local SUSPECT_DEATHS, POISON_DEATHS, POISON_DEATHS_AT_MOST = 2, 3, 8
+local DIED_LIMIT = 32 -- names that are kept of the workers that died with one job, the last ones
 local UNREST_MS = 60000 -- deaths of other workers from so long before a job's first one on speak for the job
 local PROGRESS_BYTES = 1048576
 
@@ -94,7 +98,16 @@ local function put_back_kept(id, tries, at, affinity_ms)
   end
 end
 
+local function forget(id)
+  redis.call('HDEL', TRIES, id)
+  redis.call('HDEL', ORIGIN, id)
+end
+
 local function bury(id, tries, at, code, reason)
+  if tries.recorded then
+    forget(id)
+    return
+  end
   tries.code, tries.reason, tries.time = code, reason, at
   save_tries(id, tries)
   redis.call('ZADD', DEAD, at, id)
@@ -109,6 +122,9 @@ local function count_death(id, tries, at)
     redis.call('ZADD', DEATHS, at, name)
     tries.died = tries.died or {}
     tries.died[#tries.died + 1] = name
+    if #tries.died > DIED_LIMIT then
+      table.remove(tries.died, 1)
+    end
   end
   tries.deaths = tries.deaths + 1
   tries.first_death = tries.first_death or at
@@ -132,8 +148,10 @@ local function is_poison(tries)
   return others <= 0
 end
 
+-- How many there were is forgotten. `died` stays: these deaths are the job's own, and must not speak for it later as
+-- those of other jobs do.
 local function forget_deaths(tries)
-  tries.deaths, tries.died, tries.first_death = 0, nil, nil
+  tries.deaths, tries.first_death = 0, nil
 end
 
 -- The worker that held the lease is taken for dead.
@@ -150,6 +168,19 @@ local function expire(id, at, affinity_ms)
   end
 end
 
+-- Fewer deaths than were counted speak against a job: it may be no suspect any more, or not dead.
+local function reconsider(id, tries)
+  local was_dead = tries.code == 'poison' and redis.call('ZREM', DEAD, id) == 1
+  if was_dead then
+    tries.code, tries.reason = nil, nil
+    redis.call('ZREM', FAILED, id)
+  end
+  save_tries(id, tries)
+  if was_dead or (tries.deaths < SUSPECT_DEATHS and redis.call('LREM', SUSPECT, 1, id) == 1) then
+    put_back(id, tries)
+  end
+end
+
 -- A worker that was taken for dead asks for its lost lease: it was cut off, no job has killed it.
 local function forgive(id, token)
   local tries = tries_of(id)
@@ -160,20 +191,20 @@ local function forgive(id, token)
   if tries.deaths <= 0 then
     forget_deaths(tries)
   end
-  save_tries(id, tries)
-  if tries.code == 'poison' and redis.call('ZREM', DEAD, id) == 1 then
-    redis.call('ZREM', FAILED, id)
-    put_back(id, tries)
+  reconsider(id, tries)
+end
+
+-- What lies further ahead than it is ever put was written before the clock was set back.
+local function bring_in(key, latest)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. latest, '+inf', 'LIMIT', 0, SWEEP_LIMIT)) do
+    redis.call('ZADD', key, latest, id)
   end
 end
 
--- While the queue was away nobody could renew a lease: each of them gets a whole term to be renewed in. What lies
--- further ahead than a term was written before the clock was set back, and is brought in.
+-- While the queue was away nobody could renew a lease: each of them gets a whole term to be renewed in.
 local function leases_may_run_out(at, lease_ms)
   local latest = at + lease_ms
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASED, '(' .. latest, '+inf', 'LIMIT', 0, SWEEP_LIMIT)) do
-    redis.call('ZADD', LEASED, latest, id)
-  end
+  bring_in(LEASED, latest)
   local away_ms = at - tonumber(redis.call('GET', SWEPT) or at - 1000)
   if away_ms >= 1000 or away_ms < 0 then
     redis.call('SET', SWEPT, string.format('%.0f', at))
@@ -193,6 +224,8 @@ local function sweep(at, lease_ms, affinity_ms)
       moved = moved + 1
     end
   end
+  bring_in(DELAYED, at + DELAY_MS_AT_MOST)
+  bring_in(KEPT, at + affinity_ms)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
     redis.call('ZREM', DELAYED, id)
     redis.call('ZREM', FAILED, id)
@@ -207,13 +240,27 @@ local function sweep(at, lease_ms, affinity_ms)
   return moved
 end
 
+-- A job whose page was recorded apart from its lease is wanted no more. In a list it cannot be found quickly: it is
+-- marked, and left out when its turn comes. One that is leased ends with its lease.
+local function drop_recorded(id)
+  local places = redis.call('ZREM', DELAYED, id) + redis.call('ZREM', DEAD, id) + redis.call('ZREM', KEPT, id)
+  redis.call('ZREM', FAILED, id)
+  if places > 0 then
+    forget(id)
+  else
+    local tries = tries_of(id)
+    tries.recorded = true
+    save_tries(id, tries)
+  end
+end
+
 -- Returns {id, token, origin, attempt} of a fresh lease.
 local function grant(id, worker, instance, lease_ms, nonce, at)
   local tries = tries_of(id)
   if tries.worker ~= worker then
     tries.chunks = nil -- what the last worker has on its disk is out of this one's reach
   end
-  tries.worker, tries.instance = worker, instance
+  tries.worker, tries.instance, tries.again = worker, instance, nil
   save_tries(id, tries)
   local token = redis.call('GET', EPOCH) .. '.' .. string.format('%.0f', redis.call('INCR', FENCE)) .. '.' .. nonce
   redis.call('HSET', TOKEN, id, token)

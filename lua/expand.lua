@@ -51,9 +51,13 @@ end
 
 local tries = tries_of(id)
 end_lease(id, tries)
-redis.call('HDEL', TRIES, id)
-redis.call('HDEL', ORIGIN, id)
-redis.call('SADD', closed_key, member)
+if tries.again then
+  redis.call('HDEL', TRIES, id)
+  redis.call('RPUSH', READY, id)
+else
+  forget(id)
+  redis.call('SADD', closed_key, member)
+end
 local answer = { added, known }
 if first then
   answer[3] = grant(first, tries.worker, tries.instance or '', lease_ms, nonce, at)

@@ -3,6 +3,9 @@
 -- Answers the ids whose lease is no longer this one.
 
 local worker, lease_ms, lost = ARGV[1], tonumber(ARGV[2]), {}
+-- Where memory is full a script is refused at its first write that may need some, and not after another write. A
+-- lease must be kept then, too: so this begins with a write that is never refused, of a worker that there never is.
+redis.call('ZREM', WORKERS, '')
 local at = now()
 redis.call('ZADD', WORKERS, at, worker)
 redis.call('HSET', STATUS, worker, ARGV[3])

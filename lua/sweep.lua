@@ -7,4 +7,5 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', at - WORKER
   redis.call('HDEL', STATUS, worker)
 end
 redis.call('ZREMRANGEBYSCORE', DEATHS, '-inf', at - WORKER_MS)
+redis.call('ZREMRANGEBYSCORE', STARTED, '-inf', at - STARTED_MS)
 return sweep(at, tonumber(ARGV[1]), tonumber(ARGV[2]))

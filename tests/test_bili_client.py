@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import gzip
 import json
 import logging
 import re
 import socket
+import time
 import tracemalloc
 import zlib
 from collections import Counter
@@ -60,6 +62,10 @@ class Site:
     texts: dict[str, str | Handler]
     url: str = ""
     requests: list[web.Request] = field(default_factory=list)
+    clock: Callable[[], float] = time.time
+
+    async def date(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Date"] = email.utils.formatdate(self.clock(), usegmt=True)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -93,6 +99,7 @@ def real_texts() -> dict[str, str | Handler]:
 async def serve(site: Site) -> web.AppRunner:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", site.answer)
+    app.on_response_prepare.append(site.date)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -149,7 +156,7 @@ class Made:
 async def made(site: Site) -> AsyncIterator[Made]:
     settings = settings_of(site)
     async with make_session(settings, {}) as session:
-        time = Time()
+        site.clock = time = Time()
         yield Made(client_of(settings, session, time), time, session)
 
 
@@ -455,6 +462,24 @@ async def test_keys_are_of_the_day(site: Site, made: Made) -> None:
     assert site.paths[NAV] == 2
 
 
+@pytest.mark.parametrize("behind_seconds", [-400 * 86400, -3600, 3600, 4000 * 86400])
+async def test_what_a_machine_with_a_wrong_clock_signs_has_the_time_of_the_site(
+    site: Site, made: Made, behind_seconds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.clock = lambda: 5e8 + behind_seconds
+    made.time.now = 5e8
+    for _turn in range(2):
+        await made.client.playinfo(VIDEO, VIDEO.pages[0])
+        assert int(site.requests[-1].query["wts"]) == 5e8 + behind_seconds
+    assert [record.getMessage() for record in caplog.records] == [
+        f"This machine's clock differs from the site's by {abs(behind_seconds) / 60:.0f} minutes"
+    ]
+    site.clock = made.time  # somebody sets it right
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert int(site.requests[-1].query["wts"]) == made.time.now
+
+
 async def test_a_visitor_without_buvid_is_served(site: Site, made: Made) -> None:
     site.texts.pop(SPI)
     assert await made.client.describe(job()) == VIDEO
@@ -604,6 +629,19 @@ def bomb() -> bytes:
     packer = zlib.compressobj(9, wbits=31)
     piece = b" " * MIB
     return b"".join([*(packer.compress(piece) for _turn in range(64)), packer.flush()])
+
+
+@pytest.mark.parametrize(
+    "cut", [cut_body, compressed(gzip.compress(golden("view_three_pages.json").encode())[:-9])], ids=["body", "gzip"]
+)
+async def test_an_answer_that_never_comes_whole_is_asked_for_again_and_is_the_site_s_fault(
+    site: Site, made: Made, cut: Handler
+) -> None:
+    """Not the network's: then the attempt would never count, and the worker would stop for everything else."""
+    site.texts[VIEW] = site.texts[PAGE] = cut
+    with pytest.raises(SiteError, match="whole answer"):
+        await made.client.describe(job())
+    assert site.paths[VIEW] == site.paths[PAGE] == bili_client.TRIES
 
 
 async def test_a_bomb_is_not_unpacked(site: Site, made: Made) -> None:

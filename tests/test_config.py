@@ -150,6 +150,7 @@ def test_a_comma_in_a_text_is_left_alone() -> None:
         ('{"count": true}', "line 1, column 2"),
         ('{"count": 1.5}', "line 1, column 2"),
         ('{"stop": "1"}', "line 1, column 2"),
+        ('{"stop": false}', "line 1, column 2"),
         ("[1]", "line 1, column 1"),
         ("[" * 100_000, "line 1, column"),
     ],

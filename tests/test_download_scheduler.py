@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +20,33 @@ import pytest
 import redis
 
 import download_scheduler
+import merge_stream_file
 from bili_client import BiliClient, make_session
 from config import Settings
+from create_folder import page_path
 from demo.catalogue import video
 from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
-from download_scheduler import Board, JobView, Scheduler, WorkingFile
+from download_scheduler import Board, JobView, PageStreams, Scheduler, WorkingFile
 from download_stream_file import Wire, make_media_session, media_allowed
-from model import MIB, Counts, Lease, StreamProgress, Working
-from queue_client import Beat, QueueClient, make_server_session
+from errors import MergeError, NameTaken, RiskControl, ServerError, ServerUnreachable, SiteError, TransferError
+from model import (
+    MIB,
+    Counts,
+    Failure,
+    Lease,
+    MergePlan,
+    Page,
+    Playinfo,
+    Stream,
+    StreamProgress,
+    StreamSource,
+    Video,
+    Wishes,
+    Working,
+)
+from part_file import Identity, PartFile
+from queue_client import OWN_SHARE, Beat, QueueClient, lease_clock, make_server_session
 from redisConnect import Queue
 
 PLAIN, LARGE = video("plain"), video("large-a")
@@ -79,6 +101,7 @@ async def start_worker(site: RunningSite, queue_server: str, settings: Settings)
                 api_interval_seconds=0.0,
                 **changes,
             )
+            own.data_dir.mkdir(parents=True, exist_ok=True)  # as run.py does
             running = asyncio.Event()
             server_session = await stack.enter_async_context(make_server_session(own))
             site_session = await stack.enter_async_context(make_session(own))
@@ -132,7 +155,7 @@ async def test_a_pause_that_lasts_gives_leases_back_and_keeps_the_chunks(
     await until("paused", lambda: worker.scheduler.board.state == "paused")
     assert queue.counts().leased == 1  # it keeps the lease for a while
     await until("given back", lambda: queue.counts() == Counts(1, 0, 0, 0, 0))
-    assert worker.parts()
+    assert worker.parts() and len(worker.scheduler._unfinished) == 1
     kept = sent_bytes(site)
     slowly(site, 0)
     worker.steer(stop=1)
@@ -208,7 +231,377 @@ async def test_a_page_that_the_uploader_took_away_is_dead_with_that_reason(
     assert queue.failed("", 1)[0][0]["code"] == "page-gone"
 
 
+async def test_a_merge_that_fails_costs_no_byte_and_the_job_is_named_until_it_is_done(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[MergePlan] = []
+
+    async def failing(_ffmpeg: str, plan: MergePlan, _may_publish: Callable[[], bool]) -> Any:
+        plans.append(plan)
+        raise MergeError("ffmpeg failed")
+
+    monkeypatch.setattr(download_scheduler, "merge", failing)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("failed", lambda: queue.counts() == Counts(0, 0, 1, 0, 0))
+    (plan,) = plans
+    assert plan.duration_seconds > 0 and plan.tag.endswith(f" cid={PLAIN.pages[0].cid}")
+    assert plan.scratch == str(worker.settings.download_dir / ".parts")
+    await until("its end was told", lambda: worker.scheduler.board.failed == 1)
+    assert len(worker.parts()) == 2 and PAGE in worker.scheduler._unfinished
+    sent = sent_bytes(site)
+    monkeypatch.undo()
+    queue.redrive([PAGE])
+    await until("done", lambda: worker.scheduler.board.done == 1)
+    assert sent_bytes(site) == sent > 0
+    assert PAGE not in worker.scheduler._unfinished and not worker.parts()
+
+
+@pytest.mark.parametrize("other_hangs", [False, True])
+async def test_a_stream_that_fails_ends_the_other_one_which_keeps_its_bytes_and_its_lock_is_free(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, other_hangs: bool
+) -> None:
+    download, ended = download_scheduler.download_stream, asyncio.Event()
+
+    async def one_sided(wire: Wire, source: StreamSource, *rest: Any) -> Any:
+        if source.name.startswith("v"):
+            if not other_hangs:
+                await ended.wait()
+            raise TransferError("no mirror")
+        if other_hangs:
+            await asyncio.sleep(3600)
+        file = await download(wire, source, *rest)
+        ended.set()
+        return file
+
+    monkeypatch.setattr(download_scheduler, "download_stream", one_sided)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("failed", lambda: queue.counts() == Counts(0, 0, 1, 0, 0))
+    monkeypatch.undo()
+    queue.redrive([PAGE])
+    await until("done", lambda: queue.counts().done == 1)
+    streams = [stream for stream in site.state.library.of_page(PLAIN.pages[0].cid) if _served(site, stream)]
+    assert sent_bytes(site) == sum(stream.size_bytes for stream in streams)
+    assert not worker.parts()
+
+
+async def test_the_streams_of_a_page_that_lose_their_addresses_together_ask_once_and_get_the_new_ones() -> None:
+    asked: list[int] = []
+
+    class Site:
+        async def playinfo(self, _video: Video, page: Page) -> Playinfo:
+            asked.append(page.cid)
+            await asyncio.sleep(0)
+            urls = (f"https://mirror.example/{len(asked)}",)
+            audios = () if len(asked) == 4 else (Stream("audio", 30280, 0, "mp4a", 1, urls),)
+            return Playinfo(10.0, (Stream("video", 80, 7, "avc1", 1, urls),), audios)
+
+    record = Video(PLAIN.bvid, PLAIN.aid, "", (Page(1, 5, ""),))
+    streams = PageStreams(Site(), record, record.pages[0], PAGE, Wishes())  # type: ignore[arg-type]
+    await streams.ask()
+    assert {(source.job, source.cid) for source in streams.sources().values()} == {(PAGE, 5)}
+    video, audio = streams.refresher("video"), streams.refresher("audio")
+    found = await asyncio.gather(video(), audio())
+    assert [source.name for source in found] == ["v80-7", "a30280-0"]
+    assert [source.urls[0][-1] for source in found] == ["2", "2"] and len(asked) == 2
+    assert (await video()).urls[0][-1] == "3"
+    assert (await audio()).urls[0][-1] == "3" and len(asked) == 3
+    assert (await video()).urls[0][-1] == "4"
+    with pytest.raises(TransferError, match="audio no longer") as caught:
+        await audio()
+    assert caught.value.kind == "transient"
+
+
+async def test_the_heartbeat_hears_that_the_loop_turns_and_ends_with_the_worker(start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    heartbeat = worker.scheduler._heartbeat
+    before = heartbeat._last_turn
+    await until("two turns", lambda: heartbeat._last_turn > before + 0.4)
+    await worker.stop()
+    await until("its thread has ended", lambda: not heartbeat._thread.is_alive())
+
+
+@pytest.mark.parametrize("verb", ["ack", "nack"])
+async def test_a_job_whose_end_could_not_be_told_comes_back_at_once_and_nothing_is_lost(
+    site: RunningSite,
+    queue: Queue,
+    connection: redis.Redis,
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    original, describe, untold = getattr(QueueClient, verb), BiliClient.describe, list[Any]()
+
+    async def cut_off(self: QueueClient, lease: Lease, *arguments: Any) -> Any:
+        if not untold:
+            untold.append((lease.url, worker.scheduler._results.last, worker.scheduler.board.done))
+            raise ServerUnreachable("away")
+        return await original(self, lease, *arguments)
+
+    async def failing(self: BiliClient, job: Any) -> Any:
+        if not untold:
+            raise SiteError("not now")
+        return await describe(self, job)
+
+    monkeypatch.setattr(QueueClient, verb, cut_off)
+    if verb == "nack":
+        monkeypatch.setattr(BiliClient, "describe", failing)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("done long before the lease ends", lambda: worker.scheduler.board.done == 1)
+    assert untold == [(PAGE if verb == "ack" else PLAIN.bvid, "", 0)]  # nothing counts as done before it is recorded
+    assert queue.counts() == Counts(0, 0, 0, 1, 0)
+    assert worker.scheduler.board.failed == 0
+    assert worker.scheduler._results.last == PAGE
+    assert connection.get("{bili:0}:fence") == "3"
+    assert len(list(worker.settings.download_dir.rglob("*.mp4"))) == 1
+
+
+async def test_a_result_that_the_server_refuses_is_a_failed_attempt(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_arguments: Any) -> None:
+        raise ServerError("it makes no sense", 400)
+
+    monkeypatch.setattr(QueueClient, "ack", refuse)
+    queue.add([PLAIN.bvid])
+    await start_worker()
+    await until("failed", lambda: queue.counts() == Counts(0, 0, 1, 0, 0))
+    assert queue.failed("", 1)[0][0]["code"] == "refused"
+
+
+async def test_a_failure_is_told_to_its_end_though_the_lease_ends_meanwhile_by_our_clock(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nack, workers = QueueClient.nack, list[Worker]()
+
+    async def slow(self: QueueClient, lease: Lease, *arguments: Any) -> Any:
+        scheduler = workers[0].scheduler
+        scheduler._held[lease.url].deadline = 0.0
+        await until("a look at the clocks", next_tick(scheduler))
+        return await nack(self, lease, *arguments)
+
+    async def failing(*_arguments: Any) -> Any:
+        raise SiteError("not now")
+
+    monkeypatch.setattr(QueueClient, "nack", slow)
+    monkeypatch.setattr(BiliClient, "describe", failing)
+    monkeypatch.setattr("queue_client.Heartbeat._beat", _no_beat)
+    queue.add([PLAIN.bvid])
+    workers.append(await start_worker())
+    await until("failed", lambda: workers[0].scheduler.board.failed == 1)
+    assert queue.counts() == Counts(0, 0, 1, 0, 0)
+
+
+def next_tick(scheduler: Scheduler) -> Callable[[], bool]:
+    """Return what becomes true when the scheduler has looked at everything anew; the heartbeat hears of each look."""
+    before = scheduler._heartbeat._last_turn
+    turns = set[float]()
+
+    def passed() -> bool:
+        turns.add(scheduler._heartbeat._last_turn)
+        return len(turns - {before}) >= 2
+
+    return passed
+
+
+async def test_parking_grows_from_failure_to_failure_until_something_is_done(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda count: failures.append(count) or 0.1)
+    site.state.risky.add(PLAIN.bvid)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("parked thrice", lambda: len(failures) >= 3)
+    assert failures[:3] == [1, 2, 3]
+    site.state.risky.clear()
+    await until("done", lambda: worker.scheduler.board.done == 1)
+    failures.clear()
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda count: failures.append(count) or 30.0)
+    before = lease_clock()
+    worker.scheduler._park(RiskControl("slow down", retry_after_seconds=900.0))
+    assert failures == [1]
+    assert before + 900 <= worker.scheduler._parked_until <= lease_clock() + 900
+
+
+# ------------------------------------------------------------------------------------------ what lies here
+
+
+@pytest.mark.parametrize("stands", [False, True])
+async def test_a_finished_page_leaves_no_part_of_another_quality(
+    queue: Queue, start_worker: StartWorker, settings: Settings, stands: bool
+) -> None:
+    cid = PLAIN.pages[0].cid
+    part = PartFile.open(settings.download_dir / ".parts", Identity(PAGE, cid, "v6-7"), 100)
+    part.prepare()
+    part.write(part.take(), bytes(100))
+    part.close()
+    record = Video(PLAIN.bvid, PLAIN.aid, PLAIN.title, (Page(1, cid, ""),))
+    if stands:
+        path = settings.download_dir / page_path("other", record, record.pages[0])
+        path.parent.mkdir(parents=True)
+        path.write_bytes(finished(cid))
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    assert worker.parts()
+    await until("done", lambda: worker.scheduler.board.done == 1)
+    assert not worker.parts()
+
+
+async def test_unfinished_jobs_are_named_the_newest_first(
+    queue: Queue, start_worker: StartWorker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    lease = QueueClient.lease
+
+    async def noted(self: QueueClient, count: int, have: Sequence[str] = (), *rest: Any) -> Any:
+        asked.append(tuple(have))
+        return await lease(self, count, have, *rest)
+
+    monkeypatch.setattr(QueueClient, "lease", noted)
+    for cid in (1, 2, 3):
+        part = PartFile.open(settings.download_dir / ".parts", Identity(f"{PLAIN.bvid}?p=1&cid={cid}", cid, "v"), 10)
+        part.prepare()
+        part.write(part.take(), bytes(10))
+        part.close()
+        os.utime(settings.download_dir / ".parts" / f"{cid}-v-10.journal", (cid, cid))
+    worker = await start_worker()
+    await until("asked", lambda: asked)
+    assert asked[0] == tuple(f"{PLAIN.bvid}?p=1&cid={cid}" for cid in (3, 2, 1))
+    asked.clear()
+    worker.scheduler._remember_chunks(f"{PLAIN.bvid}?p=1&cid=1")
+    worker.scheduler._changed.set()
+    await until("asked again", lambda: asked)
+    assert asked[0][0] == f"{PLAIN.bvid}?p=1&cid=1" and len(asked[0]) == 3
+
+
+async def test_a_result_is_told_again_only_while_its_file_stands_as_it_was(
+    queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("done", lambda: worker.scheduler.board.done == 1)
+    ((url, result),) = worker.scheduler._results.oldest_first()
+    stands, path = worker.scheduler._stands, worker.settings.download_dir / result.path
+    assert (url, stands(url, result)) == (PAGE, True)
+    assert not stands(PLAIN.bvid, result) and not stands("nonsense", result)
+    connection.flushdb()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not stands(url, result)
+    await worker.scheduler._replay()
+    path.unlink()
+    assert not stands(url, result)
+    assert queue.counts().done == 0
+    assert worker.scheduler._results.last == ""  # or it would be asked for with each heartbeat
+
+
+# ------------------------------------------------------------------------------------------ leases
+
+
+async def test_leases_beyond_what_was_asked_for_go_back_at_once(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a repeated request may give more than this worker has room for by now."""
+    lease, hang = QueueClient.lease, asyncio.Event()
+
+    async def generous(self: QueueClient, _count: int, *rest: Any) -> Any:
+        return await lease(self, 3, *rest)
+
+    async def hanging(*_arguments: Any) -> Any:
+        await hang.wait()
+
+    monkeypatch.setattr(QueueClient, "lease", generous)
+    monkeypatch.setattr(BiliClient, "describe", hanging)
+    queue.add([PLAIN.bvid, LARGE.bvid, "BV1xx411c7mD"])
+    worker = await start_worker()
+    await until("one is in work, the others went back", lambda: queue.counts() == Counts(2, 1, 0, 0, 0))
+    assert len(worker.scheduler.board.jobs) == len(worker.scheduler._slots) == 1
+
+
+async def test_a_lease_counts_from_when_it_was_asked_for_and_the_same_one_twice_is_one(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, asked = QueueClient.lease, list[float]()
+
+    async def late(self: QueueClient, *arguments: Any) -> Any:
+        asked.append(lease_clock())
+        answer = await lease(self, *arguments)
+        await asyncio.sleep(0.5)
+        return answer
+
+    async def hanging(*_arguments: Any) -> Any:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(QueueClient, "lease", late)
+    monkeypatch.setattr(BiliClient, "describe", hanging)
+    monkeypatch.setattr("queue_client.Heartbeat._beat", _no_beat)
+    queue.add([PLAIN.bvid])
+    scheduler = (await start_worker()).scheduler
+    (held,) = await until("leased", lambda: list(scheduler._held.values()))
+    assert held.deadline <= asked[-1] + held.lease.lease_seconds * OWN_SHARE
+
+    scheduler._start(held.lease, lease_clock())  # a repeated answer
+    assert scheduler._held == {PLAIN.bvid: held} and len(scheduler._slots) == 1
+    scheduler._start(replace(held.lease, token="another"), lease_clock())
+    await until("the old task has ended", lambda: len(scheduler._slots) == 1)
+    (anew,) = scheduler._held.values()
+    assert anew.lease.token == "another"
+    scheduler._take_beat(Beat(lost=(held,)))  # it speaks of the old lease
+    assert scheduler._held == {PLAIN.bvid: anew} and len(scheduler._slots) == 1
+
+
+async def test_a_paused_worker_leases_nothing(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    async def noted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        raise ServerUnreachable("away")
+
+    worker = await start_worker()
+    worker.steer(stop=0)
+    await until("paused", lambda: worker.scheduler.board.state == "paused")
+    monkeypatch.setattr(QueueClient, "lease", noted)
+    queue.add([PLAIN.bvid])
+    worker.scheduler._changed.set()
+    await until("the leasing has looked", lambda: not worker.scheduler._changed.is_set())
+    assert asked == []
+    worker.steer(stop=1)
+    await until("it asks again", lambda: asked)
+
+
+async def test_a_queue_is_not_empty_while_somebody_works(queue: Queue, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    await until("running", lambda: worker.scheduler.board.state == "running")
+    assert await worker.scheduler._status_when_empty(0.0) == 0
+    worker.steer(stop=0)
+    await until("paused", lambda: worker.scheduler.board.state == "paused")
+    queue.add([PLAIN.bvid])
+    assert await worker.scheduler._status_when_empty(0.0) is None
+    (lease,) = queue.lease("w2", 1)
+    assert await worker.scheduler._status_when_empty(0.0) is None
+    queue.nack(lease.url, lease.token, Failure("transient", "x", "y"))
+    assert await worker.scheduler._status_when_empty(0.0) == download_scheduler.EXIT_DELAYED
+    assert await worker.scheduler._status_when_empty(1e6) is None
+
+
 # ------------------------------------------------------------------------------------------ names that are taken
+
+
+async def test_a_name_that_is_taken_again_and_again_is_given_up(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone_again(output: Path) -> None:
+        raise NameTaken(str(output))
+
+    seen = before_publishing(monkeypatch, gone_again)
+    queue.add([PLAIN.bvid])
+    await start_worker()
+    await until("failed", lambda: queue.counts().delayed == 1)
+    assert len(seen) == download_scheduler.MERGE_ATTEMPTS == 3
 
 
 def finished(cid: int) -> bytes:
@@ -410,7 +803,73 @@ async def test_a_worker_that_was_cut_off_apologizes_and_its_job_is_not_blamed(
     )
 
 
+async def test_a_job_that_was_given_up_while_the_server_kept_it_goes_back_at_once(
+    site: RunningSite, queue: Queue, start_worker: StartWorker
+) -> None:
+    """Nobody would work on it until its lease ran out."""
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid])
+    worker = await start_worker()
+    await until("some chunks came", lambda: sent_bytes(site) > MIB)
+    (held,) = worker.scheduler._held.values()
+
+    def is_dropped() -> bool:
+        held.deadline = 0.0  # a heartbeat may have moved it on
+        return held not in worker.scheduler._held.values()
+
+    await until("it lets go", is_dropped)
+    assert held.lease.url in worker.scheduler._unfinished
+    (again,) = await until("it is leased anew", lambda: list(worker.scheduler._held.values()))
+    assert (again.lease.url, again.lease.token == held.lease.token) == (held.lease.url, False)
+
+
+async def test_a_file_whose_lease_ran_out_while_it_was_merged_gets_no_name(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, workers, merged = merge_stream_file._check_output, list[Worker](), asyncio.Event()
+
+    def late(*arguments: Any) -> Any:
+        answer = check(*arguments)
+        for held in workers[0].scheduler._held.values():
+            held.deadline = 0.0
+        loop.call_soon_threadsafe(merged.set)
+        return answer
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(merge_stream_file, "_check_output", late)
+    monkeypatch.setattr("queue_client.Heartbeat._beat", _no_beat)
+    queue.add([PLAIN.bvid])
+    workers.append(await start_worker())
+    async with asyncio.timeout(20):
+        await merged.wait()
+    await until("it lets go", lambda: not workers[0].scheduler.board.jobs)
+    assert not list(workers[0].settings.download_dir.rglob("*.mp4"))
+    assert queue.counts() == Counts(0, 1, 0, 0, 0)
+    assert PAGE in workers[0].scheduler._unfinished and workers[0].parts()
+
+
 # ------------------------------------------------------------------------------------------ stopping
+
+
+async def test_a_stop_while_the_answer_to_a_lease_request_is_on_its_way_leaves_no_lease_behind(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, workers, given = QueueClient._once, list[Worker](), list[Any]()
+
+    async def delayed(self: QueueClient, *arguments: Any) -> Any:
+        answer = await once(self, *arguments)
+        if arguments[1] == "/get_url" and not given and answer[0]:
+            given.extend(answer[0])
+            workers[0].scheduler.stop()
+            await asyncio.sleep(3600)
+        return answer
+
+    monkeypatch.setattr(QueueClient, "_once", delayed)
+    queue.add([PLAIN.bvid, LARGE.bvid])
+    workers.append(await start_worker())
+    await workers[0].task
+    assert len(given) == 1
+    assert queue.counts() == Counts(2, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("verb", ["lease", "expand"])

@@ -403,6 +403,25 @@ async def test_a_size_announced_wrongly_is_only_a_wish(rig: Rig) -> None:
         assert await rig.content(source_of(a, b, size_bytes=len(SMALL))) == SMALL[:-1]
 
 
+async def test_a_mirror_that_changes_its_size_again_and_again_is_given_up(rig: Rig) -> None:
+    class Fickle(RangeServer):
+        def _faults_for(self, path: str) -> Faults:
+            return Faults(total=len(self.content) + len(self.asked))
+
+    async with mirrors(CONTENT) as [a]:
+        a.__class__ = Fickle
+        with pytest.raises(TransferError, match="again and again"):
+            await rig.start(source_of(a))
+        assert len(a.asked) < 50
+
+
+async def test_a_body_that_ends_with_its_connection_is_no_stream_where_a_longer_one_was_announced(rig: Rig) -> None:
+    async with mirrors(SMALL, 2) as [cut, good]:
+        cut.faults = Faults(ignores_ranges=True, framing="close", cut_after=100_000)
+        assert await rig.content(source_of(cut, good, size_bytes=len(SMALL))) == SMALL
+        assert cut.asked and good.asked
+
+
 # ------------------------------------------------------------------------------------------ faults
 
 
@@ -548,7 +567,7 @@ async def test_a_mirror_that_allows_few_connections_is_no_reason_to_give_up(tmp_
             slowly = Faults(bytes_per_tick=BLOCK_BYTES, tick_seconds=0.002)
             return slowly if self.open_replies < 1 else Faults(status=503)
 
-    patience = replace(QUICK, fruitless_rounds=2)
+    patience = replace(QUICK, fruitless_rounds=2, stall_seconds=5)  # silence is not what this is about
     async with mirrors(CONTENT) as [a], a_rig(tmp_path, patience=patience) as rig:
         a.__class__ = Narrow
         assert await rig.content(source_of(a)) == CONTENT
@@ -923,11 +942,11 @@ async def test_a_proxy_that_is_down_is_no_fault_of_the_job(tmp_path: Path, monke
 async def test_complete_on_disk_there_is_no_request_at_all(rig: Rig) -> None:
     async with mirrors(CONTENT) as [a]:
         (await rig.start(source_of(a))).close()
-        assert unfinished_jobs(rig.folder) == ["BV1xx411c7mD?cid=5"]
+        assert unfinished_jobs(rig.folder) == {"BV1xx411c7mD?cid=5": len(CONTENT)}
         a.asked.clear()
         assert await rig.content(source_of(a)) == CONTENT
         assert a.asked == []
-        assert unfinished_jobs(rig.folder) == []
+        assert unfinished_jobs(rig.folder) == {}
 
 
 @pytest.mark.parametrize(
@@ -1025,6 +1044,120 @@ def test_a_journal_cut_at_any_byte_is_believed_only_as_far_as_the_file_proves_it
     assert sorted(set(seen)) == [0, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000]
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("other", [Identity("BV1?cid=5", 5, "v80-12"), Identity("BV1?cid=5", 50, "v80-7")], ids=repr)
+def test_the_part_of_another_stream_is_never_gone_on_with(tmp_path: Path, other: Identity, renamed: bool) -> None:
+    size = 90_000
+    a_half_written_part(tmp_path, size, 1000)
+    if renamed:  # whatever a file is called, its journal says what it is
+        for path in list(tmp_path.iterdir()):
+            path.rename(tmp_path / f"{other.cid}-{other.name}-{size}{path.suffix}")
+    assert PartFile.find(tmp_path, other) is None
+    part = PartFile.open(tmp_path, other, size)
+    part.prepare()
+    assert part.held_bytes == 0
+    part.close()
+
+
+def test_a_part_that_lacks_one_byte_is_not_complete(tmp_path: Path) -> None:
+    part = a_part(tmp_path, 1000)
+    chunk = part.take()
+    part.write(chunk, CONTENT[:999])
+    assert not part.is_complete
+    part.close()  # without giving the chunk back
+    part = a_part(tmp_path, 1000)
+    assert (part.held_bytes, part.is_complete, part.take().at) == (999, False, 999)
+    part.close()
+
+
+def test_after_a_wound_a_chunk_that_is_finished_anew_is_believed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_file, "MARK_BYTES", 10_000)
+    size = 90_000
+    a_half_written_part(tmp_path, size, 1000)
+    with (tmp_path / f"5-v80-7-{size}.m4s").open("r+b") as data:
+        data.seek(35_000)
+        data.write(bytes([CONTENT[35_000] ^ 1]))
+    part = a_part(tmp_path, size)
+    chunk = part.take()
+    assert chunk.at == 30_000
+    part.write(chunk, CONTENT[chunk.at : size])
+    part.close()
+    part = a_part(tmp_path, size)
+    assert part.is_complete and part.path.read_bytes() == CONTENT[:size]
+    part.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="Windows writes otherwise")
+def test_a_write_of_which_the_system_takes_a_part_only_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:300], at))
+    part = a_part(tmp_path, 1000)
+    part.write(part.take(), CONTENT[:1000])
+    assert part.is_complete and part.path.read_bytes() == CONTENT[:1000]
+    part.close()
+
+
+def test_the_size_that_is_learned_cuts_what_an_earlier_process_wrote_beyond(tmp_path: Path) -> None:
+    part = a_part(tmp_path, None)
+    chunk = part.take()
+    part.write(chunk, CONTENT[:300])
+    with part.path.open("ab") as data:
+        data.write(b"more")
+    part.set_size(300)
+    assert part.is_complete and part.path.read_bytes() == CONTENT[:300]
+    part.close()
+
+
+def at_the_lock(monkeypatch: pytest.MonkeyPatch, do: Callable[[Path], object]) -> None:
+    """Call ``do`` with a lock's path just before it is taken: its last owner has ended in this moment."""
+    lock = part_file._lock
+    monkeypatch.setattr(part_file, "_lock", lambda path: (do(path), lock(path))[1])
+
+
+def test_what_the_last_owner_wrote_before_the_lock_was_free_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = a_part(tmp_path, None)
+    part.write(part.take(), CONTENT[:300])
+    part.close()
+    journal = tmp_path / "5-v80-7.journal"
+    long_ago = time.time() - 100
+    with monkeypatch.context() as patched:
+        os.utime(journal, (long_ago, long_ago))
+        at_the_lock(patched, lambda path: os.utime(journal))
+        assert discard_old_parts(tmp_path, 50) == 0 and journal.exists()
+    line = b"\n" + part_file.seal({"size": 300})
+    at_the_lock(monkeypatch, lambda path: journal.write_bytes(journal.read_bytes() + line))
+    found = PartFile.find(tmp_path, Identity("BV1?cid=5", 5, "v80-7"))
+    assert found is not None and found.size_bytes == 300
+    found.prepare()
+    assert found.is_complete
+    found.close()
+
+
+def test_the_parts_of_other_pages_are_left(tmp_path: Path) -> None:
+    for cid in (5, 55, 6):
+        a_finished_part(tmp_path, cid).close()
+    discard_parts(tmp_path, 5)
+    assert {path.stem for path in tmp_path.iterdir()} == {"55-v-10", "6-v-10"}
+
+
+@pytest.mark.parametrize("size", [None, 2 * CHUNK_BYTES])
+def test_what_was_forgotten_is_not_believed_later(tmp_path: Path, size: int | None) -> None:
+    part = a_part(tmp_path, size)
+    part.write(part.take(), CONTENT[:CHUNK_BYTES])
+    part.forget()
+    assert part.held_bytes == 0
+    part.close()
+    part = a_part(tmp_path, size)
+    assert (part.held_bytes, part.take().at) == (0, 0)
+    part.close()
+
+
 @given(st.data())
 def test_a_journal_with_any_garbage_never_claims_what_is_not_there(data: st.DataObject) -> None:
     header = part_file.seal({"format": 1, "size": 9, "job": "BV1", "cid": 5, "name": "v"})
@@ -1041,7 +1174,7 @@ def test_a_journal_with_any_garbage_never_claims_what_is_not_there(data: st.Data
 
 
 def test_unfinished_jobs_are_listed_newest_first_and_broken_journals_skipped(tmp_path: Path) -> None:
-    for n, job in enumerate(["BV1?cid=1", "BV2?cid=2", "BV1?cid=1"]):
+    for n, job in enumerate(["BV1?cid=1", "BV2?cid=2", "BV2?cid=2"]):
         part = PartFile.open(tmp_path, Identity(job, n, "v"), 10)
         part.prepare()
         part.write(part.take(), b"0123456789")
@@ -1050,8 +1183,8 @@ def test_unfinished_jobs_are_listed_newest_first_and_broken_journals_skipped(tmp
     (tmp_path / "9-v-1.journal").write_bytes(b"\xff\x00 nonsense")
     (tmp_path / "8-v-1.journal").write_bytes(b"")
     (tmp_path / "7-v-1.journal").mkdir()
-    assert unfinished_jobs(tmp_path) == ["BV1?cid=1", "BV2?cid=2"]
-    assert unfinished_jobs(tmp_path / "nowhere") == []
+    assert list(unfinished_jobs(tmp_path).items()) == [("BV2?cid=2", 20), ("BV1?cid=1", 10)]
+    assert unfinished_jobs(tmp_path / "nowhere") == {}
 
 
 def a_finished_part(folder: Path, cid: int) -> PartFile:

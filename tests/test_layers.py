@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model"}),
-    frozenset({"config", "create_folder", "embedded_valkey", "mp4_boxes", "parse_", "part_file", "retry", "shapes"}),
+    frozenset(
+        {"config", "create_folder", "embedded_valkey", "mp4_boxes", "parse_", "part_file", "result_log", "retry"}
+        | {"shapes"}
+    ),
     frozenset({"bili_client", "download_stream_file", "merge_stream_file", "queue_client", "redisConnect"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),

@@ -276,7 +276,7 @@ async def test_a_damaged_input_is_named_before_ffmpeg_runs(media: Path, tmp_path
 
 async def test_streams_of_the_wrong_kind_are_refused(media: Path, tmp_path: Path) -> None:
     for video, audio in (("aac.m4s", "avc.m4s"), ("avc.m4s", "avc.m4s"), ("whole.mp4", "aac.m4s")):
-        with pytest.raises(MergeError):
+        with pytest.raises(MergeError, match=r"one (video|audio) track is expected"):
             await merge("/nowhere/ffmpeg", dash(media, tmp_path, video, audio))
     with pytest.raises(MergeError, match="cannot read"):
         await merge("/nowhere/ffmpeg", dash(media, tmp_path, "missing.m4s"))
@@ -374,6 +374,7 @@ async def test_an_ffmpeg_that_fails_is_quoted(
         ("data[: len(data) // 2]", "output is wrong"),
         ("data.replace(b'BV1xx411c7mD', b'BV1xx411c7mE')", "lacks its comment"),
         ("data.replace(b'soun', b'text')", "has the tracks"),
+        ("data.replace(b'mdat', b'free')", "no box mdat"),
     ],
 )
 async def test_success_with_a_wrong_file_is_no_success(media: Path, tmp_path: Path, how: str, sentence: str) -> None:
@@ -395,14 +396,22 @@ async def test_a_track_shorter_than_its_input_is_found(media: Path, tmp_path: Pa
 
 
 @posix
+async def test_a_track_longer_than_its_input_is_found(media: Path, tmp_path: Path) -> None:
+    body = f"os.execv({FFMPEG!r}, [{FFMPEG!r}, '-stream_loop', '1', *sys.argv[1:]])"
+    plan = dataclasses.replace(dash(media, tmp_path), duration_seconds=0.0)
+    with pytest.raises(MergeError, match=r"video track lasts 1\d\.\d s, the input 8\.0 s"):
+        await merge(stub(tmp_path, body), plan)
+
+
+@posix
 async def test_an_ffmpeg_that_hangs_is_killed_in_time(
     media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_stream_file, "MIN_TIMEOUT_SECONDS", 0.7)
+    monkeypatch.setattr(merge_stream_file, "MIN_TIMEOUT_SECONDS", 3.0)
     folder = tmp_path / "out"
     folder.mkdir()
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('out_time=00:00:03.50', flush=True)\ntime.sleep(600)"
-    with pytest.raises(MergeError, match=r"after 1 seconds, it had come to 00:00:03\.50"):
+    with pytest.raises(MergeError, match=r"after 3 seconds, it had come to 00:00:03\.50"):
         await merge(stub(tmp_path, body), dash(media, folder))
     assert names(folder) == set()
 
@@ -448,6 +457,25 @@ async def test_cancelling_leaves_neither_child_nor_file(media: Path, tmp_path: P
         await task
     assert not alive(pid)
     assert names(folder) == set()
+
+
+@linux
+async def test_cancelling_ends_what_ffmpeg_started_too(media: Path, tmp_path: Path) -> None:
+    """The ffmpeg on the path may be somebody's script."""
+    folder, pid_file = tmp_path / "out", tmp_path / "pid"
+    folder.mkdir()
+    body = "if os.fork():\n    time.sleep(600)\n" + HANG.format(pid=str(pid_file))
+    task = asyncio.create_task(merge(stub(tmp_path, body), dash(media, folder)))
+    await until(pid_file.exists)
+    pid = int(pid_file.read_text())
+    try:
+        task.cancel()
+        await asyncio.wait([task], timeout=10)  # it would wait for the end of its pipes
+        assert task.cancelled()
+        await until(lambda: not alive(pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @linux

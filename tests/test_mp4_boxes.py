@@ -143,6 +143,8 @@ def test_what_is_wrong_is_named_with_its_offset() -> None:
         FTYP + MOOV + box(b"mdat", b"x"),
         FTYP + MOOV + FRAGMENTS[0][: FRAGMENTS[0].index(b"mdat") - 4],
         FTYP + MOOV + FRAGMENTS[0][: FRAGMENTS[0].index(b"mdat") - 4] + FRAGMENTS[1],
+        FTYP + MOOV + FRAGMENTS[0] + FRAGMENTS[1][: FRAGMENTS[1].index(b"mdat") - 4],
+        FTYP + MOOV + FRAGMENTS[0] + FRAGMENTS[1][: FRAGMENTS[1].index(b"mdat") - 4] + FRAGMENTS[2],
         DASH + FRAGMENTS[0],
         FTYP + MOOV + sidx(*FRAGMENTS) + FRAGMENTS[1] + FRAGMENTS[0] + FRAGMENTS[2] + b"\0\0\0\0mdat",
         FTYP + MOOV + sidx(FRAGMENTS[0][1:], FRAGMENTS[1] + b".") + FRAGMENTS[0] + FRAGMENTS[1],

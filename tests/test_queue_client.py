@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import json
 import logging
 import threading
@@ -12,12 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, ClientTimeout, web
 
 from config import Settings
 from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from model import Failure, Lease, Page, Result
-from queue_client import Beat, Heartbeat, Held, QueueClient, lease_clock, make_server_session
+from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock, make_server_session
 
 LEASE = {"url": "BV17x411w7KC", "token": "e.1.n", "category": "other", "attempt": 1, "lease_seconds": 60.0}
 HELD = Lease("BV17x411w7KC?p=1&cid=7", "e.1.n", "other", 1, 60.0)
@@ -38,7 +40,8 @@ class Server:
         self.headers.append(dict(request.headers))
         answer = self.answers[request.path]
         answer = answer.pop(0) if isinstance(answer, list) and answer and callable(answer[0]) else answer
-        return answer(request) if callable(answer) else web.json_response(answer)
+        answer = answer(request) if callable(answer) else web.json_response(answer)
+        return await answer if inspect.isawaitable(answer) else answer
 
 
 @pytest.fixture
@@ -128,6 +131,66 @@ async def test_a_failing_server_is_asked_again_until_the_patience_ends(
     assert said == ["WARNING", "INFO"]  # away once, back once
 
 
+async def test_a_finished_page_waits_long_for_a_server_that_is_away_and_other_verbs_do_not(
+    server: Server, client: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    async def noted(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("queue_client.asyncio.sleep", noted)
+    away = status(503, **{"Retry-After": "300"})
+    server.answers["/ack"] = [away, away, lambda _r: web.json_response({"state": "done"})]
+    await client.ack(HELD, Result("a/b.mp4", 5, 1.5, "t"))
+    assert len(waited) == 2 and min(waited) >= 300  # what the server asked for, and more
+    server.answers["/release"] = away
+    with pytest.raises(ServerUnreachable):
+        await client.release(HELD)
+    assert len(waited) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", b"nonsense\r\n\r\n"],
+    ids=["silence", "the end", "half an answer", "no HTTP"],
+)
+async def test_what_is_no_whole_answer_is_never_taken_for_one(settings: Settings, answer: bytes | None) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is not None:
+            writer.write(answer)
+            writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    settings = replace(settings, server_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    timeout = ClientTimeout(total=0.3 if answer is None else 20)
+    async with ClientSession(timeout=timeout) as session:
+        client = QueueClient(settings, session, "w1", "i1")
+        with pytest.raises(ServerUnreachable):
+            await client.ack(HELD, Result("a/b.mp4", 5, 1.5, "t"), patience_seconds=0.0)
+        with pytest.raises(ServerUnreachable):
+            await client.heartbeat([], {})
+    listener.close()
+    assert len(writers) == 2
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_a_failure_is_told_with_its_class_and_the_wait_that_it_needs(server: Server, client: QueueClient) -> None:
+    server.answers["/nack"] = {"state": "delayed"}
+    assert await client.nack(HELD, Failure("environment", "disk-full", "make room", "t", 90.0)) == "delayed"
+    await client.nack(HELD, Failure("transient", "x", "y"))
+    told = {"url": HELD.url, "token": HELD.token, "class": "environment", "code": "disk-full", "reason": "make room"}
+    assert server.asked[0][1] == {**told, "title": "t", "retry_after_seconds": 90.0}
+    assert "retry_after_seconds" not in server.asked[1][1] and server.asked[1][1]["class"] == "transient"
+
+
 async def test_no_server_at_all_is_one_sentence(settings: Settings) -> None:
     settings = replace(settings, server_url="http://127.0.0.1:9")
     async with make_server_session(settings) as session:
@@ -136,7 +199,8 @@ async def test_no_server_at_all_is_one_sentence(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(401, Unauthorized), (409, StaleToken), (400, ServerError), (413, ServerError)]
+    ("code", "error"),
+    [(401, Unauthorized), (409, StaleToken), (400, ServerError), (413, ServerError), (202, ServerError)],
 )
 async def test_a_refusal_is_final(server: Server, client: QueueClient, code: int, error: type[Exception]) -> None:
     server.answers["/nack"] = status(code, "because")
@@ -229,6 +293,9 @@ async def test_a_blocked_loop_does_not_stop_the_heartbeat(queue_server: str, set
     try:
         assert beaten.wait(5)
         time.sleep(1.5)  # this blocks the loop: that is the point
+        end = time.monotonic() + 20  # another process may have the processor
+        while len(beats) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
         assert len(beats) >= 3
         assert held[HELD.url].is_ours() is False  # the server knows no such lease
         assert [one.lease.url for one in beats[0].lost] == [HELD.url]
@@ -253,13 +320,76 @@ async def test_a_heartbeat_moves_the_deadline_and_says_what_is_done(server: Serv
         heartbeat.stop()
 
 
+async def test_a_deadline_counts_from_when_it_was_asked_for_and_a_failed_beat_moves_none(
+    server: Server, settings: Settings
+) -> None:
+    """A late answer must not make a lease longer than the server keeps it; the next beat comes all the same."""
+    deadlines: list[float] = []
+    asked_at = 0.0
+
+    def answer(_request: web.Request) -> web.StreamResponse:
+        nonlocal asked_at
+        deadlines.append(held[HELD.url].deadline)
+        if len(deadlines) <= 3:
+            return web.json_response({"error": "no"}, status=(500, 409, 401)[len(deadlines) - 1])
+        asked_at = lease_clock()
+        time.sleep(0.5)  # the answer comes late
+        return web.json_response({"lost": []})
+
+    server.answers["/heartbeat"] = answer
+    held = {HELD.url: Held(HELD, 1.0, dict)}
+    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), held)
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(beaten.wait, 20)
+        assert len(beats) == 1 and deadlines[:4] == [1.0] * 4
+        assert asked_at + 50 < held[HELD.url].deadline <= asked_at + HELD.lease_seconds * OWN_SHARE
+        assert 0.5 < OWN_SHARE < 1
+    finally:
+        heartbeat.stop()
+
+
+async def test_a_heartbeat_that_is_not_answered_is_not_waited_for_until_the_lease_is_over(
+    server: Server, settings: Settings
+) -> None:
+    silence = asyncio.Event()
+
+    async def silent(_request: web.Request) -> web.StreamResponse:
+        await silence.wait()
+        return web.Response()
+
+    server.answers["/heartbeat"] = [silent, lambda _r: web.json_response({"lost": []})]
+    heartbeat, _beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), {})
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(beaten.wait, 12)  # the session alone would wait for 20 s
+    finally:
+        heartbeat.stop()
+        silence.set()
+
+
+@pytest.mark.parametrize(("told", "period"), [(0.01, 0.2), (0.5, 0.5), (1000, 1.0)])
+async def test_the_server_sets_the_pace_of_heartbeats_but_three_always_fit_into_a_lease(
+    server: Server, settings: Settings, told: float, period: float
+) -> None:
+    server.answers["/heartbeat"] = {"lost": [], "heartbeat_seconds": told}
+    held = {HELD.url: Held(replace(HELD, lease_seconds=3.0), 1.0, dict)}
+    heartbeat, _beats, beaten = beating(replace(settings, server_url=server.url), held)
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(beaten.wait, 20)
+        assert heartbeat._period == period
+    finally:
+        heartbeat.stop()
+
+
 async def test_a_lease_that_ran_out_is_named_once_and_given_back_where_it_had_not(
     server: Server, settings: Settings
 ) -> None:
     """The server forgives a death that was none, and must not keep what nobody works on."""
     other = replace(HELD, url="BV17x411w7KC?p=2&cid=8", token="e.2.n")
     server.answers["/heartbeat"] = {"lost": [HELD.url], "control": None, "heartbeat_seconds": 0.2}
-    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url), {})
+    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), {})
     for lease in (HELD, other):
         heartbeat.apologize(Held(lease, 0.0, dict))
     heartbeat.start()
@@ -269,9 +399,9 @@ async def test_a_lease_that_ran_out_is_named_once_and_given_back_where_it_had_no
         assert named == [(HELD.url, HELD.token), (other.url, other.token)]
         assert ([one.lease for one in beats[0].lost], [one.lease for one in beats[0].returned]) == ([], [other])
         async with asyncio.timeout(10):
-            while len(server.asked) < 3:
+            while len(server.asked) < 4:
                 await asyncio.sleep(0.02)
-        assert server.asked[0][1]["jobs"] == server.asked[2][1]["jobs"] == []
+        assert [body["jobs"] for _path, body in (server.asked[0], *server.asked[2:])] == [[]] * (len(server.asked) - 1)
     finally:
         heartbeat.stop()
 

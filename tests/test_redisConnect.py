@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from errors import EngineError, StaleToken
 from model import Counts, Failure, Lease, Page, Result
 from parse_ import aid_to_bvid
 from redisConnect import BUCKETS, Queue, open_queue
+from tests import structure
 from tests.conftest import engine_binary
 
 BV = [aid_to_bvid(aid) for aid in range(170001, 170021)]
@@ -89,6 +91,20 @@ def test_refresh_of_a_video_that_is_still_open_queues_nothing(queue: Queue) -> N
     queue.add([BV[0]])
     queue.add([BV[0]], refresh=True)
     assert queue.counts().ready == 1
+
+
+def test_a_refresh_of_a_video_that_is_being_read_reads_it_once_more(queue: Queue) -> None:
+    """Its worker may have read the pages before the new one was there."""
+    queue.add([BV[0]], "music")
+    lease = lease_one(queue)
+    queue.add([BV[0]], refresh=True)
+    first = queue.expand(lease.url, lease.token, pages(7)).lease
+    assert first is not None
+    again = lease_one(queue)
+    assert (again.url, again.category) == (BV[0], "music")
+    assert queue.expand(again.url, again.token, pages(7, 8)).added == 1
+    queue.add([BV[0]])
+    assert queue.counts().ready == 0  # it is closed now
 
 
 def test_single_pages_of_any_number_are_containers_of_their_own(queue: Queue) -> None:
@@ -186,6 +202,17 @@ def test_a_job_with_chunks_waits_for_its_worker_and_have_brings_it(queue: Queue,
     assert lease_one(queue, "w1", have=[lease.url]).url == lease.url
 
 
+def test_a_job_that_waits_for_its_worker_comes_also_when_that_has_no_chunks_any_more(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    lease = page_lease(queue)
+    queue.heartbeat("w1", [(lease.url, lease.token, True)], {})
+    let_expire(connection, lease.url)
+    assert queue.lease("w2", 1) == ()
+    assert lease_one(queue, "w1").url == lease.url
+    assert connection.zcard("{bili:0}:kept") == 0
+
+
 def test_a_job_with_chunks_goes_to_anyone_after_the_affinity(queue: Queue, connection: redis.Redis) -> None:
     lease = page_lease(queue)
     queue.heartbeat("w1", [(lease.url, lease.token, True)], {})
@@ -193,6 +220,31 @@ def test_a_job_with_chunks_goes_to_anyone_after_the_affinity(queue: Queue, conne
     queue.sweep()
     let_fall_due(connection, "kept", lease.url)
     assert lease_one(queue, "w2").url == lease.url
+
+
+def test_a_job_of_which_nothing_is_on_disk_waits_for_nobody(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    queue.heartbeat("w1", [(lease.url, lease.token, 0)], {})
+    let_expire(connection, lease.url)
+    assert queue.sweep() == 1
+    assert connection.lrange("{bili:0}:ready", 0, -1) == [BV[0]]
+
+
+def test_chunks_on_a_machine_that_lost_the_job_do_not_make_it_wait_for_the_next_one(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    first = lease_one(queue, "w1")
+    queue.heartbeat("w1", [(first.url, first.token, 5)], {})
+    let_expire(connection, first.url)
+    queue.sweep()
+    let_fall_due(connection, "kept", first.url)
+    assert queue.sweep() == 1
+    lease_one(queue, "w2")  # and it dies before it has a byte
+    let_expire(connection, first.url)
+    queue.sweep()
+    assert not connection.exists("{bili:0}:kept")
 
 
 def test_a_released_job_is_there_at_once_for_anyone(queue: Queue) -> None:
@@ -211,12 +263,39 @@ def test_a_worker_started_anew_gets_its_jobs_back_before_the_deadline(queue: Que
     lease = page_lease(queue)
     (old,) = [lease]
     queue.release(old.url, old.token)
-    first = lease_one(queue, "w1", instance="before")
+    first = lease_one(queue, "w1", instance="1")
     queue.heartbeat("w1", [(first.url, first.token, True)], {})
-    again = lease_one(queue, "w1", instance="after", have=[first.url])
+    again = lease_one(queue, "w1", instance="2", have=[first.url])
     assert again.url == first.url and again.token != first.token
     with pytest.raises(StaleToken):
         queue.ack(first.url, first.token, result(7))
+
+
+def test_a_request_of_a_dead_process_that_comes_late_takes_nothing_from_its_successor(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    lease = lease_one(queue, "w1", instance="2")
+    assert queue.lease("w1", 1, have=[BV[0]], instance="1") == ()
+    assert queue.heartbeat("w1", [(BV[0], lease.token, 0)], {}) == []
+    assert deaths_of(connection, BV[0]) == 0
+
+
+def test_two_machines_of_one_name_take_nothing_from_each_other(queue: Queue, connection: redis.Redis) -> None:
+    """A cloned machine has its twin's name: what the twin has renewed since is not left behind by a dead process."""
+    queue.add(BV[:2])
+    one = lease_one(queue, "w1", instance="one")
+    two = lease_one(queue, "w1", instance="two")
+    for _turn in range(4):
+        connection.zincrby("{bili:0}:started", -5, "w1 one")  # as if time had gone on
+        connection.zincrby("{bili:0}:started", -5, "w1 two")
+        queue.heartbeat("w1", [(one.url, one.token, 9)], {})
+        queue.heartbeat("w1", [(two.url, two.token, 9)], {})
+        assert queue.lease("w1", 1, have=[two.url], instance="one") == ()
+        assert queue.lease("w1", 1, have=[one.url], instance="two") == ()
+    assert queue.counts() == Counts(0, 2, 0, 0, 0)
+    (taken,) = queue.lease("w1", 1, have=[one.url], instance="three")  # a new process: the old one may be dead
+    assert taken.url == one.url
 
 
 def test_the_same_process_or_another_worker_takes_nothing_by_have(queue: Queue) -> None:
@@ -227,6 +306,10 @@ def test_the_same_process_or_another_worker_takes_nothing_by_have(queue: Queue) 
 
 
 # ------------------------------------------------------------------------------------------ poison
+
+
+def deaths_of(connection: redis.Redis, url: str) -> int:
+    return int(json.loads(connection.hget("{bili:0}:tries", url) or '{"deaths":0}')["deaths"])
 
 
 def die(queue: Queue, connection: redis.Redis, worker: str) -> None:
@@ -273,6 +356,18 @@ def test_where_other_workers_die_too_three_deaths_prove_nothing_and_eight_do(
     assert queue.failed("", 10)[0][0]["code"] == "poison"
 
 
+def test_jobs_that_died_of_poison_are_told_once(queue: Queue, connection: redis.Redis) -> None:
+    found, after_ms = queue.poisoned()
+    assert found == []
+    queue.add(BV[:2])
+    refused = lease_one(queue, have=[BV[1]])
+    queue.nack(refused.url, refused.token, PERMANENT)
+    kill_three_times(queue, connection)
+    found, next_ms = queue.poisoned(after_ms - 1000)
+    assert found == [BV[0]]
+    assert queue.poisoned(next_ms) == ([], next_ms)
+
+
 def test_a_death_long_before_the_first_one_excuses_nothing(queue: Queue, connection: redis.Redis) -> None:
     queue.add([BV[0]])
     ago = (connection.time()[0] - 61) * 1000
@@ -309,6 +404,61 @@ def test_a_worker_that_dies_again_and_again_is_one_worker_for_each_of_its_proces
         queue.sweep()
     assert queue.counts().dead == 1
     assert connection.zrange("{bili:0}:deaths", 0, -1) == ["w1 one", "w1 two"]
+
+
+def test_a_worker_of_no_instance_that_dies_twice_with_a_job_is_no_excuse_for_it_but_another_is(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add(BV[:2])
+    lease_one(queue, "other", have=[BV[1]])
+    let_expire(connection, BV[1])
+    queue.sweep()
+    lease_one(queue, "w4", have=[BV[1]])
+    for worker in ("w1", "w1", "w2"):
+        die(queue, connection, worker)
+    assert queue.counts().dead == 0
+
+
+@pytest.mark.parametrize("excuse", [0, 1])
+def test_own_deaths_that_are_forgotten_are_not_counted_against_those_of_others(
+    queue: Queue, connection: redis.Redis, excuse: int
+) -> None:
+    queue.add([BV[0]])
+    for worker in ("w1", "w2"):
+        die(queue, connection, worker)
+    connection.zrem("{bili:0}:deaths", "w1 ", "w2 ")
+    if excuse:
+        connection.zadd("{bili:0}:deaths", {"other ": connection.time()[0] * 1000})
+    die(queue, connection, "w3")
+    assert queue.counts().dead == 1 - excuse
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+def test_only_a_job_that_is_no_suspect_is_kept_for_its_worker(
+    queue: Queue, connection: redis.Redis, deaths: int
+) -> None:
+    queue.add([BV[0]])
+    for number in range(deaths):
+        die(queue, connection, f"w{number}")
+    lease = lease_one(queue, "w9")
+    connection.hset("{bili:0}:tries", BV[0], json.dumps({"attempts": 0, "deaths": deaths, "worker": "w9"}))
+    queue.heartbeat("w9", [(BV[0], lease.token, 5)], {})
+    assert queue.nack(BV[0], lease.token, TRANSIENT) == "delayed"
+    let_fall_due(connection, "delayed", BV[0])
+    assert queue.sweep() == 1
+    assert connection.zcard("{bili:0}:kept") == (deaths < 2)
+    assert connection.llen("{bili:0}:suspect") == (deaths >= 2)
+    assert structure.problems(connection) == []
+
+
+def test_without_affinity_no_job_waits_for_its_worker(connection: redis.Redis, settings: Settings) -> None:
+    queue = Queue(connection, replace(settings, affinity_seconds=0))
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    queue.heartbeat("w1", [(BV[0], lease.token, 5)], {})
+    let_expire(connection, BV[0])
+    assert queue.sweep() == 1
+    assert connection.lrange("{bili:0}:ready", 0, -1) == [BV[0]]
 
 
 def test_deaths_are_forgotten_after_a_day(queue: Queue, connection: redis.Redis) -> None:
@@ -358,8 +508,28 @@ def test_a_worker_that_was_cut_off_and_comes_back_has_not_been_killed_by_its_job
         queue.sweep()
         assert queue.heartbeat(f"w{turn}", [(lease.url, lease.token, False)], {}) == [lease.url]
         queue.heartbeat(f"w{turn}", [(lease.url, lease.token, False)], {})  # said twice, it counts once
+        assert deaths_of(connection, BV[0]) == 0
     assert queue.counts() == Counts(1, 0, 0, 0, 0)
-    assert lease_one(queue, "w9", have=[BV[0]]).url == BV[0]  # it is no suspect
+    assert connection.llen("{bili:0}:ready") == 1  # it is no suspect
+
+
+def test_only_the_lease_that_was_lost_last_is_taken_off_again(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    leases = []
+    for worker in ("w1", "w2"):
+        leases.append(lease_one(queue, worker))
+        let_expire(connection, BV[0])
+        queue.sweep()
+    for token in (leases[0].token, "another", leases[1].token + "0"):
+        assert queue.heartbeat("w1", [(BV[0], token, 0)], {}) == [BV[0]]
+        assert deaths_of(connection, BV[0]) == 2
+    queue.heartbeat("w2", [(BV[0], leases[1].token, 0)], {})
+    assert deaths_of(connection, BV[0]) == 1
+    kept = queue.lease("w3", 1)
+    assert [lease.url for lease in kept] == [BV[0]]
+    queue.heartbeat("w2", [(BV[0], leases[1].token, 0)], {})  # again, while another has it
+    assert deaths_of(connection, BV[0]) == 1
+    assert queue.heartbeat("w3", [(BV[0], kept[0].token, 0)], {}) == []
 
 
 def test_a_job_that_was_called_poison_lives_again_when_its_worker_comes_back(
@@ -408,10 +578,99 @@ def test_a_job_that_gets_further_from_death_to_death_is_innocent(queue: Queue, c
     for turn in range(6):
         lease = lease_one(queue, "w1", have=[BV[0]])
         queue.heartbeat("w1", [(lease.url, lease.token, (turn + 1) * 5_000_000)], {})
+        assert deaths_of(connection, lease.url) == 0
         let_expire(connection, lease.url)
         queue.sweep()
         connection.zadd("{bili:0}:kept", {lease.url: 1}, xx=True)
     assert queue.counts() == Counts(1, 0, 0, 0, 0)
+
+
+def test_deaths_before_a_job_got_further_are_its_own_and_no_excuse_for_those_after(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    die(queue, connection, "w1")
+    die(queue, connection, "w2")
+    lease = lease_one(queue, "w3")
+    queue.heartbeat("w3", [(lease.url, lease.token, 5_000_000)], {})
+    assert deaths_of(connection, lease.url) == 0
+    let_expire(connection, lease.url)
+    queue.sweep()
+    for worker in ("w4", "w5"):
+        connection.zadd("{bili:0}:kept", {lease.url: 1}, xx=True)
+        queue.sweep()
+        die(queue, connection, worker)
+    assert queue.counts() == Counts(0, 0, 0, 0, 1)
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_what_a_process_could_not_tell_before_it_died_is_told_by_its_successor(
+    queue: Queue, connection: redis.Redis, taken_over: bool
+) -> None:
+    """Killed every few seconds, before any heartbeat, a worker gets further all the same: its page does not kill."""
+    queue.add([BV[0]])
+    queue.lease("w1", 1, instance="0")
+    for turn in range(1, 7):
+        if not taken_over:
+            let_expire(connection, BV[0])
+            queue.sweep()
+        (lease,) = queue.lease("w1", 1, have=[BV[0]], instance=str(turn), have_bytes=[turn * 8 * MIB])
+        assert lease.url == BV[0]
+        assert deaths_of(connection, BV[0]) == 1
+        assert structure.problems(connection) == []
+    (lease,) = queue.lease("w1", 1, have=[BV[0]], instance="7", have_bytes=[48 * MIB])  # no further any more
+    assert deaths_of(connection, BV[0]) == 2
+    assert queue.lease("w1", 1, have=[BV[0]], instance="8", have_bytes=[48 * MIB]) == ()
+    assert queue.counts().dead == 1
+
+
+def test_a_suspect_whose_worker_had_come_further_is_none(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    die(queue, connection, "w1")
+    (lease,) = queue.lease("w1", 1, instance="one")
+    let_expire(connection, lease.url)
+    queue.sweep()
+    assert connection.llen("{bili:0}:suspect") == 1
+    connection.hset("{bili:0}:holds", "w1", 1)  # it has other work, and room for none
+    assert queue.lease("w1", 0, have=[BV[0]], instance="two", have_bytes=[MIB]) == ()  # no more than a mark
+    assert connection.llen("{bili:0}:suspect") == 1
+    assert queue.lease("w1", 0, have=[BV[0]], instance="three", have_bytes=[MIB + 1]) == ()
+    connection.hdel("{bili:0}:holds", "w1")
+    assert connection.lrange("{bili:0}:ready", 0, -1) == [BV[0]]
+    assert deaths_of(connection, BV[0]) == 1
+    assert structure.problems(connection) == []
+
+
+def test_a_dead_job_whose_worker_had_come_further_lives(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    for instance in ("one", "two", "three"):
+        (lease,) = queue.lease("w1", 1, instance=instance)
+        let_expire(connection, lease.url)
+        queue.sweep()
+    assert queue.counts().dead == 1
+    assert queue.lease("w2", 0, have=[BV[0]], instance="x", have_bytes=[9 * MIB]) == ()  # it was not this worker's
+    assert queue.counts().dead == 1
+    (lease,) = queue.lease("w1", 1, have=[BV[0]], instance="four", have_bytes=[9 * MIB])
+    assert lease.url == BV[0]
+    assert queue.counts() == Counts(0, 1, 0, 0, 0)
+    assert structure.problems(connection) == []
+
+
+def test_only_the_first_request_of_a_process_tells_what_its_predecessor_had(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    queue.lease("w1", 1, instance="one")
+    let_expire(connection, BV[0])
+    queue.sweep()
+    die(queue, connection, "w1")
+    connection.hset("{bili:0}:holds", "w1", 1)  # it has other work, and room for none
+    assert queue.lease("w1", 0, instance="two") == ()
+    queue.lease("w1", 0, have=[BV[0]], instance="two", have_bytes=[9 * MIB])
+    assert deaths_of(connection, BV[0]) == 2
 
 
 def test_a_job_that_dies_at_the_same_point_each_time_is_poison(queue: Queue, connection: redis.Redis) -> None:
@@ -498,6 +757,15 @@ def test_many_pages_come_in_several_calls(queue: Queue) -> None:
     last = queue.expand(lease.url, lease.token, many[500:])
     assert (last.added, last.lease is not None) == (500, True)
     assert queue.counts() == Counts(999, 1, 0, 0, 0)
+
+
+def test_each_of_several_calls_keeps_the_lease(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    container = lease_one(queue)
+    let_expire(connection, BV[0])
+    queue.expand(BV[0], container.token, pages(1), more=True)
+    assert connection.zscore("{bili:0}:leased", BV[0]) > connection.time()[0] * 1000
+    assert queue.sweep() == 0
 
 
 def test_a_source_lists_containers_at_the_tail(queue: Queue, connection: redis.Redis) -> None:
@@ -687,6 +955,25 @@ def test_workers_are_listed_with_what_they_said(queue: Queue) -> None:
     assert queue.worker_count() == 2
 
 
+def test_suspects_have_their_turn_in_the_order_in_which_they_became_suspect(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    queue.add([BV[0]])
+    for worker in ("w1", "w2"):
+        die(queue, connection, worker)
+    assert connection.lrange("{bili:0}:suspect", 0, -1) == [BV[0]]
+    connection.rpush("{bili:0}:suspect", "marker")
+    lease = lease_one(queue, "w9")
+    assert lease.url == BV[0]
+    queue.release(lease.url, lease.token)
+    assert connection.lrange("{bili:0}:suspect", 0, -1) == ["marker", BV[0]]
+
+
+def test_what_is_the_default_takes_no_room(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([BV[0]])
+    assert not connection.exists("{bili:0}:origin")
+
+
 def test_many_jobs_due_at_one_instant_are_all_promoted_in_bounded_steps(queue: Queue, connection: redis.Redis) -> None:
     ids = [aid_to_bvid(aid) for aid in range(1, 1001)]
     connection.zadd("{bili:0}:delayed", dict.fromkeys(ids, 5))
@@ -783,6 +1070,99 @@ def test_leases_racing_with_acks_at_the_deadline_have_one_winner(queue: Queue, c
     assert len(queue.success("", 300)[0]) == 200
 
 
+# ------------------------------------------------------------------------------------------ data that were lost
+
+
+def results(*cids: int) -> list[tuple[str, Result]]:
+    return [(f"{BV[0]}?p={number}&cid={cid}", result(cid)) for number, cid in enumerate(cids, 1)]
+
+
+def test_a_queue_knows_what_is_recorded_in_it(queue: Queue) -> None:
+    lease = page_lease(queue, cid=7)
+    assert not queue.knows(lease.url)
+    queue.ack(lease.url, lease.token, result(7))
+    assert queue.knows(lease.url)
+    assert not queue.knows(f"{BV[0]}?p=2&cid=8")
+
+
+def test_results_that_an_empty_queue_has_lost_are_recorded_once(queue: Queue) -> None:
+    assert queue.replayed() is None
+    assert queue.replay("w1", results(7, 8)) == 2
+    assert queue.replay("w2", results(7, 8, 9)) == 1
+    assert [(item["url"], item["worker"]) for item in queue.success("", 9)[0]] == [
+        (url, "w1" if number < 2 else "w2") for number, (url, _result) in enumerate(results(7, 8, 9))
+    ]
+    assert queue.counts() == Counts(0, 0, 0, 3, 0)
+    assert queue.knows(results(7)[0][0])
+    count, seconds_ago = queue.replayed() or (0, 99.0)
+    assert (count, seconds_ago < 5) == (3, True)
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    assert queue.expand(lease.url, lease.token, pages(7, 8, 9)).added == 0
+
+
+def test_a_result_that_is_known_changes_nothing(queue: Queue, connection: redis.Redis) -> None:
+    lease = page_lease(queue, cid=7)
+    queue.ack(lease.url, lease.token, result(7))
+    before = connection.hgetall("{bili:0}:totals")
+    assert queue.replay("w1", [(lease.url, result(7))]) == 0
+    assert connection.hgetall("{bili:0}:totals") == before
+    assert len(queue.success("", 9)[0]) == 1
+
+
+def test_a_job_whose_result_is_told_again_is_downloaded_no_more(queue: Queue, connection: redis.Redis) -> None:
+    """Whatever state its job has in the older data: ready, leased, kept, delayed, dead or suspect."""
+    queue.add([BV[0]])
+    container = lease_one(queue)
+    queue.expand(container.url, container.token, pages(*range(1, 8)))
+    urls = [f"{BV[0]}?p={number}&cid={number}" for number in range(1, 8)]
+    leases = {lease.url: lease for lease in queue.lease("w1", 5)}
+    held = {url: leases[url] for url in urls[1:6]}
+    queue.nack(urls[1], held[urls[1]].token, TRANSIENT)
+    queue.nack(urls[2], held[urls[2]].token, PERMANENT)
+    queue.heartbeat("w1", [(urls[3], held[urls[3]].token, 9)], {})
+    let_expire(connection, urls[3], urls[4])
+    connection.hset("{bili:0}:tries", urls[4], '{"attempts":0,"deaths":1,"worker":"w1"}')
+    queue.sweep()
+    assert queue.counts() == Counts(3, 2, 1, 0, 1)  # ready: kept, suspect, in the list; leased: the first, the sixth
+    assert connection.zcard("{bili:0}:kept") == connection.llen("{bili:0}:suspect") == 1
+    assert queue.replay("w9", [(url, result(n)) for n, url in enumerate(urls, 1)]) == 7
+    assert queue.lease("w2", 64) == ()
+    assert queue.ack(urls[5], held[urls[5]].token, result(6)) == "done"  # who has it may still say so
+    let_expire(connection, urls[0])
+    queue.sweep()
+    assert queue.lease("w2", 64) == ()
+    assert queue.counts() == Counts(0, 0, 0, 7, 0)
+    assert queue.failed("", 9) == ([], None)
+    assert len(queue.success("", 99)[0]) == 7
+    assert not connection.hlen("{bili:0}:tries")
+    assert not connection.hlen("{bili:0}:origin")
+
+
+def test_a_recorded_job_that_fails_for_good_is_not_dead(queue: Queue) -> None:
+    lease = page_lease(queue, cid=7)
+    queue.replay("w9", [(lease.url, result(7))])
+    queue.nack(lease.url, lease.token, PERMANENT)
+    assert queue.counts() == Counts(0, 0, 0, 1, 0)
+    assert structure.problems(queue._redis) == []
+
+
+def test_many_recorded_jobs_are_left_out_in_bounded_steps(queue: Queue) -> None:
+    queue.add([BV[0], BV[1]])
+    container = lease_one(queue, have=[BV[0]])
+    queue.expand(container.url, container.token, pages(*range(1, 301)))
+    urls = [f"{BV[0]}?p={number}&cid={number}" for number in range(1, 301)]
+    queue.replay("w9", [(url, result(n)) for n, url in enumerate(urls, 1)])
+    turns = [queue.lease("w2", 1) for _turn in range(4)]
+    assert [lease.url for leases in turns for lease in leases] == [BV[1]]
+    assert queue.counts().ready == 0
+
+
+def test_only_pages_have_results(queue: Queue) -> None:
+    with pytest.raises(ValueError, match="is a container"):
+        queue.replay("w1", [(BV[0], result(1))])
+
+
 # ------------------------------------------------------------------------------------------ model
 
 
@@ -800,18 +1180,24 @@ class QueueModel(RuleBasedStateMachine):
         self.valid: dict[str, str] = {}  # id -> its one valid token
         self.done: set[int] = set()
         self.closed: set[str] = set()
+        self.again: set[str] = set()  # containers that were asked for again while they were leased
         self.holder: dict[str, str] = {}  # id -> the worker that leased it last
         self.died: set[str] = set()  # workers that died, save those that were alone with a suspect
         self.died_with: dict[str, list[str]] = {}  # id -> the workers that died with it, "" for one that was alone
 
-    @rule(numbers=st.lists(st.integers(0, 5), min_size=1, max_size=4), refresh=st.booleans())
-    def add(self, numbers: list[int], refresh: bool) -> None:
-        added = self.queue.add([BV[n] for n in numbers], refresh=refresh)
+    @rule(
+        numbers=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+        category=st.sampled_from(["", "music"]),
+        refresh=st.booleans(),
+    )
+    def add(self, numbers: list[int], category: str, refresh: bool) -> None:
+        added = self.queue.add([BV[n] for n in numbers], category, refresh=refresh)
         new = {BV[n] for n in numbers} - set(self.state) - self.closed
         assert added.added == len(new)
         assert added.known == len(numbers) - len(new)
         reopened = {BV[n] for n in numbers} & self.closed if refresh else set()
         self.closed -= reopened
+        self.again |= {BV[n] for n in numbers} & self.valid.keys() if refresh else set()
         self.state |= dict.fromkeys(new | reopened, "ready")
 
     @rule(target=leases, worker=st.sampled_from(["w1", "w2", "w3"]), count=st.integers(1, 4))
@@ -829,6 +1215,7 @@ class QueueModel(RuleBasedStateMachine):
 
     def _hold(self, lease: Lease, worker: str) -> None:
         self.state[lease.url] = "leased"
+        self.again.discard(lease.url)
         self.valid[lease.url] = lease.token
         self.holder[lease.url] = worker
 
@@ -876,7 +1263,10 @@ class QueueModel(RuleBasedStateMachine):
         answers = []
         if not self._try(lease, lambda: answers.append(self.queue.expand(lease.url, lease.token, pages(*cids))), None):
             return multiple()
-        self.closed.add(lease.url)
+        if lease.url in self.again:
+            self.state[lease.url] = "ready"
+        else:
+            self.closed.add(lease.url)
         for page in pages(*cids):
             if page.cid not in known:
                 self.state[f"{lease.url}?p={page.number}&cid={page.cid}"] = "ready"
@@ -938,8 +1328,10 @@ class QueueModel(RuleBasedStateMachine):
             places += r.zrange(f"{{bili:0}}:{name}", 0, -1)
         assert sorted(places) == sorted(self.state)
         assert r.hgetall("{bili:0}:token") == self.valid
+        assert structure.problems(r) == []
 
 
+@pytest.mark.timeout(240)  # some thousand steps
 def test_model(connection: redis.Redis) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

@@ -31,8 +31,32 @@ def test_each_worker_of_a_data_folder_has_a_name_of_its_own_and_gets_it_again(se
     assert named.worker == "attic"
     with pytest.raises(UsageError, match="attic"):
         run._claim_name(replace(settings, worker="attic"))
-    for lock in (second_lock, again_lock, named_lock):
+    other, other_lock = run._claim_name(replace(settings, worker="cellar"))
+    assert other.worker == "cellar"
+    for lock in (second_lock, again_lock, named_lock, other_lock):
         lock.release()
+
+
+def test_a_worker_has_its_name_for_itself_as_long_as_it_works(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of one name would take each other's leases for those of a predecessor."""
+    named = replace(settings, worker="attic")
+
+    async def work(own: Settings, *_rest: object) -> int:
+        assert own.worker == "attic"
+        with pytest.raises(UsageError, match="attic"):
+            run._claim_name(named)
+        return 7
+
+    monkeypatch.setattr(run, "_work", work)
+    monkeypatch.setattr(run, "_log_to", lambda _console: None)
+    monkeypatch.setattr(run, "find_ffmpeg", lambda *_arguments: "ffmpeg")
+    monkeypatch.setattr(run, "probe_ffmpeg", lambda *_arguments: "1")
+    monkeypatch.setattr(run.config, "load", lambda _environ: named)
+    assert run.main([]) == 7
+    _settings, lock = run._claim_name(named)
+    lock.release()
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
@@ -79,3 +103,10 @@ def test_the_options_are_explained() -> None:
         [sys.executable, str(ROOT / "run.py"), "--help"], capture_output=True, text=True, check=True, timeout=30
     ).stdout
     assert "--until-empty" in shown and "--wait" in shown
+
+
+def test_ids_of_processes_sort_by_their_start() -> None:
+    ids = [run.new_instance(seconds) for seconds in (0.0, 1.5e9, 1.7e9, 1.7e9 + 0.002, 4e9)]
+    assert ids == sorted(ids)
+    assert len({run.new_instance(1.7e9) for _unused in range(100)}) == 100
+    assert {len(one) for one in ids} == {20}

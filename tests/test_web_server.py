@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import importlib.util
 import json
+import logging
 import os
 import re
 import select
@@ -243,6 +244,32 @@ def test_listings_are_paged(client: FlaskClient) -> None:
     assert titles == ["2000", "2001", "2002", "2003", "2004"]
 
 
+def test_results_that_the_queue_has_lost_are_asked_for_and_recorded_again(client: FlaskClient, caplog: Any) -> None:
+    url = f"{VIDEO}?p=1&cid=7"
+    beat = {"worker": "w1", "jobs": [], "last": url}
+    assert post(client, "/heartbeat", beat)["replay"] is True
+    results = [{"url": url, "path": "other/a.mp4", "bytes": 5, "seconds": 1.5, "title": "T"}]
+    assert post(client, "/replay", {"worker": "w1", "results": results}) == {"recorded": 1, "known": 0}
+    assert "had lost 1 results of w1" in caplog.text
+    assert post(client, "/heartbeat", beat)["replay"] is False
+    caplog.clear()
+    assert post(client, "/replay", {"worker": "w1", "results": results}) == {"recorded": 0, "known": 1}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (item,) = client.get("/success").json["items"]  # type: ignore[index]
+    assert (item["url"], item["path"], item["bytes"], item["worker"]) == (url, "other/a.mp4", 5, "w1")
+    html = client.get("/").text
+    assert "The queue had lost data" in html
+    assert "1 finished pages were recorded again" in html
+
+
+def test_an_engine_that_may_lose_data_is_named_on_the_dashboard(
+    client: FlaskClient, queue: Queue, monkeypatch: Any
+) -> None:
+    assert "notice warn" not in client.get("/").text
+    monkeypatch.setattr(queue, "unsafe", lambda: ["Redis keeps no append-only file"])
+    assert "Redis keeps no append-only file" in client.get("/").text
+
+
 def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(client: FlaskClient) -> None:
     page = lease_page(client)
     wild: list[Any] = [
@@ -252,10 +279,12 @@ def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(c
     for progress in wild:
         jobs = [of(page, progress=progress)]
         assert post(client, "/heartbeat", {"worker": "w1", "jobs": jobs, "state": progress})["lost"] == []
-    state = {"state": "running", "disk_free_bytes": 5, "version": "1", "note": "n", "done": 3}
+    state = {"state": "running", "disk_free_bytes": 5, "version": "1", "note": "full" * 200, "done": 3}
     post(client, "/heartbeat", {"worker": "w1", "jobs": [], "state": state})
     shown = (client.get("/status").json or {})["workers"][0]
-    assert set(shown) == {"state", "disk_free_bytes", "jobs", "worker", "seen_seconds"}, "only what is shown is kept"
+    names = {"state", "disk_free_bytes", "note", "jobs", "worker", "seen_seconds"}
+    assert set(shown) == names, "only what is shown is kept"
+    assert len(shown["note"]) == 400
     jobs = [{"url": page["url"], "token": "stale", "progress": wild[-1]} for _unused in range(9)]
     post(client, "/heartbeat", {"worker": "w1", "jobs": [of(page, progress={"title": "first"}), *jobs]})
     shown = (client.get("/status").json or {})["workers"][0]
@@ -267,6 +296,14 @@ def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(c
     ("path", "body", "named"),
     [
         ("/ack", [], "body"),
+        ("/heartbeat", {"worker": "w1", "jobs": [], "last": "x"}, "body.last"),
+        ("/replay", {"worker": "w1"}, "results"),
+        ("/replay", {"worker": "w1", "results": [{"url": "BV1xx411c7mD"}]}, "path"),
+        (
+            "/replay",
+            {"worker": "w1", "results": [{"url": "BV1xx411c7mD", "path": "a", "bytes": 1, "seconds": 1}]},
+            "container",
+        ),
         ("/ack", {"url": VIDEO}, "token"),
         ("/ack", {"url": "x}{y", "token": "t", "path": "p", "bytes": 1, "seconds": 1}, "body.url"),
         ("/ack", {"url": f"{VIDEO}?p=1&cid=1", "token": "t", "path": "p", "bytes": True, "seconds": 1}, "body.bytes"),
@@ -375,7 +412,7 @@ def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None
     routes = list(guarded.application.url_map.iter_rules())
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
-        *("/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
+        *("/replay", "/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
     }
     for rule in routes:
         for method in rule.methods or ():
@@ -546,11 +583,11 @@ def test_the_dashboard_shows_everything_and_lets_no_markup_in(client: FlaskClien
     post(client, "/nack", nack_of(dead, "permanent", title=HOSTILE, code=HOSTILE, reason=HOSTILE))
     page = lease_page(client, aid_to_bvid(1003), 3)
     progress = {"title": HOSTILE, "stage": HOSTILE[:40], "streams": [{**STREAM, "name": f"a{HOSTILE[:30]}"}]}
-    state = {"state": HOSTILE[:30], "speed_bytes_per_second": 3 * 1024**2}
+    state = {"state": HOSTILE[:30], "speed_bytes_per_second": 3 * 1024**2, "note": HOSTILE}
     post(client, "/heartbeat", {"worker": HOSTILE, "jobs": [of(page, progress=progress)], "state": state})
     for path in ("/", "/?fragment"):
         html = client.get(path).text
-        assert html.count("&lt;img src=x") >= 5, "title, path, reason, worker, job"
+        assert html.count("&lt;img src=x") >= 6, "title, path, reason, worker, its note, job"
         assert "49" not in re.findall(r"\{\{.*?\}\}|49", html)
         assert "3.0 MiB/s" in html
         tags = Tags(html).found
@@ -723,7 +760,7 @@ def test_an_engine_that_is_away_is_503_until_it_is_back(engine: Engine, settings
     assert len(messages) == 2, "away and back, once each"
 
 
-def test_the_tick_sweeps_until_little_is_left() -> None:
+def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: Any) -> None:
     class Sweeper:
         def __init__(self) -> None:
             self.left = 250
@@ -733,14 +770,21 @@ def test_the_tick_sweeps_until_little_is_left() -> None:
             moved = min(self.left, 100)
             self.left -= moved
             self.calls += 1
-            if self.calls >= 3:
+            if self.calls >= 4:
                 ended.set()
             return moved
+
+        def ping(self) -> None:
+            pass
+
+        def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
+            return ([] if after_ms is None else [VIDEO]), 5.0
 
     ended = threading.Event()
     sweeper = Sweeper()
     web_server.tick(sweeper, ended, 0.0)  # type: ignore[arg-type]
-    assert (sweeper.left, sweeper.calls) == (0, 3)
+    assert (sweeper.left, sweeper.calls) == (0, 4)
+    assert caplog.text.count(f"{VIDEO} has failed for good") == 1
 
 
 # ------------------------------------------------------------------------------------------ the process

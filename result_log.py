@@ -1,0 +1,90 @@
+"""What a worker has finished, on its own disk: to be told again to a queue whose data were set back, or are new.
+
+One JSON line for each page that the server has recorded, the newest last. A line that was torn, or is missing because
+the worker died before it wrote it, costs nothing: the file of that page says by itself which page it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from i18n import _
+from model import MIB, Result
+
+log = logging.getLogger(__name__)
+
+LIMIT_BYTES = 32 * MIB
+"""A longer log loses its older half at the next start: about 10^5 pages."""
+
+
+def log_path(data_dir: Path, server_url: str, worker: str) -> Path:
+    """Return where a worker keeps its log: one for each server, because each has a queue of its own."""
+    return data_dir / f"results-{sha256(f'{server_url} {worker}'.encode()).hexdigest()[:16]}.jsonl"
+
+
+class ResultLog:
+    """The pages that one worker has finished. ``last`` is the id of the newest one, empty where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_broken = False
+        self.last = ""
+        try:
+            self._shorten()
+            for url, _result in self.oldest_first():
+                self.last = url
+        except OSError as error:
+            self._complain(error)
+
+    def add(self, url: str, result: Result) -> None:
+        """Note a page that the server has recorded; a disk that refuses the note does not undo that."""
+        record = [url, result.path, result.bytes, result.seconds, result.title]
+        try:
+            # The newline comes first: a line that was torn here ends with it, and cannot swallow this one.
+            with self._path.open("ab") as file:
+                file.write(b"\n" + json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
+            self.last = url
+        except OSError as error:
+            self._complain(error)
+
+    def oldest_first(self) -> Iterator[tuple[str, Result]]:
+        """Yield id and result of each page; what is no such line is skipped."""
+        try:
+            with self._path.open("rb") as file:
+                for line in file:
+                    if (entry := _entry(line)) is not None:
+                        yield entry
+        except FileNotFoundError:
+            return
+
+    def _shorten(self) -> None:
+        try:
+            size_bytes = self._path.stat().st_size
+        except FileNotFoundError:
+            return
+        if size_bytes <= LIMIT_BYTES:
+            return
+        shorter = self._path.with_suffix(".new")
+        shorter.write_bytes(self._path.read_bytes()[size_bytes // 2 :])
+        shorter.replace(self._path)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._is_broken:
+            log.warning(_("%s cannot be used: %s"), self._path, error.strerror)
+        self._is_broken = True
+
+
+def _entry(line: bytes) -> tuple[str, Result] | None:
+    try:
+        fields: Any = json.loads(line)
+        url, path, size_bytes, seconds, title = fields
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = all(isinstance(text, str) for text in (url, path, title))
+    numbers = type(size_bytes) is int and type(seconds) in (int, float)
+    return (url, Result(path, size_bytes, float(seconds), title)) if texts and numbers else None

@@ -1,0 +1,89 @@
+"""The worker's own record of its results: what is in it comes back, whatever happened to the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+import result_log
+from model import Result
+from result_log import ResultLog, log_path
+
+URLS = [f"BV1xx411c7mD?p={number}&cid={number}" for number in range(1, 6)]
+
+
+def result(number: int, title: str = "标题") -> Result:
+    return Result(f"other/{number}.mp4", 1000 + number, 12.5, title)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return log_path(tmp_path, "http://127.0.0.1:8080", "w1")
+
+
+def fill(path: Path) -> ResultLog:
+    log = ResultLog(path)
+    for number, url in enumerate(URLS):
+        log.add(url, result(number))
+    return log
+
+
+def test_what_was_noted_comes_back_in_its_order(path: Path) -> None:
+    assert ResultLog(path).last == ""
+    assert fill(path).last == URLS[-1]
+    again = ResultLog(path)
+    assert again.last == URLS[-1]
+    assert list(again.oldest_first()) == [(url, result(number)) for number, url in enumerate(URLS)]
+
+
+def test_each_server_and_each_worker_has_its_own(tmp_path: Path) -> None:
+    paths = {log_path(tmp_path, server, worker) for server in ("http://a", "http://b") for worker in ("w1", "w2")}
+    assert len(paths) == 4
+
+
+@given(cut=st.integers(0, 400), garbage=st.binary(max_size=30))
+def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory, cut: int, garbage: bytes) -> None:
+    path = tmp_path_factory.mktemp("log") / "results"
+    fill(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut] + garbage)
+    log = ResultLog(path)
+    log.add(URLS[0], result(9))
+    entries = list(ResultLog(path).oldest_first())
+    assert entries[-1] == (URLS[0], result(9))
+    intact = max(0, whole[:cut].count(b"\n") - 1)  # each begins with its newline; the last one may be torn
+    assert entries[:intact] == [(url, result(number)) for number, url in enumerate(URLS[:intact])]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"5", b"[]", b'["a", "b", 1, 2]', b'[1, "b", 1, 2, "c"]', b'["a", "b", true, 2, "c"]', b"[" * 100_000, b"\xff"],
+)
+def test_what_is_no_entry_is_skipped(path: Path, line: bytes) -> None:
+    path.write_bytes(line)
+    log = ResultLog(path)
+    assert log.last == ""
+    assert list(log.oldest_first()) == []
+
+
+def test_a_long_log_loses_its_older_half(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    monkeypatch.setattr(result_log, "LIMIT_BYTES", 100)
+    log = ResultLog(path)
+    kept = [url for url, _result in log.oldest_first()]
+    assert 0 < len(kept) < len(URLS)
+    assert kept == URLS[-len(kept) :]
+    assert log.last == URLS[-1]
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = ResultLog(tmp_path / "missing" / "results")
+    for url in URLS:
+        log.add(url, result(1))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'missing' / 'results'} cannot be used: No such file or directory"
+    ]
+    assert log.last == ""
