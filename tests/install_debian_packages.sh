@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the slow tests need beside Python: a browser and its driver, a font with Chinese characters, Redis 7.
+# Installs what the slow tests need beside Python: a browser and its driver, a font with Chinese characters, Redis 7,
+# and what makes faults: strace (slow and failing system calls), faketime (a clock that jumps), ip (networks), mount.
 # Quick when everything is there. Needs root only when something is missing.
 set -eu
 
@@ -9,6 +10,11 @@ command -v chromedriver >/dev/null || missing="$missing chromium-driver"
 [ -n "$(find /usr/share/fonts -iname '*noto*cjk*' -print -quit 2>/dev/null)" ] || missing="$missing fonts-noto-cjk"
 
 command -v redis-check-rdb >/dev/null || missing="$missing redis-tools"
+command -v strace >/dev/null || missing="$missing strace"
+command -v faketime >/dev/null || missing="$missing faketime"
+command -v ip >/dev/null || missing="$missing iproute2"
+command -v mount >/dev/null || missing="$missing mount"
+command -v unshare >/dev/null || missing="$missing util-linux"
 
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
