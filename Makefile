@@ -2,16 +2,21 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+SEED ?= 7
+SEEDS ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all lint messages clean
+.PHONY: help demo test test-all chaos simulate mutate lint messages clean
 
 help:
 	@echo "make demo      download from the stand-in site into Download/demo, offline"
 	@echo "make test      the tests that need nothing but Python"
 	@echo "make test-all  lint, types, and the tests that are slow or need more (a browser, root)"
+	@echo "make chaos     a farm of real processes under a nemesis, then the accounting (SEED=7)"
+	@echo "make simulate  thousands of seeded faults in virtual time (SEEDS=5000)"
+	@echo "make mutate    break the product on purpose, and see that the tests notice"
 	@echo "make messages  bring the Chinese catalogue up to date with the sentences in the code"
 	@echo "make clean     remove the virtual environment and the caches"
 
@@ -24,6 +29,15 @@ test: $(VENV)/development
 test-all: $(VENV)/development lint
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh tests/install_debian_packages.sh; fi
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+chaos: $(VENV)/development
+	$(BIN)/python -m tests.chaos --seed $(SEED)
+
+simulate: $(VENV)/development
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+mutate: $(VENV)/development
+	$(BIN)/python -m tests.mutations
 
 lint: $(VENV)/development
 	$(BIN)/ruff format --check .

@@ -18,11 +18,13 @@ import run
 import web_server
 from config import Settings
 from redisConnect import Queue
+from tests.mutations import MUTATIONS
 from tests.test_layers import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
-DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/api.md", "docs/architecture.md", "demo/README.md")
+IN_DOCS = ("docs/api.md", "docs/architecture.md", "docs/reliability.md")
+DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
 EMPTY = {"README.md": "empty", "README.zh-CN.md": "空"}
 FROM_ELSEWHERE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
 
@@ -301,7 +303,7 @@ STRANGE = {
     "a path of somebody's machine": r"(?<![\w.])/(?:work|root|home|Users|tmp/\w)/",
     "a registry": r"pypi\.(?:org|python)|pythonhosted|artifactory|/simple/|npmjs|--index-url",
     "a ticket": r"(?i)\bissue #|\bticket #|\bF\d{1,2}\b",
-    "a paper that is not here": r"\b(?:design|contract|mechanisms|reliability|field)\.md\b|\bshared/",
+    "a paper that is not here": r"\b(?:design|contract|mechanisms|(?<!docs/)reliability|field)\.md\b|\bshared/",
 }
 
 
@@ -322,3 +324,25 @@ def test_the_code_speaks_of_the_project_alone() -> None:
 @pytest.mark.parametrize("text", ["see /work/main", "pip --index-url x", "Issue #12", "as in F12", "see design.md"])
 def test_strange_words_are_found(text: str) -> None:
     assert strange(text)
+
+
+# ------------------------------------------------------------------------------------------ reliability
+
+
+def named_in(name: str) -> set[str]:
+    return set(re.findall(r"^(?:async )?def (test_\w+)", text_of(f"tests/{name}"), re.MULTILINE))
+
+
+def test_every_test_that_the_faults_name_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text_of("docs/reliability.md"))
+    assert len(named) > 40
+    assert [f"{file}::{test}" for file, test in named if test not in named_in(file)] == []
+
+
+def test_the_table_of_breaks_is_the_list_of_breaks() -> None:
+    listed = {row[0]: row[1] for row in rows(text_of("docs/reliability.md").partition("## Breaks")[2]) if len(row) == 2}
+    del listed["break"]
+    listed = {name: test for name, test in listed.items() if set(name) != {"-"}}
+    assert listed == {
+        one.name: ", ".join(f"`{test.removeprefix('tests/')}`" for test in one.tests) for one in MUTATIONS
+    }
