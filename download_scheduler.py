@@ -305,7 +305,7 @@ class Scheduler:
             self._held,
             self._state,
             lambda beat: _call_soon(loop, self._take_beat, beat),
-            lambda: self._results.last,
+            self._results.unsure,
         )
 
     # -------------------------------------------------------------------------------- life
@@ -416,6 +416,7 @@ class Scheduler:
             self._drop(held, _("another worker has it now"))
         for held in beat.returned:  # given up by our own clock, while the server still kept it for us
             self._later(self._quietly(self._queue.release(held.lease)))
+        self._results.confirm(beat.confirmed)
         if beat.replay and not self._is_replaying:
             self._is_replaying = True
             self._later(self._replay())
@@ -425,7 +426,7 @@ class Scheduler:
         try:
             # The oldest first: as long as the newest is not known there, an end in the middle is begun again.
             told = await self._queue.replay(one for one in self._results.oldest_first() if self._stands(*one))
-            self._results.last = ""  # once: a page whose file is gone stays unknown
+            self._results.ask_no_more()  # a page whose file is gone stays unknown
             if told:
                 log.warning(_("The queue had lost %d results of this worker: told again"), told)
         except ServerError as error:

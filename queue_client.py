@@ -68,7 +68,8 @@ class Beat:
     lost: tuple[Held, ...]
     returned: tuple[Held, ...] = ()
     replay: bool = False
-    """The queue does not know our newest result: it has lost data."""
+    """The queue does not know a page that we finished: it has lost data."""
+    confirmed: tuple[str, ...] = ()
 
 
 class Pulse(NamedTuple):
@@ -149,11 +150,13 @@ class QueueClient:
             lease_fields = answer.get("lease")
         return Expanded(added, known, Lease(**lease_fields) if lease_fields else None)
 
-    async def heartbeat(self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any], last: str = "") -> Pulse:
-        """Renew leases once, the next beat comes anyway. ``last`` is the newest page that this worker finished."""
+    async def heartbeat(
+        self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any], finished: Sequence[str] = ()
+    ) -> Pulse:
+        """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known."""
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
-        if last:
-            body["last"] = last
+        if finished:
+            body["finished"] = list(finished)
         answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
         return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False))
 
@@ -370,8 +373,8 @@ class Held:
 class Heartbeat:
     """Renews all leases of a worker from a thread with a loop of its own, so that a busy worker is not taken for dead.
 
-    ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread, and ``last``,
-    which returns the id of the newest page that this worker finished.
+    ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread, and ``finished``,
+    which returns pages that this worker finished and the queue is to be asked about.
     """
 
     def __init__(
@@ -382,10 +385,10 @@ class Heartbeat:
         held: Mapping[str, Held],
         state: Callable[[], Mapping[str, Any]],
         on_beat: Callable[[Beat], None],
-        last: Callable[[], str] = str,
+        finished: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._settings = settings
-        self._last = last
+        self._finished = finished
         self._names = (worker, instance)
         self._held = held
         self._state = state
@@ -435,7 +438,8 @@ class Heartbeat:
         sent = lease_clock()
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
-                lost, period_seconds, replay = await client.heartbeat(_renewals(held), self._state(), self._last())
+                finished = self._finished()
+                lost, period_seconds, replay = await client.heartbeat(_renewals(held), self._state(), finished)
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
                 gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
         except (ServerError, TimeoutError) as error:
@@ -453,6 +457,7 @@ class Heartbeat:
                 lost=tuple(one for one in held if one.lease.url in lost),
                 returned=tuple(one for one in cut_off if one.lease.url not in gone),
                 replay=replay,
+                confirmed=() if replay else tuple(finished),
             )
         )
 

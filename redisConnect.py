@@ -311,9 +311,12 @@ class Queue:
         return list(self._run("heartbeat", [], args))
 
     @_engine_errors
-    def knows(self, url: str) -> bool:
-        """Tell whether a page is recorded as done. A worker's newest result that is not shows that data were lost."""
-        return bool(self._redis.sismember(_done(parse_job_id(url)), str(parse_job_id(url).cid)))
+    def knows(self, urls: Sequence[str]) -> bool:
+        """Tell whether all these pages are recorded as done; a result that is not shows that data were lost."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in map(parse_job_id, urls):
+                pipe.sismember(_done(job), str(job.cid))
+            return all(pipe.execute())
 
     @_engine_errors
     def replay(self, worker: str, results: Sequence[tuple[str, Result]]) -> int:

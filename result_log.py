@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from model import MIB, Result
 
 log = logging.getLogger(__name__)
 
+ASKED_AT_ONCE = 64
 LIMIT_BYTES = 32 * MIB
 """A longer log loses its older half at the next start: about 10^5 pages."""
 
@@ -28,16 +29,20 @@ def log_path(data_dir: Path, server_url: str, worker: str) -> Path:
 
 
 class ResultLog:
-    """The pages that one worker has finished. ``last`` is the id of the newest one, empty where there is none."""
+    """The pages that one worker has finished, and which of them the queue is to be asked about.
+
+    A queue that was set back may know the newest result all the same, because it came after that. So each one is asked
+    about once, and the last one that was known then, again and again.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_broken = False
-        self.last = ""
+        self._unsure: list[str] = []
         try:
             self._shorten()
             for url, _result in self.oldest_first():
-                self.last = url
+                self._unsure = [url]
         except OSError as error:
             self._complain(error)
 
@@ -48,9 +53,22 @@ class ResultLog:
             # The newline comes first: a line that was torn here ends with it, and cannot swallow this one.
             with self._path.open("ab") as file:
                 file.write(b"\n" + json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
-            self.last = url
+            self._unsure.append(url)
         except OSError as error:
             self._complain(error)
+
+    def unsure(self) -> tuple[str, ...]:
+        """Return the ids to ask about, the oldest first; safe from any thread."""
+        return tuple(self._unsure[:ASKED_AT_ONCE])
+
+    def confirm(self, urls: Sequence[str]) -> None:
+        """Take note that the queue knows these, which ``unsure`` returned."""
+        if urls and urls[-1] in self._unsure:
+            del self._unsure[: self._unsure.index(urls[-1])]
+
+    def ask_no_more(self) -> None:
+        """Ask about none of those that are there now: they were told again, as far as their files stand."""
+        self._unsure.clear()
 
     def oldest_first(self) -> Iterator[tuple[str, Result]]:
         """Yield id and result of each page; what is no such line is skipped."""

@@ -129,7 +129,7 @@ _WORKER_STATE = lenient(
 _HEARTBEAT = record(
     {"worker": _WORKER, "jobs": list_of(record(_LEASE_FIELDS, progress=_PROGRESS), 256)},
     state=_WORKER_STATE,
-    last=job_id,
+    finished=list_of(job_id, 64),
 )
 _ACK = record(
     {**_LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
@@ -389,8 +389,8 @@ class Verbs:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._queue.worker_count() / 200)
         answer = {"lost": lost, "control": None, "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace)}
-        if "last" in body:
-            answer["replay"] = not self._queue.knows(body["last"])
+        if "finished" in body:
+            answer["replay"] = not self._queue.knows(body["finished"])
         return jsonify(answer)
 
     def ack(self) -> Response:

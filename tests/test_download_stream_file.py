@@ -567,7 +567,7 @@ async def test_a_mirror_that_allows_few_connections_is_no_reason_to_give_up(tmp_
             slowly = Faults(bytes_per_tick=BLOCK_BYTES, tick_seconds=0.002)
             return slowly if self.open_replies < 1 else Faults(status=503)
 
-    patience = replace(QUICK, fruitless_rounds=2, stall_seconds=5)  # silence is not what this is about
+    patience = replace(QUICK, fruitless_rounds=8, stall_seconds=5)  # a busy machine may be refused more than once
     async with mirrors(CONTENT) as [a], a_rig(tmp_path, patience=patience) as rig:
         a.__class__ = Narrow
         assert await rig.content(source_of(a)) == CONTENT
@@ -1381,6 +1381,14 @@ async def test_cancelled_before_the_first_byte_nothing_stays(rig: Rig) -> None:
         with pytest.raises(asyncio.CancelledError):
             await download
         assert list(rig.folder.iterdir()) == []
+
+
+def test_of_several_errors_the_one_that_says_most_about_the_machine_ends_the_download() -> None:
+    again, transfer, full, bug = download_stream_file._StartOver(), TransferError("t"), DiskFull("d"), ValueError("v")
+    for graver, lighter in ((transfer, again), (full, transfer), (bug, full)):
+        inner = BaseExceptionGroup("", [graver])
+        assert download_stream_file._gravest(BaseExceptionGroup("", [lighter, again, inner])) is graver
+        assert download_stream_file._gravest(BaseExceptionGroup("", [inner, lighter])) is graver
 
 
 async def test_the_first_grave_error_ends_all_workers(tmp_path: Path) -> None:

@@ -103,3 +103,21 @@ def has_valkey(folder: Path) -> bool:
         except psutil.Error:
             continue
     return False
+
+
+def test_a_result_that_comes_after_the_loss_does_not_hide_what_was_lost_before(farm: Farm, tmp_path: Path) -> None:
+    """The worker is not asked about its newest result alone: that one may be known again, and those before it not."""
+    worker = farm.worker()
+    farm.add(*bvids(*NAMES[:3]))
+    wait_until("three are done", lambda: farm.counts()["done"] == 3)
+    connection = engine(farm)
+    first, *others = (video(name).pages[0].cid for name in NAMES[:3])
+    with connection.pipeline(transaction=True) as pipe:  # as a backup has it: one page is still to be done
+        pipe.flushall()
+        pipe.sadd(f"{{bili:0}}:seen:c:{first % 65536}", first)
+        pipe.rpush("{bili:0}:ready", pages(NAMES[0])[0])
+        pipe.execute()
+    wait_until("all are known again", lambda: farm.counts()["done"] == 3)
+    assert recorded(farm) == pages(*NAMES[:3])
+    assert len(others) == 2
+    assert "Traceback" not in worker.output()

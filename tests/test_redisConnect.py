@@ -1079,10 +1079,11 @@ def results(*cids: int) -> list[tuple[str, Result]]:
 
 def test_a_queue_knows_what_is_recorded_in_it(queue: Queue) -> None:
     lease = page_lease(queue, cid=7)
-    assert not queue.knows(lease.url)
+    assert not queue.knows([lease.url])
     queue.ack(lease.url, lease.token, result(7))
-    assert queue.knows(lease.url)
-    assert not queue.knows(f"{BV[0]}?p=2&cid=8")
+    assert queue.knows([lease.url])
+    assert not queue.knows([lease.url, f"{BV[0]}?p=2&cid=8"])
+    assert queue.knows([])
 
 
 def test_results_that_an_empty_queue_has_lost_are_recorded_once(queue: Queue) -> None:
@@ -1093,7 +1094,7 @@ def test_results_that_an_empty_queue_has_lost_are_recorded_once(queue: Queue) ->
         (url, "w1" if number < 2 else "w2") for number, (url, _result) in enumerate(results(7, 8, 9))
     ]
     assert queue.counts() == Counts(0, 0, 0, 3, 0)
-    assert queue.knows(results(7)[0][0])
+    assert queue.knows([results(7)[0][0]])
     count, seconds_ago = queue.replayed() or (0, 99.0)
     assert (count, seconds_ago < 5) == (3, True)
     queue.add([BV[0]])

@@ -32,10 +32,10 @@ def fill(path: Path) -> ResultLog:
 
 
 def test_what_was_noted_comes_back_in_its_order(path: Path) -> None:
-    assert ResultLog(path).last == ""
-    assert fill(path).last == URLS[-1]
+    assert ResultLog(path).unsure() == ()
+    assert fill(path).unsure() == tuple(URLS)
     again = ResultLog(path)
-    assert again.last == URLS[-1]
+    assert again.unsure() == (URLS[-1],)
     assert list(again.oldest_first()) == [(url, result(number)) for number, url in enumerate(URLS)]
 
 
@@ -58,6 +58,37 @@ def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory,
     assert entries[:intact] == [(url, result(number)) for number, url in enumerate(URLS[:intact])]
 
 
+def test_each_result_is_asked_about_once_and_the_last_known_one_again_and_again(path: Path) -> None:
+    log = ResultLog(path)
+    assert log.unsure() == ()
+    for url in URLS[:3]:
+        log.add(url, result(1))
+    asked = log.unsure()
+    log.add(URLS[3], result(1))  # while the answer is on its way
+    log.confirm(asked)
+    assert log.unsure() == (URLS[2], URLS[3])
+    log.confirm(log.unsure())
+    assert log.unsure() == (URLS[3],)
+    log.confirm(("something else",))
+    log.confirm(())
+    assert log.unsure() == (URLS[3],)
+    log.ask_no_more()
+    assert log.unsure() == ()
+    log.confirm(asked)
+    log.add(URLS[4], result(1))
+    assert log.unsure() == (URLS[4],)
+
+
+def test_many_results_are_asked_about_in_parts(path: Path) -> None:
+    log = ResultLog(path)
+    urls = [f"BV1xx411c7mD?p={number}&cid={number}" for number in range(1, 101)]
+    for url in urls:
+        log.add(url, result(1))
+    assert log.unsure() == tuple(urls[:64])
+    log.confirm(log.unsure())
+    assert log.unsure() == tuple(urls[63:])
+
+
 @pytest.mark.parametrize(
     "line",
     [b"5", b"[]", b'["a", "b", 1, 2]', b'[1, "b", 1, 2, "c"]', b'["a", "b", true, 2, "c"]', b"[" * 100_000, b"\xff"],
@@ -65,7 +96,7 @@ def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory,
 def test_what_is_no_entry_is_skipped(path: Path, line: bytes) -> None:
     path.write_bytes(line)
     log = ResultLog(path)
-    assert log.last == ""
+    assert log.unsure() == ()
     assert list(log.oldest_first()) == []
 
 
@@ -76,7 +107,7 @@ def test_a_long_log_loses_its_older_half(path: Path, monkeypatch: pytest.MonkeyP
     kept = [url for url, _result in log.oldest_first()]
     assert 0 < len(kept) < len(URLS)
     assert kept == URLS[-len(kept) :]
-    assert log.last == URLS[-1]
+    assert log.unsure() == (URLS[-1],)
 
 
 def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,4 +117,4 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytes
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'missing' / 'results'} cannot be used: No such file or directory"
     ]
-    assert log.last == ""
+    assert log.unsure() == ()

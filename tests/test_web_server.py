@@ -246,7 +246,7 @@ def test_listings_are_paged(client: FlaskClient) -> None:
 
 def test_results_that_the_queue_has_lost_are_asked_for_and_recorded_again(client: FlaskClient, caplog: Any) -> None:
     url = f"{VIDEO}?p=1&cid=7"
-    beat = {"worker": "w1", "jobs": [], "last": url}
+    beat = {"worker": "w1", "jobs": [], "finished": [url]}
     assert post(client, "/heartbeat", beat)["replay"] is True
     results = [{"url": url, "path": "other/a.mp4", "bytes": 5, "seconds": 1.5, "title": "T"}]
     assert post(client, "/replay", {"worker": "w1", "results": results}) == {"recorded": 1, "known": 0}
@@ -296,7 +296,7 @@ def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(c
     ("path", "body", "named"),
     [
         ("/ack", [], "body"),
-        ("/heartbeat", {"worker": "w1", "jobs": [], "last": "x"}, "body.last"),
+        ("/heartbeat", {"worker": "w1", "jobs": [], "finished": ["x"]}, "body.finished"),
         ("/replay", {"worker": "w1"}, "results"),
         ("/replay", {"worker": "w1", "results": [{"url": "BV1xx411c7mD"}]}, "path"),
         (
