@@ -28,7 +28,7 @@ test: $(VENV)/development
 
 test-all: $(VENV)/development lint
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh tests/install_debian_packages.sh; fi
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS)
 
 chaos: $(VENV)/development
 	$(BIN)/python -m tests.chaos --seed $(SEED)
