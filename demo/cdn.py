@@ -107,6 +107,8 @@ class Mirror:
             response = await self._answer(request, target, span, faults, record)
             record.status = response.status
             return response
+        except ConnectionResetError:
+            return close_connection(request)  # nobody reads it any more
         finally:
             self._state.counters.closed(record)
 

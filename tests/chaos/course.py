@@ -157,7 +157,10 @@ def _end(world: World, user: User, drained: bool) -> tuple[Evidence, Ranges, lis
     """End the workers in order, ask for all that is recorded, end the servers."""
     surprises = [] if drained else [f"not drained: {world.counts()}"]
     for server, port in zip(world.servers, world.ports, strict=True):
-        if not world.serves(port):
+        deadline = now() + 20  # it may have been started just now
+        while not (serves := world.serves(port)) and now() < deadline:
+            time.sleep(0.1)
+        if not serves:
             surprises.append(f"{server.name} does not serve at the end, see {server.log}")
     surprises += [
         f"{machine.name} does not run at the end, see {machine.program.log}"
