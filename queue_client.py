@@ -7,6 +7,7 @@ sane server is refused. An answer that did not come is asked for again, with ful
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ ANSWER_LIMIT_BYTES = 4 * MIB
 OWN_SHARE = 0.95
 """Of a lease that a worker believes in: a margin for the way of the answer, and for what follows a check."""
 CUT_OFF_LIMIT = 128
+STOP_SECONDS = 2.0
 LOOP_STALL_SECONDS = 600.0
 """A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
 
@@ -394,6 +396,7 @@ class Heartbeat:
         self._state = state
         self._on_beat = on_beat
         self._stop = threading.Event()
+        self._cut: Callable[[], None] | None = None
         self._cut_off: dict[str, Held] = {}
         self._last_turn = lease_clock()
         self._period = min(5.0, settings.lease_seconds / 3)
@@ -404,8 +407,12 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more; does not wait."""
+        """Beat no more; a beat that is under way is cut off. Python may crash if it ends under a running thread."""
         self._stop.set()
+        if self._thread.is_alive():
+            if self._cut is not None:
+                self._cut()
+            self._thread.join(STOP_SECONDS)
 
     def apologize(self, held: Held) -> None:
         """Name a lease that ran out by our own clock in the next beat: its job has not killed us."""
@@ -418,7 +425,19 @@ class Heartbeat:
         self._last_turn = lease_clock()
 
     def _main(self) -> None:
-        asyncio.run(self._beats())
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._until_cut())
+
+    async def _until_cut(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None  # asyncio.run makes one
+
+        def cut() -> None:
+            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
+        self._cut = cut
+        await self._beats()
 
     async def _beats(self) -> None:
         async with make_server_session(self._settings) as session:

@@ -406,6 +406,27 @@ async def test_a_lease_that_ran_out_is_named_once_and_given_back_where_it_had_no
         heartbeat.stop()
 
 
+async def test_a_heartbeat_that_stops_ends_its_thread_also_in_the_middle_of_a_beat(
+    server: Server, settings: Settings
+) -> None:
+    asked, silence = asyncio.Event(), asyncio.Event()
+
+    async def silent(_request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await silence.wait()
+        return web.Response()
+
+    server.answers["/heartbeat"] = silent
+    heartbeat = Heartbeat(replace(settings, server_url=server.url), "w1", "i", {}, dict, lambda _beat: None)
+    heartbeat.start()
+    await asyncio.wait_for(asked.wait(), 20)
+    heartbeat.stop()
+    heartbeat._thread.join(20)  # on a busy machine it may take longer than stop() waits
+    assert not heartbeat._thread.is_alive()
+    silence.set()
+    Heartbeat(settings, "w1", "i", {}, dict, lambda _beat: None).stop()  # one that never began
+
+
 async def test_a_worker_whose_loop_is_dead_lets_its_leases_run_out(
     server: Server, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
