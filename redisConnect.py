@@ -39,20 +39,8 @@ BUCKETS = 65536
 
 COMMON_KEYS = (
     *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
-    *(
-        "totals",
-        "holds",
-        "alone",
-        "workers",
-        "status",
-        "epoch",
-        "fence",
-        "swept",
-        "grace",
-        "deaths",
-        "draining",
-        "started",
-    ),
+    *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
+    *("deaths", "draining", "started"),
 )
 """In the order in which ``lua/common.lua`` names them."""
 

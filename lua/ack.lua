@@ -12,10 +12,5 @@ end
 local tries = tries_of(id)
 end_lease(id, tries)
 forget(id)
-if redis.call('SADD', done_key, ARGV[3]) == 1 then
-  redis.call('HINCRBY', TOTALS, 'done', 1)
-  -- Always the same fields in the same order: a stream then stores their names once.
-  redis.call('XADD', SUCCESS, '*', 'url', id, 'title', ARGV[4], 'path', ARGV[5], 'bytes', ARGV[6],
-    'seconds', ARGV[7], 'worker', tries.worker or '')
-end
+record(done_key, ARGV[3], id, ARGV[4], ARGV[5], ARGV[6], ARGV[7], tries.worker or '')
 return remember(answer_key, call, 'done')

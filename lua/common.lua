@@ -240,6 +240,18 @@ local function sweep(at, lease_ms, affinity_ms)
   return moved
 end
 
+-- Record a page as done, once for ever; returns whether it was not.
+local function record(done_key, cid, id, title, path, bytes, seconds, worker)
+  if redis.call('SADD', done_key, cid) == 0 then
+    return false
+  end
+  redis.call('HINCRBY', TOTALS, 'done', 1)
+  -- Always the same fields in the same order: a stream then stores their names once.
+  redis.call('XADD', SUCCESS, '*', 'url', id, 'title', title, 'path', path, 'bytes', bytes, 'seconds', seconds,
+    'worker', worker)
+  return true
+end
+
 -- A job whose page was recorded apart from its lease is wanted no more. In a list it cannot be found quickly: it is
 -- marked, and left out when its turn comes. One that is leased ends with its lease.
 local function drop_recorded(id)
@@ -255,8 +267,7 @@ local function drop_recorded(id)
 end
 
 -- Returns {id, token, origin, attempt} of a fresh lease.
-local function grant(id, worker, instance, lease_ms, nonce, at)
-  local tries = tries_of(id)
+local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   if tries.worker ~= worker then
     tries.chunks = nil -- what the last worker has on its disk is out of this one's reach
   end

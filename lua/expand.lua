@@ -60,6 +60,6 @@ else
 end
 local answer = { added, known }
 if first then
-  answer[3] = grant(first, tries.worker, tries.instance or '', lease_ms, nonce, at)
+  answer[3] = grant(first, tries_of(first), tries.worker, tries.instance or '', lease_ms, nonce, at)
 end
 return remember(answer_key, call, cjson.encode(answer))

@@ -36,11 +36,12 @@ end
 
 local leases = {}
 local function take(id)
-  if tries_of(id).recorded then
+  local tries = tries_of(id)
+  if tries.recorded then
     forget(id)
     return
   end
-  leases[#leases + 1] = grant(id, worker, instance, lease_ms, ARGV[first_nonce + #leases], at)
+  leases[#leases + 1] = grant(id, tries, worker, instance, lease_ms, ARGV[first_nonce + #leases], at)
 end
 
 -- A process that asks under a worker's name with another instance is that worker started anew: what its predecessor

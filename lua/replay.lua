@@ -7,11 +7,9 @@ local at = now()
 for i = 0, (#ARGV - 1) / 6 - 1 do
   local first = 2 + 6 * i
   local id, cid = ARGV[first], ARGV[first + 1]
-  if redis.call('SADD', KEYS[OWN + 1 + 2 * i], cid) == 1 then
+  local title, path, bytes, seconds = ARGV[first + 2], ARGV[first + 3], ARGV[first + 4], ARGV[first + 5]
+  if record(KEYS[OWN + 1 + 2 * i], cid, id, title, path, bytes, seconds, worker) then
     recorded = recorded + 1
-    redis.call('HINCRBY', TOTALS, 'done', 1)
-    redis.call('XADD', SUCCESS, '*', 'url', id, 'title', ARGV[first + 2], 'path', ARGV[first + 3],
-      'bytes', ARGV[first + 4], 'seconds', ARGV[first + 5], 'worker', worker)
     if redis.call('SADD', KEYS[OWN + 2 + 2 * i], cid) == 0 then
       drop_recorded(id)
     end
