@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from demo.process import SiteProcess
+from mp4_boxes import read_comment
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 120.0
@@ -36,6 +38,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def finished_files(*folders: Path) -> dict[int, Path]:
+    """Return the finished files below some folders by the cid that they say they hold; there must be no other file."""
+    found: dict[int, Path] = {}
+    for path in [path for folder in folders for path in folder.rglob("*")]:
+        if path.is_file() and ".parts" not in path.parts:
+            with path.open("rb") as file:
+                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
+            assert said, f"of whom is this: {path}"
+            assert int(said[1]) not in found, f"twice: {path}"
+            found[int(said[1])] = path
+    return found
 
 
 class Script:

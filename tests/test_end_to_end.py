@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -20,9 +19,8 @@ from demo.media import Library, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
 from model import MIB
-from mp4_boxes import read_comment
 from part_file import plan_chunks
-from tests.farm import Farm, Script, wait_until
+from tests.farm import Farm, Script, finished_files, wait_until
 
 pytestmark = pytest.mark.timeout(240)  # several processes a test, on a machine that may be busy
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -75,16 +73,7 @@ def packets(path: Path, kind: str) -> list[str]:
 
 
 def files_of(farm: Farm) -> dict[int, Path]:
-    """Return the finished files by the cid that they say they hold; there is nothing else below the folder."""
-    found: dict[int, Path] = {}
-    for path in farm.downloads.rglob("*"):
-        if path.is_file() and ".parts" not in path.parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
-            assert said, path
-            assert int(said[1]) not in found, f"twice: {path}"
-            found[int(said[1])] = path
-    return found
+    return finished_files(farm.downloads)
 
 
 def assert_no_chunk_twice(farm: Farm) -> None:

@@ -26,8 +26,7 @@ from demo.crowd import Crowd, ensure_crowd
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
 from model import KIB
-from mp4_boxes import read_comment
-from tests.farm import Farm, Script, wait_until
+from tests.farm import Farm, Script, finished_files, wait_until
 
 pytestmark = pytest.mark.timeout(300)  # several processes a test, on a machine that may be busy
 
@@ -91,19 +90,6 @@ def bvids(videos: Iterable[VideoRecord]) -> list[str]:
 
 def pages_of(videos: Iterable[VideoRecord]) -> list[PageRecord]:
     return [page for video in videos for page in video.pages]
-
-
-def finished_files(*folders: Path) -> dict[int, Path]:
-    """Return the finished files below some folders by the cid that they say they hold; there must be no other file."""
-    found: dict[int, Path] = {}
-    for path in [path for folder in folders for path in folder.rglob("*")]:
-        if path.is_file() and ".parts" not in path.parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
-            assert said, f"of whom is this: {path}"
-            assert int(said[1]) not in found, f"twice: {path}"
-            found[int(said[1])] = path
-    return found
 
 
 def assert_done_once(

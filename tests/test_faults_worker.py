@@ -23,10 +23,9 @@ from demo.media import Library, StreamFile, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
 from model import KIB, MIB
-from mp4_boxes import read_comment
 from part_file import plan_chunks, read_journal
 from tests.crash import Point, parse_point
-from tests.farm import ROOT, Farm, Script, wait_until
+from tests.farm import ROOT, Farm, Script, finished_files, wait_until
 
 pytestmark = pytest.mark.timeout(300)  # several processes a test, on a machine that may be busy
 
@@ -99,19 +98,6 @@ def stream_hashes(path: Path) -> list[str]:
     command = [FFMPEG, "-v", "error", "-nostdin", "-f", "mov", "-i", f"file:{path}", "-map", "0", "-c", "copy"]
     output = subprocess.run([*command, "-f", "streamhash", "-"], capture_output=True, text=True, check=True).stdout
     return sorted(line.split("=")[-1] for line in output.splitlines())
-
-
-def finished_files(*folders: Path) -> dict[int, Path]:
-    """Return the finished files below some folders by the cid that they say they hold; there must be no other file."""
-    found: dict[int, Path] = {}
-    for path in [path for folder in folders for path in folder.rglob("*")]:
-        if path.is_file() and ".parts" not in path.parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
-            assert said, f"of whom is this: {path}"
-            assert int(said[1]) not in found, f"twice: {path}"
-            found[int(said[1])] = path
-    return found
 
 
 def assert_whole(path: Path, cid: int, library: Library) -> None:
