@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def engine_binary() -> str:
     return str(next(Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")))
 
 
-@pytest.fixture(scope="session")
-def valkey_socket() -> Iterator[str]:
-    """A real Valkey without a disk, one for all tests of a process: what it does on disk has tests of its own."""
+@contextmanager
+def running_valkey() -> Iterator[str]:
+    """A real Valkey without a disk; yields its socket."""
     with tempfile.TemporaryDirectory(prefix="valkey") as folder:
         path = str(Path(folder) / "s")
         command = [engine_binary(), "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"]
@@ -47,6 +48,13 @@ def valkey_socket() -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def valkey_socket() -> Iterator[str]:
+    """One for all tests of a process: what it does on disk has tests of its own."""
+    with running_valkey() as path:
+        yield path
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.conftest import running_valkey
 from tests.simulation.breaks import BREAKS
-from tests.simulation.engine import Engine, running_valkey
+from tests.simulation.engine import Engine
 from tests.simulation.scenario import Outcome, Seed
 
 MEMORY = Path("/dev/shm")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import re
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -190,27 +186,3 @@ class Engine:
         self.wire.close()
         for server in self._servers.values():
             server.queue.close()
-
-
-@functools.cache
-def _binary() -> str:
-    from tests.conftest import engine_binary
-
-    return engine_binary()
-
-
-@contextmanager
-def running_valkey() -> Iterator[str]:
-    """A Valkey without a disk; yields its socket."""
-    with tempfile.TemporaryDirectory(prefix="simulated") as folder:
-        path = str(Path(folder) / "s")
-        command = [_binary(), "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
-        try:
-            deadline = time.monotonic() + 10
-            while not Path(path).exists() and time.monotonic() < deadline:
-                time.sleep(0.01)  # until the socket is there; the first connection fails if it never is
-            yield path
-        finally:
-            process.terminate()
-            process.wait(10)
