@@ -20,9 +20,12 @@ from dotenv import dotenv_values
 
 from errors import UsageError
 from i18n import _
-from model import Working
+from model import KIB, Working
 
 ROOT = Path(__file__).resolve().parent
+
+PARTS_FOLDER = ".parts"
+"""Where unfinished work lies, in the download folder, unless a setting names another place."""
 
 USER_AGENT = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
@@ -93,7 +96,15 @@ class Settings:
     lease_seconds: float = 60.0
     affinity_seconds: float = 120.0
     connections: int = 16
+    max_bytes_per_second: float = 0.0
+    """0 is no limit; working.json may say otherwise while a worker runs."""
+    scratch: Path | None = None
     api_interval_seconds: float = 0.5
+
+    @property
+    def scratch_dir(self) -> Path:
+        """The folder of unfinished work: the one that was set, or one in the download folder, on the same disk."""
+        return self.scratch or self.download_dir / PARTS_FOLDER
 
     @property
     def stand_in_hosts(self) -> tuple[str, ...]:
@@ -126,6 +137,8 @@ _VARIABLES = {
     "lease_seconds": "BILI_LEASE_SECONDS",
     "affinity_seconds": "BILI_AFFINITY_SECONDS",
     "connections": "BILI_CONNECTIONS",
+    "max_bytes_per_second": "BILI_MAX_SPEED",
+    "scratch": "BILI_SCRATCH_DIR",
     "api_interval_seconds": "BILI_API_INTERVAL",
 }
 VARIABLES = tuple(_VARIABLES.values())
@@ -238,6 +251,27 @@ def _connections(text: str, root: Path) -> int:
     return int(text)
 
 
+_SPEED = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+) ?([KMG]?)(?:I?B)?(?:/S)?", re.IGNORECASE)
+_LEAST_SPEED = 16 * KIB
+"""With less, connections would wait so long for their share that the other side takes them for dead."""
+
+
+def parse_speed(value: object) -> float:
+    """Return a speed in bytes per second; 0 (or an empty text) is no limit. Raise ValueError for anything else.
+
+    A text may have a unit, K, M or G (powers of 1024), and B or B/s behind it; a number is in bytes per second.
+    """
+    speed = value
+    if isinstance(value, str):
+        match = _SPEED.fullmatch(value.strip())
+        speed = float(match[1]) * KIB ** " KMG".index(match[2].upper() or " ") if match else None
+        if not value.strip():
+            speed = 0
+    if isinstance(speed, bool) or not isinstance(speed, int | float) or (speed and not _LEAST_SPEED <= speed <= KIB**4):
+        raise ValueError(_("it must be a speed from 16K to 1024G, such as 2.5M, 800K or 10MB/s; 0 is no limit"))
+    return float(speed)
+
+
 _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "redis_url": _redis_url,
     "server_url": _url,
@@ -257,6 +291,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "lease_seconds": _number(1, 3600),
     "affinity_seconds": _number(0, 86400),
     "connections": _connections,
+    "max_bytes_per_second": lambda text, root: parse_speed(text),
+    "scratch": _path,
     "api_interval_seconds": _number(0, 60),
 }
 
@@ -292,7 +328,8 @@ def parse_working(text: str) -> Working:
     """Return what working.json says; raise ValueError with line and column, or naming the key that is wrong.
 
     A trailing comma is accepted, because the reference's own sample has one; it is blanked, not cut out, so
-    that the positions in an error stay true. Unknown keys are left to later versions.
+    that the positions in an error stay true. Unknown keys are left to later versions. ``max_speed`` is written as
+    BILI_MAX_SPEED is, or as a number; missing or null, that setting holds; 0 is no limit, whatever was set.
     """
     tolerant = _STRING_OR_TRAILING_COMMA.sub(lambda m: " " if m[0] == "," else m[0], text.removeprefix("\ufeff"))
     try:
@@ -313,7 +350,14 @@ def parse_working(text: str) -> Working:
         raise ValueError(_position(text, "stop") + _('"stop" must be 1 (run) or 0 (stop)'))
     if type(count) is not int or not 1 <= count <= 64:
         raise ValueError(_position(text, "count") + _('"count" must be a whole number from 1 to 64'))
-    return Working(stop=stop, count=count)
+    return Working(stop=stop, count=count, max_bytes_per_second=_max_speed(text, content.get("max_speed")))
+
+
+def _max_speed(text: str, value: object) -> float | None:
+    try:
+        return None if value is None else parse_speed(value)
+    except ValueError as error:
+        raise ValueError(f'{_position(text, "max_speed")}"max_speed": {error}') from None
 
 
 def _position(text: str, key: str) -> str:

@@ -150,10 +150,14 @@ class JobId:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """The content of working.json. ``stop`` keeps the reference's own meaning: 1 runs, 0 stops."""
+    """The content of working.json. ``stop`` keeps the reference's own meaning: 1 runs, 0 stops.
+
+    ``max_bytes_per_second`` is None where the file does not say: the setting holds then. 0 is no limit.
+    """
 
     stop: int = 1
     count: int = 1
+    max_bytes_per_second: float | None = None
 
     @property
     def running(self) -> bool:
@@ -243,29 +247,6 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """The half-open range ``[start, stop)`` of a stream, the ``index``-th one from 0."""
-
-    index: int
-    start: int
-    stop: int
-
-    @property
-    def size_bytes(self) -> int:
-        """The number of bytes in the range."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class ContentRange:
-    """A parsed ``Content-Range``: half-open, ``total_bytes`` None for ``*``; no range at all in a 416 reply."""
-
-    start: int | None
-    stop: int | None
-    total_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class StreamSource:
     """One stream to download: what it is, and where it can be had now.
 
@@ -297,8 +278,8 @@ class MergePlan:
     """What ffmpeg is to join: DASH ``video`` and ``audio`` files (either may be missing), or durl ``segments``.
 
     Paths are absolute texts. ``tag`` is written into the file as its comment and read back by
-    ``mp4_boxes.read_comment``: it says which page the file holds. The output is written in ``scratch``, a folder on
-    the same disk, or beside its place where that is empty.
+    ``mp4_boxes.read_comment``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
+    this or another disk, or beside the output where that is empty.
     """
 
     output: str

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 
 import config
-from config import VARIABLES, Settings, category_problem, load, parse_settings, parse_working, tls_context
+from config import (
+    VARIABLES,
+    Settings,
+    category_problem,
+    load,
+    parse_settings,
+    parse_speed,
+    parse_working,
+    tls_context,
+)
 from errors import UsageError
 from model import Working
 
@@ -50,6 +59,7 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_AFFINITY_SECONDS": "-1",
         "BILI_CATEGORY": "../up",
         "BILI_CONNECTIONS": "0",
+        "BILI_MAX_SPEED": "1K",
         "BILI_API_URL": "http://host:99999",
     }
     with pytest.raises(UsageError) as caught:
@@ -62,13 +72,65 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
 def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values = dict.fromkeys(VARIABLES, "7")
     values |= {name: "http://host.example/prefix/" for name in VARIABLES if name.endswith("_URL")}
-    values |= {"REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
+    values |= {"BILI_MAX_SPEED": "7M", "REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
     settings = parse_settings(values)
     assert settings.redis_url == "redis://:secretpassword@host/1"
     assert settings.api_url == "http://host.example/prefix"
     assert settings.media_hosts == ("a.example", "127.0.0.1:99")
     assert "secret" not in repr(settings)
+
+
+def test_unfinished_work_lies_in_the_download_folder_unless_another_is_named(tmp_path: Path) -> None:
+    assert parse_settings({"BILI_DOWNLOAD_DIR": "videos"}, tmp_path).scratch_dir == tmp_path / "videos" / ".parts"
+    assert Settings(download_dir=tmp_path).scratch_dir == tmp_path / ".parts"
+    named = {"BILI_DOWNLOAD_DIR": "/slow/videos", "BILI_SCRATCH_DIR": "quick"}
+    assert parse_settings(named, tmp_path).scratch_dir == tmp_path / "quick"
+
+
+SPEEDS: list[tuple[object, float]] = [
+    ("", 0),
+    ("0", 0),
+    ("0M", 0),
+    ("100000", 100_000),
+    ("16K", 16 * 1024),
+    ("800K", 800 * 1024),
+    ("2.5M", 2.5 * 1024**2),
+    (" 10MB/s ", 10 * 1024**2),
+    ("10 MiB/s", 10 * 1024**2),
+    ("1.g", 1024**3),
+    (".5G", 0.5 * 1024**3),
+    ("20000B/s", 20_000),
+    ("1024G", 1024**4),
+    (0, 0),
+    (0.0, 0),
+    (16384, 16384),
+    (1.5e6, 1.5e6),
+]
+NO_SPEEDS: list[object] = [
+    *("fast", "-1", "1", "15K", "16383", "1025G", "9" * 400, "1e6", "nan", "inf", "10 M B", "10M/h", "M", ".", "1,5M"),
+    *("\u0661\u0660M", "5T", True, False, 1, -1, 16383.9, 2**41, 10**400, float("nan"), float("inf"), [], {}, None),
+]
+
+
+@pytest.mark.parametrize(("value", "speed"), SPEEDS)
+def test_a_speed_has_a_unit_or_is_in_bytes_per_second(value: object, speed: float) -> None:
+    assert parse_speed(value) == speed
+    if isinstance(value, str):
+        assert parse_settings({"BILI_MAX_SPEED": value}).max_bytes_per_second == speed
+
+
+@pytest.mark.parametrize("value", NO_SPEEDS)
+def test_what_is_no_speed_or_too_little_is_refused_with_an_example(value: object) -> None:
+    with pytest.raises(ValueError, match=r"from 16K .* such as 2\.5M"):
+        parse_speed(value)
+    if isinstance(value, str):
+        with pytest.raises(UsageError, match=r"BILI_MAX_SPEED=.*: it must be a speed"):
+            parse_settings({"BILI_MAX_SPEED": value})
+
+
+def test_without_a_setting_there_is_no_limit_of_speed_and_up_to_16_connections() -> None:
+    assert (parse_settings({}).max_bytes_per_second, parse_settings({}).connections) == (0, 16)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +184,17 @@ def test_stop_and_count_are_read() -> None:
     assert parse_working("{}") == Working(1, 1)
 
 
+@pytest.mark.parametrize(
+    ("max_speed", "meant"),
+    [("null", None), ("0", 0.0), ('"0"', 0.0), ('""', 0.0), ("20000", 20000.0), ('"2.5M"', 2.5 * 1024**2)],
+)
+def test_a_speed_in_the_file_is_meant_as_in_the_setting_and_null_leaves_it_to_that(
+    max_speed: str, meant: float | None
+) -> None:
+    assert parse_working(f'{{"count": 2, "max_speed": {max_speed}}}') == Working(1, 2, meant)
+    assert parse_working("{}").max_bytes_per_second is None
+
+
 def test_one_runs_and_zero_stops() -> None:
     assert parse_working('{"stop": 1}').running
     assert not parse_working('{"stop": 0}').running
@@ -151,6 +224,12 @@ def test_a_comma_in_a_text_is_left_alone() -> None:
         ('{"count": 1.5}', "line 1, column 2"),
         ('{"stop": "1"}', "line 1, column 2"),
         ('{"stop": false}', "line 1, column 2"),
+        ('{"stop": 1,\n "max_speed": "fast"}', 'line 2, column 2: "max_speed": it must be a speed'),
+        ('{"max_speed": 1}', "line 1, column 2"),
+        ('{"max_speed": -20000}', "line 1, column 2"),
+        ('{"max_speed": true}', "line 1, column 2"),
+        ('{"max_speed": NaN}', "line 1, column 2"),
+        ('{"max_speed": ["1M"]}', "line 1, column 2"),
         ("[1]", "line 1, column 1"),
         ("[" * 100_000, "line 1, column"),
     ],
@@ -170,11 +249,11 @@ def test_any_text_is_understood_or_refused_with_a_position(text: str) -> None:
         assert working.stop in (0, 1) and 1 <= working.count <= 64
 
 
-@given(stop=st.sampled_from([0, 1]), count=st.integers(1, 64), cut=st.integers(0, 30))
+@given(stop=st.sampled_from([0, 1]), count=st.integers(1, 64), cut=st.integers(0, 50))
 def test_a_half_written_file_never_means_something_else(stop: int, count: int, cut: int) -> None:
     """Whatever an editor has written so far of a file reads as an error, or as the whole file."""
-    whole = json.dumps({"stop": stop, "count": count})
+    whole = json.dumps({"stop": stop, "count": count, "max_speed": "2M"})
     try:
-        assert parse_working(whole[:cut]) == Working(stop, count)
+        assert parse_working(whole[:cut]) == Working(stop, count, 2 * 1024**2)
     except ValueError:
         assert cut < len(whole)

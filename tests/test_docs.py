@@ -54,7 +54,7 @@ def default_text(name: str, readme: str) -> str:
     """Return how the table writes the default of a setting."""
     field = next(field for field, variable in config._VARIABLES.items() if variable == name)
     value = getattr(Settings(), field)
-    if value in ("", ()):
+    if value in ("", (), None):
         return EMPTY[readme]
     if isinstance(value, Path):
         value = value.relative_to(config.ROOT)
