@@ -1,236 +1,56 @@
-"""Download one stream from its mirrors into a part file, chunk by chunk, several at a time.
+"""Download one stream from its mirrors into a part file, range by range, several at a time.
 
-The three parts: pure judgements (is this reply what was asked for, may this address be asked, when is a mirror
-too slow), the mirrors with their cool-downs, and the download that a few equal workers carry out. A worker takes
-the first missing chunk, asks the best mirror that is ready for exactly the missing bytes, writes what comes, and
-gives the chunk back if it was cut short; so it makes no difference why it was: the next one goes on from the
-last byte, at another mirror, after a pause, or in another process next week.
+Requests are equal and independent: each takes the first missing range, asks the best mirror that is ready for exactly
+these bytes, writes what comes, and gives back what it did not get; so it makes no difference why it ended: the next one
+goes on from the last byte, at another mirror, after a pause, or in another process next week. That makes it cheap to
+leave a mirror, and a watch does it early: for one that keeps us waiting, that is far slower than another, or that holds
+the last bytes of the stream while connections are idle; those it lets have the second half of such a range.
+
+Bytes take the shortest way: the socket is read into one buffer for all connections, and from there each piece is
+digested and written before the next one is read. Nothing is queued, so memory does not grow, and a slow disk slows the
+sender down by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from enum import Enum
 from pathlib import Path
-from urllib.parse import SplitResult, urljoin, urlsplit
 
-import aiohttp
-import yarl
-
-from config import USER_AGENT, Settings, tls_context
-from errors import CircumstanceError, JobError, NoWayOut, TransferError
+import media_client
+from connections import Connections
+from errors import CircumstanceError, JobError, TransferError
 from i18n import _
+from media_client import MediaClient, Refused, Reply, judge_failure
+from mirrors import Health, Mirror, Mirrors, Patience
 from model import CHUNK_BYTES, KIB, MIB, StreamProgress, StreamSource
-from parse_ import parse_content_range
-from part_file import Identity, OpenChunk, PartFile, free_disk_bytes
-from retry import full_jitter_seconds
+from part_file import Chunk, Identity, PartFile, free_disk_bytes
+from range_reply import ACCEPTED, Asked, Meaning, Verdict, judge
+from speed_limit import SpeedLimit
 
-MAX_REDIRECTS = 3
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-MOST_HOSTS = 1000
-"""So many hosts are remembered; the peer-to-peer network has a new name for every home."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long and how often to try; tests are less patient than users."""
-
-    connect_seconds: float = 10.0
-    stall_seconds: float = 20.0
-    """Without a byte for so long, also before the first one, a reply is dead."""
-    slow_bytes_per_second: float = 8.0 * KIB
-    slow_window_seconds: float = 10.0
-    """Slower than this over such a window, a mirror is left."""
-    backoff_seconds: float = 0.5
-    backoff_cap_seconds: float = 30.0
-    longest_wait_seconds: float = 120.0
-    """When every mirror wants a longer wait than this, the job goes back to the queue for it."""
-    fruitless_rounds: int = 5
-    """So often every mirror is tried without bytes, or with too few of them to be worth the time."""
-    refreshes: int = 2
-    """So often new URLs are asked for without a finished chunk in between."""
-    restarts: int = 2
-    """So often a download is begun anew because the mirrors changed their minds about the stream."""
-    streams_connections: int = 8
-    """One stream has at most so many of the connections that all share."""
+TELL_SECONDS = 0.1
+ADAPT_SECONDS = 0.25
+SAMPLE_SECONDS = 0.5
+LEAST_RANGE_SECONDS = 0.25
+"""A shorter body says little about speed, and is not worth a request of its own."""
+LEAST_RANGE_BYTES = 256 * KIB
+LEAST_SPLIT_BYTES = 64 * KIB
+UNKNOWN_BYTES_PER_SECOND = 1.0 * MIB
+"""Of a mirror that nobody knows, as long as another one is to be beaten."""
+FRUITFUL_BYTES = 64 * KIB
+"""A body that was cut after so much was worth the request: the next one follows at once."""
+CROWDED_SECONDS = 0.25
+"""Between looks whether a host that is crowded bears one more connection."""
+LEAST_WASTE_SECONDS = 0.1
+SLOW_WRITE_SECONDS = 0.05
+"""A write that took so long kept all other connections waiting: for a while, writes go through a thread."""
+SLOW_DISK_SECONDS = 10.0
 
 
-# ------------------------------------------------------------------------------------------ judging a reply
-
-
-class Meaning(Enum):
-    """What a reply or a failure means for the mirror it came from."""
-
-    RANGE = "exactly the bytes that were asked for"
-    WHOLE = "the stream from its first byte, in one piece"
-    END = "there is nothing after the byte before"
-    BROKEN = "it may work again in a moment"
-    DEAD = "this signed URL will not work again"
-    WRONG = "it does not have this stream"
-    RANGELESS = "it cannot go on in the middle of a stream"
-    CHANGED = "it has this stream in another size"
-
-
-ACCEPTED = frozenset({Meaning.RANGE, Meaning.WHOLE, Meaning.END})
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks for: ``[start, stop)`` of a stream of ``total_bytes``, None where that is not known.
-
-    ``whole_is_fine`` where a reply with the whole stream could be used: nothing of it is on disk yet.
-    """
-
-    start: int
-    stop: int
-    total_bytes: int | None = None
-    whole_is_fine: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a reply is worth. Its body goes up to ``stop``, None where only its end will tell.
-
-    ``cause`` is for the user and holds no address; ``host_wide`` tells that other URLs of the host fare no better,
-    ``slow`` that bytes came, but not enough to count for the mirror.
-    """
-
-    meaning: Meaning
-    stop: int | None = None
-    total_bytes: int | None = None
-    cause: str = ""
-    retry_after_seconds: float = 0.0
-    host_wide: bool = False
-    slow: bool = False
-
-
-def judge(status: int, headers: Mapping[str, str], asked: Asked, now: float = 0.0) -> Verdict:
-    """Return what a reply means; ``headers`` must ignore case, ``now`` is the Unix time for dates in them."""
-    if status in (200, 206):
-        return _judge_disguise(headers) or (_judge_range if status == 206 else _judge_whole)(headers, asked)
-    if status == 416:
-        return _judge_end(headers, asked)
-    cause = _("status {status}").format(status=status)
-    if status in (408, 425, 429) or status >= 500:
-        wait = parse_retry_after(headers.get("Retry-After", ""), now)
-        return Verdict(Meaning.BROKEN, cause=cause, retry_after_seconds=wait, host_wide=True)
-    if 400 <= status < 500:
-        return Verdict(Meaning.DEAD, cause=cause)
-    return Verdict(Meaning.WRONG, cause=cause)
-
-
-_DISGUISES = frozenset({"text/html", "text/xml", "application/xml", "application/json", "application/xhtml+xml"})
-
-
-def _judge_disguise(headers: Mapping[str, str]) -> Verdict | None:
-    """Reject what cannot be the bytes of a video, whatever the status says: error pages, compressed replies."""
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        return Verdict(Meaning.WRONG, cause=_("a reply with encoding {encoding}").format(encoding=encoding[:20]))
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind in _DISGUISES or kind.startswith("multipart/"):
-        return Verdict(Meaning.WRONG, cause=_("a reply of type {kind} instead of a video").format(kind=kind[:40]))
-    return None
-
-
-def _judge_range(headers: Mapping[str, str], asked: Asked) -> Verdict:
-    got = parse_content_range(headers.get("Content-Range", ""))
-    if got is None or got.start is None or got.stop is None or got.start != asked.start:
-        return Verdict(Meaning.WRONG, cause=_("another range than was asked for"))
-    if asked.total_bytes is not None and got.total_bytes not in (None, asked.total_bytes):
-        return _changed(got.total_bytes)
-    total_bytes = got.total_bytes if asked.total_bytes is None else asked.total_bytes
-    # Where the end is not known, less than was asked for may be all there is.
-    right_stop = min(asked.stop, got.stop if total_bytes is None else total_bytes)
-    if got.stop != right_stop:
-        return Verdict(Meaning.WRONG, cause=_("another range than was asked for"))
-    length = _length(headers)
-    if length is not None and length != got.stop - got.start:
-        return Verdict(Meaning.WRONG, cause=_("a length that contradicts its range"))
-    return Verdict(Meaning.RANGE, got.stop, total_bytes)
-
-
-def _judge_whole(headers: Mapping[str, str], asked: Asked) -> Verdict:
-    if not asked.whole_is_fine:
-        return Verdict(Meaning.RANGELESS, cause=_("it ignores ranges"))
-    length = _length(headers)
-    if None not in (length, asked.total_bytes) and length != asked.total_bytes:
-        return _changed(length)
-    return Verdict(Meaning.WHOLE, length, length)
-
-
-def _judge_end(headers: Mapping[str, str], asked: Asked) -> Verdict:
-    got = parse_content_range(headers.get("Content-Range", ""))
-    total_bytes = None if got is None else got.total_bytes
-    ends_here = asked.start > 0 if total_bytes is None else asked.start == total_bytes
-    if asked.total_bytes is None and ends_here:
-        return Verdict(Meaning.END, asked.start, asked.start)
-    if total_bytes is not None and total_bytes != asked.total_bytes:
-        return _changed(total_bytes)
-    return Verdict(Meaning.WRONG, cause=_("status {status}").format(status=416))
-
-
-def _changed(total_bytes: int | None) -> Verdict:
-    return Verdict(Meaning.CHANGED, total_bytes=total_bytes, cause=_("another size than before"))
-
-
-def _length(headers: Mapping[str, str]) -> int | None:
-    """Return the length of a body as its headers announce it; a chunked body's length is in its chunks."""
-    text = headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() and "Transfer-Encoding" not in headers else None
-
-
-def parse_retry_after(value: str, now: float) -> float:
-    """Return the seconds of a Retry-After header, which may be a date; 0 where it says nothing, a day at most."""
-    try:
-        seconds = float(value) if value.strip().isdecimal() else parsedate_to_datetime(value).timestamp() - now
-    except (ValueError, OverflowError):
-        return 0.0
-    return min(max(0.0, seconds), 86400.0)
-
-
-def judge_failure(error: BaseException) -> Verdict:
-    """Return what it means that a request or its body ended with this error.
-
-    The words are our own: the texts of the library's errors show addresses, and signed ones are secrets.
-    """
-    if isinstance(error, _Refused):
-        return error.verdict
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        return Verdict(Meaning.WRONG, cause=_("its certificate is not valid"), host_wide=True)
-    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        return Verdict(Meaning.WRONG, cause=_("its address cannot be used"))
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return Verdict(Meaning.BROKEN, cause=_("its name is not known"), host_wide=True)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Verdict(Meaning.BROKEN, cause=_("no connection in time"), host_wide=True)
-    if isinstance(error, TimeoutError):
-        return Verdict(Meaning.BROKEN, cause=_("it went silent"))
-    if isinstance(error, aiohttp.ClientOSError):
-        problem = os.strerror(error.errno) if error.errno and error.errno > 0 else _("the connection broke")
-        return Verdict(Meaning.BROKEN, cause=problem, host_wide=isinstance(error, aiohttp.ClientConnectorError))
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Verdict(Meaning.BROKEN, cause=_("the body was cut short"))
-    if isinstance(error, aiohttp.ClientResponseError):
-        return Verdict(Meaning.BROKEN, cause=_("a reply that is not HTTP"))
-    return Verdict(Meaning.BROKEN, cause=_("the connection broke"))
-
-
-def _judge_proxy(error: aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError) -> Verdict:
-    """Return what a proxy's refusal means; raise NoWayOut where it is the proxy's, not the mirror's."""
-    if isinstance(error, aiohttp.ClientProxyConnectionError):
-        raise NoWayOut(_("the proxy cannot be reached: see HTTPS_PROXY")) from error
-    if error.status == 407:
-        raise NoWayOut(_("the proxy wants a user and a password: see HTTPS_PROXY")) from error
-    return Verdict(Meaning.BROKEN, cause=_("the proxy does not reach it"), host_wide=True)
+# ------------------------------------------------------------------------------------------ judgements of the watch
 
 
 class Pace:
@@ -260,67 +80,30 @@ class Pace:
         return good
 
 
-# ------------------------------------------------------------------------------------------ who may be asked
+def range_bytes(waiting_bytes: int, connections: int, bytes_per_second: float, first_byte_seconds: float) -> int:
+    """Return how much to ask for at once: a whole chunk, but less near the end, so that all connections end together.
 
-
-def media_allowed(suffixes: tuple[str, ...], extra: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return the test whether media may be fetched from a URL.
-
-    It must be https at one of ``suffixes`` or below it, or, over http as well, at a host of ``extra``: a suffix,
-    or ``host:port``. An IP address must be named in ``extra`` exactly; so nobody who can write a playinfo can make
-    this machine ask its own network. A name that points there fails at its certificate.
+    Half of an even share, because none is as quick as the other; and so much that the wait for the first byte does not
+    count beside it. ``bytes_per_second`` is that of one connection, 0 where nobody knows.
     """
-
-    def allowed(url: str) -> bool:
-        parts = _split(url)
-        if parts is None:
-            return False
-        host, port = _host_and_port(parts)
-        if _is_below(host, extra) or f"{host}:{port}" in extra or f"[{host}]:{port}" in extra:
-            return True
-        return parts.scheme == "https" and _is_below(host, suffixes)
-
-    return allowed
+    if not bytes_per_second:
+        return CHUNK_BYTES
+    even = waiting_bytes // (2 * connections)
+    worthwhile = int(bytes_per_second * max(LEAST_RANGE_SECONDS, 4 * first_byte_seconds))
+    return min(CHUNK_BYTES, max(even, worthwhile, LEAST_RANGE_BYTES))
 
 
-def _split(url: str) -> SplitResult | None:
-    """Return the parts of a web address; None for what a parser may read in two ways, or with credentials in it."""
-    if not url.isascii() or any(c <= " " or c in "\\\x7f" for c in url):
-        return None
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.port == 0:
-            return None
-    except ValueError:
-        return None
-    return parts
+def split_bytes(missing_bytes: int, speed: float, other_speed: float, wait_seconds: float, gain_seconds: float) -> int:
+    """Return how much of a chunk's end another connection should fetch, so that both are done at the same moment.
 
-
-def _host_and_port(parts: SplitResult) -> tuple[str, int]:
-    return (parts.hostname or "").rstrip("."), parts.port or {"http": 80, "https": 443}[parts.scheme]
-
-
-def _is_below(host: str, suffixes: Iterable[str]) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return any(host == suffix or host.endswith("." + suffix.lstrip(".")) for suffix in suffixes)
-    return host in suffixes
-
-
-_PCDN = ("szbdyd.com", "mountaintoys.cn", "ahdohpiechei.com", "nexusedgeio.com")
-
-
-def is_pcdn(url: str) -> bool:
-    """Tell a host of the peer-to-peer network from a real mirror: other names, or a port of its own.
-
-    They serve from the homes of other users, and are slow or gone more often than the others.
+    The speeds are those of the two in bytes a second, ``wait_seconds`` is how long the other takes to its first byte.
+    0 where it would not save ``gain_seconds``.
     """
-    parts = _split(url)
-    if parts is None:
-        return False
-    host, port = _host_and_port(parts)
-    return port not in (80, 443) or "mcdn" in host or "pcdn" in host or _is_below(host, _PCDN)
+    if speed <= 0:
+        return missing_bytes
+    others = int((missing_bytes - wait_seconds * speed) * other_speed / (speed + other_speed))
+    gain = (missing_bytes / speed) - (wait_seconds + others / other_speed)
+    return others if others > 0 and gain >= gain_seconds else 0
 
 
 # ------------------------------------------------------------------------------------------ what streams share
@@ -336,237 +119,51 @@ class Surroundings:
     free_bytes: Callable[[Path], int] = free_disk_bytes
 
 
-@dataclass(slots=True)
-class Cooldown:
-    """How long a URL or a host is left alone: longer from failure to failure, until it works."""
-
-    failures: int = 0
-    since: float = float("-inf")
-    until: float = float("-inf")
-
-    def fail(self, began: float, now: float, wait_seconds: Callable[[int], float]) -> bool:
-        """Cool down after a request that began then; of requests that ran side by side only one failure counts."""
-        if began < self.since:
-            return False
-        self.failures += 1
-        self.since, self.until = now, max(self.until, now + wait_seconds(self.failures))
-        return True
-
-    def forgive(self) -> None:
-        """It works: ask again at once, and wait shortly after the next failure."""
-        self.failures, self.until = 0, float("-inf")
-
-
 class Wire:
-    """What all streams of a worker share: connections, the pause switch, and what is known of the hosts."""
+    """What all streams of a worker share: connections, the speed limit, the pause switch, what is known of mirrors."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
-        connections: int,
-        allowed: Callable[[str], bool],
+        client: MediaClient,
+        connections: Connections,
         running: asyncio.Event,
-        patience: Patience = Patience(),
+        limit: SpeedLimit | None = None,
+        health: Health | None = None,
+        patience: Patience | None = None,
         surroundings: Surroundings = Surroundings(),
     ) -> None:
-        self.session = session
-        self.allowed = allowed
+        self.client = client
+        self.connections = connections
         self.running = running
-        self.patience = patience
+        self.limit = limit or SpeedLimit()
+        self.health = health or Health(surroundings.clock)
+        self.patience = patience or Patience()
         self.surroundings = surroundings
-        self.budget = asyncio.Semaphore(connections)  # it wakes waiters in their order, so streams share fairly
-        self.hosts: dict[str, Cooldown] = {}
-
-    def cooldown(self, host: str) -> Cooldown:
-        """Return what is known of a host, which all streams share; of too many hosts the longest unused are forgotten.
-
-        Those that have to cool down stay known, as long as they have to.
-        """
-        found = self.hosts.pop(host, None) or Cooldown()
-        self.hosts[host] = found
-        if (surplus := len(self.hosts) - MOST_HOSTS) > 0:
-            now = self.surroundings.clock()
-            for idle in [host for host, cooldown in self.hosts.items() if cooldown.until <= now][:surplus]:
-                del self.hosts[idle]
-        return found
-
-    def secured(self, url: str) -> str:
-        """Return the https address of a plain one that is allowed over https only; the site still gives out such."""
-        if not url.startswith("http://") or self.allowed(url):
-            return url
-        https = "https" + url.removeprefix("http")
-        return https if self.allowed(https) else url
-
-    @asynccontextmanager
-    async def request(self, url: str, asked: Asked) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask for a range; redirects are followed by hand, because each new address must be allowed, too."""
-        headers = {"Range": f"bytes={asked.start}-{asked.stop - 1}"}
-        for _hop in range(MAX_REDIRECTS + 1):
-            if not self.allowed(url):
-                raise _Refused(Verdict(Meaning.WRONG, cause=_("not a host for media (see BILI_MEDIA_HOSTS)")))
-            # encoded=True: the signature covers the query as it was written, it must not be written anew.
-            target = yarl.URL(url, encoded=True)
-            async with self.session.get(target, headers=headers, allow_redirects=False) as response:
-                if response.status not in REDIRECTS:
-                    yield response
-                    return
-                url = urljoin(url, response.headers.get("Location", ""))
-        raise _Refused(Verdict(Meaning.WRONG, cause=_("it redirects again and again")))
-
-
-async def _without_credentials(
-    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    # trust_env means .netrc, too; a "default" entry there would go to every mirror.
-    request.headers.pop("Authorization", None)
-    return await send(request)
-
-
-def make_media_session(
-    settings: Settings, environ: Mapping[str, str] = os.environ, patience: Patience = Patience()
-) -> aiohttp.ClientSession:
-    """Return a session for media hosts: it has no cookies and no credentials, and takes the proxy of ``environ``."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=tls_context(environ)),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": USER_AGENT, "Referer": settings.web_url + "/", "Accept-Encoding": "identity"},
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=patience.connect_seconds, sock_read=patience.stall_seconds
-        ),
-        auto_decompress=False,
-        trust_env=True,
-        middlewares=(_without_credentials,),
-        read_bufsize=MIB,  # large reads cost a third less processor time than the default's
-    )
-
-
-# ------------------------------------------------------------------------------------------ the mirrors of a stream
-
-
-@dataclass(slots=True, eq=False)
-class Mirror:
-    """One URL of the stream. ``lost`` says why it is asked no more, None as long as it is.
-
-    ``fruitless`` counts its failures since the stream last made progress, ``active`` its open requests.
-    """
-
-    url: str = field(repr=False)
-    host: str
-    pcdn: bool
-    own: Cooldown
-    of_host: Cooldown
-    lost: Meaning | None = None
-    cause: str = ""
-    fruitless: int = 0
-    active: int = 0
-    has_served: bool = False
+        self.disk_is_slow_until = float("-inf")
+        self._piece_bytes = client.piece_bytes
+        self._ticked_at = float("-inf")
 
     @property
-    def ready_at(self) -> float:
-        """When it may be asked again. What it served counts for more than how its host fared with other files."""
-        return self.own.until if self.has_served else max(self.own.until, self.of_host.until)
+    def is_limited(self) -> bool:
+        """Tell whether it is we who hold the speed down: then it says nothing about mirrors."""
+        return self.limit.bytes_per_second is not None
 
-    @property
-    def preference(self) -> tuple[bool, int, int]:
-        """What makes another mirror the better choice: being PCDN, failures, open requests."""
-        return (self.pcdn, self.own.failures, self.active)
-
-
-class Mirrors:
-    """The mirrors of one stream: which one to ask, and when to give up."""
-
-    def __init__(self, wire: Wire, urls: Iterable[str], untrusted: frozenset[str] = frozenset()) -> None:
-        self._patience = wire.patience
-        self._draw = wire.surroundings.draw
-        self.all = [self._mirror(wire, url) for url in dict.fromkeys(map(wire.secured, urls))]
-        self.untrusted = untrusted
-        self.changed_bytes: int | None = None
-        for mirror in self.all:
-            if mirror.host in untrusted:
-                mirror.lost, mirror.cause = Meaning.WRONG, _("its certificate is not valid")
-
-    @staticmethod
-    def _mirror(wire: Wire, url: str) -> Mirror:
-        host = urlsplit(url).netloc.rpartition("@")[2]
-        return Mirror(url, host, is_pcdn(url), Cooldown(), wire.cooldown(host))
-
-    @property
-    def usable(self) -> list[Mirror]:
-        """The mirrors that are still asked."""
-        return [mirror for mirror in self.all if mirror.lost is None]
-
-    @property
-    def losses(self) -> set[Meaning]:
-        """Why mirrors are asked no more."""
-        return {mirror.lost for mirror in self.all if mirror.lost is not None}
-
-    def pick(self, now: float) -> Mirror | None:
-        """Return the best mirror that is ready, None if all have to cool down."""
-        ready = [mirror for mirror in self.usable if mirror.ready_at <= now]
-        return min(ready, key=lambda mirror: mirror.preference, default=None)
-
-    def wait_seconds(self, now: float) -> float:
-        """Return how long until a mirror is ready."""
-        return max(0.0, min(mirror.ready_at for mirror in self.usable) - now)
-
-    def gained(self) -> None:
-        """Note that enough bytes are coming: whatever fails beside them, it is worth while to go on."""
-        for mirror in self.all:
-            mirror.fruitless = 0
-
-    def worked(self, mirror: Mirror) -> None:
-        """Note that a request was worth it: the mirror and its host need not cool down."""
-        mirror.has_served = True
-        mirror.own.forgive()
-        mirror.of_host.forgive()
-
-    def failed(self, mirror: Mirror, verdict: Verdict, began: float, now: float) -> None:
-        """Note that a request failed which began then."""
-        mirror.cause = verdict.cause
-        if verdict.meaning is not Meaning.BROKEN:
-            self._lose(mirror, verdict)
+    def tick(self) -> None:
+        """Let the shared things adapt; called by every stream that is under way, as often as it likes."""
+        now = self.surroundings.clock()
+        if now - self._ticked_at < ADAPT_SECONDS:
             return
-
-        def wait_seconds(failures: int) -> float:
-            patience = self._patience
-            # It took a whole window to find a mirror slow: that is wait enough, and it may be the user's line.
-            failures = 1 if verdict.slow else failures
-            jitter = full_jitter_seconds(failures, patience.backoff_seconds, patience.backoff_cap_seconds, self._draw)
-            return max(jitter, verdict.retry_after_seconds)
-
-        if mirror.own.fail(began, now, wait_seconds):
-            mirror.fruitless += 1
-        if verdict.host_wide:
-            mirror.of_host.fail(began, now, wait_seconds)
-
-    def _lose(self, mirror: Mirror, verdict: Verdict) -> None:
-        mirror.lost = verdict.meaning
-        if verdict.meaning is Meaning.CHANGED:
-            self.changed_bytes = verdict.total_bytes
-        if verdict.host_wide:
-            self.untrusted |= {mirror.host}
-            for other in self.all:
-                if other.host == mirror.host and other.lost is None:
-                    other.lost, other.cause = verdict.meaning, verdict.cause
-
-    def are_hopeless(self) -> bool:
-        """Tell whether every mirror that is left was tried again and again without progress from any."""
-        return all(mirror.fruitless >= self._patience.fruitless_rounds for mirror in self.usable)
-
-    def causes(self) -> str:
-        """Return what is wrong with the mirrors, for the user: hosts and causes, never an address."""
-        causes = dict.fromkeys(f"{mirror.host}: {mirror.cause}" for mirror in self.all if mirror.cause)
-        return "; ".join(list(causes)[:4]) or _("it has no mirror")
+        self._ticked_at = now
+        self.connections.limited = self.is_limited
+        self.connections.tick()
+        self.client.piece_bytes = self.limit.piece_bytes(self.connections.active, self._piece_bytes)
 
 
 # ------------------------------------------------------------------------------------------ the download
 
 
-class _Refused(Exception):
-    """A reply that is not used."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
+class _Enough(Exception):
+    """The rest of a body is not wanted: its range was split, or the worker pauses."""
 
 
 class _StartOver(Exception):
@@ -579,6 +176,58 @@ class _StartOver(Exception):
     def __init__(self, size_bytes: int | None = None, forget: bool = False) -> None:
         self.size_bytes = size_bytes
         self.forget = forget
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A request under way."""
+
+    mirror: Mirror
+    asked: Asked
+    chunk: Chunk | None
+    """What it fills, None before the first reply of all has opened the part."""
+    began: float
+    pace: Pace
+    at: int
+    """How far in the stream its body has come."""
+    last_at: float
+    """When the last byte came or, before the first, it was sent; later, when we were ready to go on."""
+    answered_at: float | None = None
+    reply: Verdict | None = None
+    is_waiting: bool = False
+    """It is we who keep it waiting: the disk, or the speed limit."""
+    is_left: bool = False
+    why_left: Verdict | None = None
+    sampled_at: float = 0.0
+    sampled_bytes: int = 0
+    counted_bytes: int = 0
+    samples_behind: int = 0
+    time_limit: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    """Around the whole request: by this it is ended from outside."""
+
+    @property
+    def got_bytes(self) -> int:
+        """How much came."""
+        return self.at - self.asked.start
+
+    def leave(self, verdict: Verdict | None) -> None:
+        """End it: for what its mirror did or, with None, because it is not needed any more."""
+        if not self.is_left:
+            self.is_left, self.why_left = True, verdict
+            self.time_limit.reschedule(asyncio.get_running_loop().time())
+
+    def speed(self, now: float) -> float | None:
+        """Return its bytes a second since the first one, None where it is too early to tell."""
+        seconds = 0.0 if self.answered_at is None else now - self.answered_at
+        return self.got_bytes / seconds if seconds >= LEAST_RANGE_SECONDS else None
+
+    def sample(self, now: float) -> float | None:
+        """Return its bytes a second since the last sample, None before that is long enough."""
+        if (seconds := now - self.sampled_at) < SAMPLE_SECONDS:
+            return None
+        gained = self.got_bytes - self.sampled_bytes
+        self.sampled_at, self.sampled_bytes = now, self.got_bytes
+        return gained / seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -631,19 +280,27 @@ class _Download:
         report: Callable[[StreamProgress], None],
     ) -> None:
         self._wire = wire
+        self._clock = wire.surroundings.clock
         self._source = source
         self._folder = folder
         self._refresh = refresh
         self._report = report
-        self._mirrors = Mirrors(wire, source.urls)
+        self._mirrors = self._meet(source.urls)
         self._part: PartFile | None = None
         self._deadline = source.deadline
-        self._renewing = asyncio.Lock()
         self._refreshes = 0
-        self._pace = Pace(wire.patience, wire.surroundings.clock())
+        self._requests: set[_Request] = set()
+        self._changed = asyncio.Event()
+        self._told_at = float("-inf")
+        self._wasted_bytes = 0.0
+        self._pace = Pace(wire.patience, self._clock())
         """Of all connections together: of a slow line each has too little, but the stream moves."""
-        self._proved = asyncio.Event()
-        """Set when a reply proved the size of the stream: from then on it is worth while to ask for several chunks."""
+        self._is_proved = False
+        """A reply proved the size of the stream: from then on it is worth while to ask for several ranges."""
+
+    def _meet(self, urls: tuple[str, ...], untrusted: frozenset[str] = frozenset()) -> Mirrors:
+        secured = map(self._wire.client.secured, urls)
+        return Mirrors(self._wire.health, secured, self._wire.patience, self._wire.surroundings.draw, untrusted)
 
     # ---------------------------------------------------------------------------- from begin to end
 
@@ -683,8 +340,8 @@ class _Download:
         return part
 
     async def _start_over(self, order: _StartOver) -> None:
-        self._mirrors = Mirrors(self._wire, self._source.urls, self._mirrors.untrusted)
-        self._proved.clear()
+        self._mirrors = self._meet(self._source.urls, self._mirrors.untrusted)
+        self._is_proved = False
         if order.forget and self._part is not None:
             self._part.forget()
             return
@@ -699,39 +356,54 @@ class _Download:
         return PartFile.open(self._folder, self._identity, order.size_bytes)
 
     async def _complete(self) -> PartFile:
-        """Run the workers until nothing is missing; the first error of one ends all."""
-        if self._part is None or not self._part.is_complete:
+        """Send requests until nothing is missing; the first error of one ends all."""
+        if not self._is_complete:
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._work())
-                    for _n in range(self._wire.patience.streams_connections - 1):
-                        group.create_task(self._follow())
+                    watch = group.create_task(self._watch())
+                    await self._send_requests(group)
+                    watch.cancel()
+                    for request in self._requests:
+                        request.leave(None)
             except BaseExceptionGroup as errors:
                 raise _gravest(errors) from None
         assert self._part is not None and self._part.is_complete
         return self._part
 
-    async def _follow(self) -> None:
-        """Work, but only after the first worker's reply."""
-        await self._proved.wait()
-        await self._work()
-
-    async def _work(self) -> None:
-        while self._part is None or self._part.has_waiting:
-            await self._ready()
-            async with self._wire.budget:
-                # While this one waited, others may have taken the chunks, the mirrors, or the right to go on.
-                mirror = self._mirrors.pick(self._wire.surroundings.clock())
-                has_chunk = self._part is None or self._part.has_waiting
-                if mirror is not None and has_chunk and self._wire.running.is_set():
-                    await self._attempt(mirror)
-        self._proved.set()
+    @property
+    def _is_complete(self) -> bool:
+        return self._part is not None and self._part.is_complete
 
     # ---------------------------------------------------------------------------- before a request
 
-    async def _ready(self) -> None:
-        """Wait for everything that must be there before a request: no pause, URLs that live, a mirror that is cool."""
-        await self._wire.running.wait()
+    async def _send_requests(self, group: asyncio.TaskGroup) -> None:
+        """Begin a request whenever something is missing that nobody fetches, and a mirror and a connection are free."""
+        while not self._is_complete:
+            await self._wire.running.wait()
+            self._changed.clear()
+            wait_seconds = await self._obstacle_seconds()
+            if not wait_seconds and (self._has_work or self._split_slowest()):
+                has_begun = asyncio.get_running_loop().create_future()
+                group.create_task(self._request(has_begun))
+                await has_begun
+            else:
+                await self._wait_for_change(wait_seconds or None)
+
+    @property
+    def _has_work(self) -> bool:
+        if self._is_proved and self._part is not None:
+            return self._part.has_waiting
+        return not self._requests and (self._part is None or self._part.has_waiting)
+
+    async def _wait_for_change(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def _obstacle_seconds(self) -> float:
+        """Return how long no mirror can be asked, 0 if one can; ask for new URLs first if that is what it takes."""
         patience = self._wire.patience
         if self._has_expired() and self._refreshes < patience.refreshes:
             await self._renew()
@@ -739,10 +411,13 @@ class _Download:
             await self._replace_mirrors()
         if self._mirrors.are_hopeless():
             raise self._failure()
-        wait_seconds = self._mirrors.wait_seconds(self._wire.surroundings.clock())
-        if wait_seconds > patience.longest_wait_seconds:
+        now = self._clock()
+        wait_seconds = self._mirrors.wait_seconds(now)
+        if wait_seconds > patience.longest_wait_seconds and not self._requests:
             raise self._failure(wait_seconds)
-        await asyncio.sleep(wait_seconds)
+        if not wait_seconds and self._mirrors.pick(now) is None:
+            return CROWDED_SECONDS  # or until one of ours ends; others of the host may be other streams'
+        return wait_seconds
 
     def _has_expired(self) -> bool:
         return self._deadline is not None and self._wire.surroundings.wall_clock() >= self._deadline
@@ -760,125 +435,292 @@ class _Download:
         await self._renew()
 
     async def _renew(self) -> None:
-        """Ask for new URLs; of several workers that want them, one asks."""
+        """Ask for new URLs."""
         before = self._source
-        async with self._renewing:
-            if self._source is not before:
-                return
-            self._refreshes += 1
-            fresh = await self._refresh()
-            self._source = fresh
-            self._deadline = fresh.deadline
-            if self._has_expired():
-                self._deadline = None  # our clock is wrong, not the URLs; they say themselves when they are dead
-            self._mirrors = Mirrors(self._wire, fresh.urls, self._mirrors.untrusted)
-            if (fresh.cid, fresh.name) != (before.cid, before.name):
-                raise _StartOver
+        self._refreshes += 1
+        fresh = await self._refresh()
+        self._source = fresh
+        self._deadline = fresh.deadline
+        if self._has_expired():
+            self._deadline = None  # our clock is wrong, not the URLs; they say themselves when they are dead
+        self._mirrors = self._meet(fresh.urls, self._mirrors.untrusted)
+        if (fresh.cid, fresh.name) != (before.cid, before.name):
+            raise _StartOver
 
     # ---------------------------------------------------------------------------- a request
 
-    async def _attempt(self, mirror: Mirror) -> None:
-        """Take a chunk, fetch of it what this mirror gives, and give it back if that was not all."""
-        clock = self._wire.surroundings.clock
-        mirrors, began = self._mirrors, clock()
-        taken = [] if self._part is None else [self._part.take()]
-        asked = self._asked(taken)
-        verdict: Verdict | None = None
-        mirror.active += 1
+    async def _request(self, has_begun: asyncio.Future[None]) -> None:
+        """Wait for a connection, then fetch what is missing at that moment."""
         try:
-            async with self._wire.request(mirror.url, asked) as response:
-                await self._receive(response, asked, taken, mirror.host)
-        except (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError) as error:
-            verdict = _judge_proxy(error)
-        except (aiohttp.ClientError, TimeoutError, _Refused) as error:
-            verdict = judge_failure(error)
+            async with self._wire.connections.slot(self._source.job):
+                # While this one waited, the mirrors may have changed, or the right to go on.
+                mirror = self._mirrors.pick(self._clock()) if self._wire.running.is_set() else None
+                if mirror is not None and self._has_work:
+                    request = self._begin(mirror)
+                    has_begun.set_result(None)
+                    await self._attempt(request)
         finally:
-            mirror.active -= 1
-            self._give_back(taken)
-        if verdict is None or self._was_worth_it(verdict, asked, taken, clock() - began):
-            mirrors.worked(mirror)
+            if not has_begun.done():
+                has_begun.set_result(None)
+            self._changed.set()
+
+    def _begin(self, mirror: Mirror) -> _Request:
+        """Take what is missing, as much as one connection should fetch."""
+        now = self._clock()
+        if (part := self._part) is None:
+            chunk = None
+            asked = Asked(0, CHUNK_BYTES, self._source.size_bytes, whole_is_fine=True)
+        else:
+            connections = self._wire.connections.share(self._source.job)
+            size = range_bytes(part.waiting_bytes, connections, mirror.speed(now), mirror.first_byte_seconds)
+            chunk = part.take(size)
+            nothing_yet = part.held_bytes == 0 and not self._is_proved
+            asked = Asked(chunk.at, chunk.stop, part.size_bytes, whole_is_fine=nothing_yet)
+        request = _Request(mirror, asked, chunk, now, Pace(self._wire.patience, now), at=asked.start, last_at=now)
+        self._requests.add(request)
+        mirror.begin()
+        return request
+
+    async def _attempt(self, request: _Request) -> None:
+        """Fetch what the mirror gives, and put the rest back into the line."""
+        mirrors = self._mirrors
+        verdict: Verdict | None = None
+        try:
+            async with (
+                request.time_limit,
+                self._wire.client.get(request.mirror.url, request.asked.start, request.asked.stop) as reply,
+            ):
+                await self._receive(request, reply)
+        except _Enough:
+            pass
+        except media_client.FAILURES as error:
+            verdict = request.why_left if request.is_left else judge_failure(error)
+        finally:
+            self._end(request)
+        now = self._clock()
+        self._count(request, now)
+        if request.answered_at is not None and request.got_bytes >= LEAST_RANGE_BYTES and not self._wire.is_limited:
+            request.mirror.saw_speed(request.got_bytes / max(1e-3, now - request.answered_at), now)
+        was_worth_it = verdict is None or self._was_worth_it(request, verdict, now)
+        if was_worth_it and not (request.is_left and not request.got_bytes):
+            mirrors.worked(request.mirror)
             mirrors.gained()
-        if verdict is not None:
-            mirrors.failed(mirror, verdict, began, clock())
-
-    def _was_worth_it(self, verdict: Verdict, asked: Asked, taken: list[OpenChunk], seconds: float) -> bool:
-        """Tell whether a request that failed brought bytes at a fair speed before."""
-        got_bytes = taken[-1].at - asked.start if taken else 0
-        least_bytes = self._wire.patience.slow_bytes_per_second * seconds
-        return got_bytes > 0 and got_bytes >= least_bytes and not verdict.slow
-
-    def _asked(self, taken: list[OpenChunk]) -> Asked:
-        if self._part is None:
-            return Asked(0, CHUNK_BYTES, self._source.size_bytes, whole_is_fine=True)
-        chunk = taken[0]
-        nothing_yet = self._part.held_bytes == 0 and not self._proved.is_set()
-        return Asked(chunk.at, chunk.chunk.stop, self._part.size_bytes, whole_is_fine=nothing_yet)
-
-    async def _receive(self, response: aiohttp.ClientResponse, asked: Asked, taken: list[OpenChunk], host: str) -> None:
-        """Judge a reply and write its body; return when it is all there, or at a pause."""
-        surroundings = self._wire.surroundings
-        verdict = judge(response.status, response.headers, asked, surroundings.wall_clock())
-        part = await self._accept(verdict, taken)
-        if not taken or taken[0].at != asked.start or verdict.meaning is Meaning.END:
+        if verdict is None:
             return
-        pace = Pace(self._wire.patience, surroundings.clock())
-        async for data in response.content.iter_any():
-            self._write(part, verdict, taken, data)
-            self._tell(host)
-            if self._pace.is_good(len(data), surroundings.clock()):
-                self._mirrors.gained()
-            if part.is_complete or taken[-1].at == verdict.stop or not self._wire.running.is_set():
-                return
-            if pace.is_too_slow(len(data), surroundings.clock()):
-                raise _Refused(Verdict(Meaning.BROKEN, cause=_("it is too slow"), slow=True))
-        self._at_end_of_body(part, verdict, taken[-1].at)
+        if was_worth_it and verdict.is_cut and request.got_bytes >= FRUITFUL_BYTES:
+            mirrors.stumbled(request.mirror, verdict, request.began, now)
+        else:
+            mirrors.failed(request.mirror, verdict, request.began, now)
 
-    async def _accept(self, verdict: Verdict, taken: list[OpenChunk]) -> PartFile:
-        """Learn the size from a good reply, and let the other workers begin; the first reply of all opens the part."""
+    def _end(self, request: _Request) -> None:
+        self._requests.discard(request)
+        request.mirror.end()
+        if self._part is not None and request.chunk is not None:
+            self._part.give_back(request.chunk)
+            self._tell(request.mirror.name)
+
+    def _was_worth_it(self, request: _Request, verdict: Verdict, now: float) -> bool:
+        """Tell whether a request that failed brought bytes at a fair speed before."""
+        least_bytes = self._wire.patience.slow_bytes_per_second * (now - request.began)
+        return request.got_bytes > 0 and request.got_bytes >= least_bytes and not verdict.slow
+
+    async def _receive(self, request: _Request, reply: Reply) -> None:
+        """Judge a reply and write its body; return when it is all there, or at a pause."""
+        now = self._clock()
+        verdict = judge(reply.status, reply.headers, request.asked, self._wire.surroundings.wall_clock())
         if verdict.meaning not in ACCEPTED:
-            raise _Refused(verdict)
+            raise Refused(verdict)
+        request.reply = verdict
+        request.mirror.saw_first_byte(now - request.began, now)
+        part = await self._accept(request, verdict)
+        request.answered_at = request.sampled_at = request.last_at = self._clock()
+        if request.chunk is None or request.chunk.at != request.asked.start or verdict.meaning is Meaning.END:
+            return
+        await reply.receive(lambda data: self._take(part, request, data))
+        if not (part.is_complete or request.at == verdict.stop):
+            self._at_end_of_body(part, verdict, request.at)
+
+    async def _accept(self, request: _Request, verdict: Verdict) -> PartFile:
+        """Learn the size from a good reply, and let other requests begin; the first reply of all opens the part."""
         part = self._part
         if part is None:
             part = await self._adopt(PartFile.open(self._folder, self._identity, verdict.total_bytes))
             if part.has_waiting:
-                taken.append(part.take())
+                request.chunk = part.take(CHUNK_BYTES)
         elif part.size_bytes is None and verdict.total_bytes is not None:
             part.set_size(verdict.total_bytes)
-        if verdict.meaning is not Meaning.WHOLE:  # that one brings all chunks, there is nothing for the others
-            self._proved.set()
+        if verdict.meaning is not Meaning.WHOLE:  # that one brings everything, there is nothing for others
+            self._is_proved = True
+            self._changed.set()
         return part
 
-    def _write(self, part: PartFile, verdict: Verdict, taken: list[OpenChunk], data: bytes) -> None:
-        """Write a piece of a body; the whole stream in one body goes on from chunk to chunk."""
-        rest = memoryview(data)
-        if verdict.stop is not None and len(rest) > verdict.stop - taken[-1].at:
-            raise _Refused(Verdict(Meaning.WRONG, cause=_("more bytes than it announced")))
+    # ---------------------------------------------------------------------------- the bytes
+
+    def _take(self, part: PartFile, request: _Request, data: memoryview) -> Awaitable[None] | None:
+        """Take the next piece of a body, which is only lent: write it, or copy it for a thread to write."""
+        began = self._clock()
+        self._wire.connections.received(len(data))
+        to_pay = self._wire.limit.spend(len(data))
+        if began < self._wire.disk_is_slow_until:
+            return self._take_slowly(part, request, bytes(data), to_pay)
+        for chunk, piece in self._pieces(part, request, data):
+            part.store(chunk.at, piece)
+        now = request.last_at = self._clock()
+        if now - began > SLOW_WRITE_SECONDS:
+            self._wire.disk_is_slow_until = now + SLOW_DISK_SECONDS
+        if now - self._told_at >= TELL_SECONDS or part.is_complete:
+            self._tell(request.mirror.name)
+        return None if to_pay is None else self._wait(request, to_pay)
+
+    async def _take_slowly(
+        self, part: PartFile, request: _Request, data: bytes, to_pay: Awaitable[None] | None
+    ) -> None:
+        """Write a piece in a thread; nothing more is read from this connection until that is done."""
+        request.is_waiting = True
+        for chunk, piece in self._pieces(part, request, memoryview(data)):
+            await _in_thread(part.store, chunk.at, piece)
+        self._tell(request.mirror.name)
+        await self._wait(request, to_pay)
+
+    async def _wait(self, request: _Request, to_pay: Awaitable[None] | None) -> None:
+        """Wait until what was received is paid for."""
+        request.is_waiting = True
+        if to_pay is not None:
+            await to_pay
+        request.is_waiting = False
+        request.last_at = self._clock()
+
+    def _pieces(self, part: PartFile, request: _Request, data: memoryview) -> Iterator[tuple[Chunk, memoryview]]:
+        """Yield what of a piece is to be stored where; it is counted when the caller comes back for more.
+
+        Raise _Enough where the range ends before the body does, because it was split, or where the worker pauses. The
+        whole stream in one body goes on from chunk to chunk.
+        """
+        verdict, rest = request.reply, data
+        assert verdict is not None and request.chunk is not None
+        if verdict.stop is not None and len(rest) > verdict.stop - request.at:
+            raise Refused(Verdict(Meaning.WRONG, cause=_("more bytes than it announced")))
         while rest:
-            if not taken[-1].missing_bytes:
-                if not part.has_waiting:
-                    raise _Refused(Verdict(Meaning.WRONG, cause=_("more bytes than it announced")))
-                taken.append(part.take())
-            size_bytes = min(len(rest), taken[-1].missing_bytes)
-            part.write(taken[-1], rest[:size_bytes])
-            rest = rest[size_bytes:]
-            if not taken[-1].missing_bytes:
+            chunk = request.chunk
+            if not chunk.missing_bytes:
+                chunk = self._next_chunk(part, request)
+            piece = rest[: chunk.missing_bytes]
+            yield chunk, piece
+            piece = piece[: chunk.missing_bytes]  # it may have been split while a thread was writing
+            part.grow(chunk, piece)
+            request.at += len(piece)
+            rest = rest[len(piece) :]
+            if not chunk.missing_bytes:
                 self._refreshes = 0
+        if not self._wire.running.is_set() or (request.at != verdict.stop and self._is_over(part, request)):
+            raise _Enough
+
+    def _next_chunk(self, part: PartFile, request: _Request) -> Chunk:
+        if request.reply is not None and request.reply.meaning is not Meaning.WHOLE:
+            raise _Enough
+        if not part.has_waiting:
+            raise Refused(Verdict(Meaning.WRONG, cause=_("more bytes than it announced")))
+        request.chunk = part.take(CHUNK_BYTES)
+        return request.chunk
+
+    def _is_over(self, part: PartFile, request: _Request) -> bool:
+        """Tell whether a body brings nothing that is missing."""
+        assert request.chunk is not None and request.reply is not None
+        return part.is_complete or (request.reply.meaning is not Meaning.WHOLE and not request.chunk.missing_bytes)
 
     def _at_end_of_body(self, part: PartFile, verdict: Verdict, at: int) -> None:
         """A body ended before its range did: that is the end of the stream only where nobody knows a better one."""
         if verdict.stop is not None or part.size_bytes is not None or self._source.size_bytes not in (None, at):
-            raise _Refused(Verdict(Meaning.BROKEN, cause=_("the body was cut short")))
+            raise Refused(Verdict(Meaning.BROKEN, cause=_("the body was cut short"), is_cut=True))
         part.set_size(at)
+
+    # ---------------------------------------------------------------------------- the watch
+
+    async def _watch(self) -> None:
+        """Look after the requests under way, several times a second."""
+        while True:
+            await asyncio.sleep(self._wire.patience.watch_seconds)
+            self._wire.tick()
+            now = self._clock()
+            for request in list(self._requests):
+                gained_bytes = self._count(request, now)
+                if not self._wire.running.is_set():
+                    request.leave(None)
+                elif not request.is_waiting and (verdict := self._judge(request, gained_bytes, now)) is not None:
+                    request.leave(verdict)
+            if self._wire.connections.has_free():
+                self._changed.set()  # there may be something to split
+
+    def _count(self, request: _Request, now: float) -> int:
+        """Return how many bytes a request brought since the last look; they are a reason to go on."""
+        gained_bytes = request.got_bytes - request.counted_bytes
+        request.counted_bytes = request.got_bytes
+        if self._pace.is_good(gained_bytes, now):
+            self._mirrors.gained()
+        return gained_bytes
+
+    def _judge(self, request: _Request, gained_bytes: int, now: float) -> Verdict | None:
+        """Return why a request should be left, None while it may go on."""
+        mirror = request.mirror
+        if now - request.last_at >= self._wire.patience.stall_seconds:
+            return Verdict(Meaning.BROKEN, cause=_("it went silent"))
+        if request.answered_at is None:
+            if now - request.began < self._mirrors.late_after_seconds(mirror, now):
+                return None
+            mirror.was_late(now - request.began, now)
+            return Verdict(Meaning.BROKEN, cause=_("it answers late"), slow=True)
+        if request.pace.is_too_slow(gained_bytes, now):
+            return Verdict(Meaning.BROKEN, cause=_("it is too slow"), slow=True)
+        speed = request.sample(now)
+        return None if speed is None or self._wire.is_limited else self._compare(request, speed, now)
+
+    def _compare(self, request: _Request, speed: float, now: float) -> Verdict | None:
+        """Return why a mirror should be left for a quicker one."""
+        request.mirror.saw_speed(speed, now)
+        is_behind = self._mirrors.is_behind(request.mirror, speed, now)
+        request.samples_behind = request.samples_behind + 1 if is_behind else 0
+        if request.samples_behind * SAMPLE_SECONDS < self._wire.patience.behind_seconds:
+            return None
+        return Verdict(Meaning.BROKEN, cause=_("another mirror is much quicker"), slow=True)
+
+    def _split_slowest(self) -> bool:
+        """Put a part of the range that would be done last back into the line, if that is done sooner then."""
+        part = self._part
+        if part is None or not self._is_proved or self._wire.is_limited or not self._wire.connections.has_free():
+            return False
+        now = self._clock()
+        slowest = max(self._requests, key=lambda request: _left_seconds(request, now), default=None)
+        other = self._mirrors.pick(now)
+        if slowest is None or slowest.chunk is None or other is None or slowest.is_left or slowest.is_waiting:
+            return False
+        speed = slowest.speed(now)
+        if speed is None:
+            return False
+        others_speed = other.speed(now) or max(speed, UNKNOWN_BYTES_PER_SECOND)
+        size = split_bytes(
+            slowest.chunk.missing_bytes,
+            speed,
+            others_speed,
+            other.first_byte_seconds,
+            self._wire.patience.split_seconds,
+        )
+        # What the slow one has on its way when its connection is closed comes in vain.
+        waste = speed * max(LEAST_WASTE_SECONDS, slowest.mirror.first_byte_seconds)
+        may_waste = self._wire.patience.waste_share * (part.size_bytes or part.held_bytes)
+        if size < LEAST_SPLIT_BYTES or self._wasted_bytes + waste > may_waste:
+            return False
+        self._wasted_bytes += waste
+        if slowest.chunk.missing_bytes - size < LEAST_SPLIT_BYTES:
+            slowest.leave(Verdict(Meaning.BROKEN, cause=_("another mirror is much quicker"), slow=True))
+            return False  # it gives back its range in a moment
+        part.split(slowest.chunk, slowest.chunk.stop - size)
+        return True
 
     # ---------------------------------------------------------------------------- small things
 
-    def _give_back(self, taken: list[OpenChunk]) -> None:
-        if self._part is not None:
-            for chunk in taken:
-                self._part.give_back(chunk)
-
     def _tell(self, host: str) -> None:
         if self._part is not None:
+            self._told_at = self._clock()
             self._report(StreamProgress(self._source.name, self._part.held_bytes, self._part.size_bytes, host))
 
     def _failure(self, retry_after_seconds: float | None = None) -> TransferError:
@@ -888,6 +730,24 @@ class _Download:
             ),
             retry_after_seconds=retry_after_seconds,
         )
+
+
+def _left_seconds(request: _Request, now: float) -> float:
+    """Return how long a request will still take, as far as one can tell; -1 where one cannot."""
+    speed = request.speed(now)
+    if speed is None or request.chunk is None:
+        return -1.0
+    return request.chunk.missing_bytes / speed if speed else float("inf")
+
+
+async def _in_thread(store: Callable[[int, memoryview], None], at: int, data: memoryview) -> None:
+    """Write in a thread; when cancelled, only after that is done: the file must not be closed meanwhile."""
+    writing = asyncio.get_running_loop().run_in_executor(None, store, at, data)
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
 
 
 def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -23,7 +23,6 @@ from i18n import _
 from model import (
     MIB,
     Choice,
-    ContentRange,
     JobId,
     Page,
     Playinfo,
@@ -708,6 +707,13 @@ def choose_streams(playinfo: Playinfo, wishes: Wishes) -> Choice:
     return Choice(video=video, audio=audio, qn=video.id if video else 0)
 
 
+def streams_bytes(choice: Choice, duration_seconds: float) -> int:
+    """Return how large the chosen streams are together by what the site says of them; 0 where it says nothing."""
+    streams = [stream for stream in (choice.video, choice.audio) if stream is not None]
+    by_bandwidth = sum(stream.bandwidth for stream in streams) * duration_seconds / 8
+    return round(by_bandwidth) + sum(segment.size_bytes for segment in choice.segments)
+
+
 def _place(codecid: int, order: tuple[int, ...]) -> int:
     return order.index(codecid) if codecid in order else len(order)
 
@@ -825,19 +831,3 @@ def _sub_regions(item: _Object) -> set[int]:
 
 
 # ------------------------------------------------------------------------------------------ headers
-
-_CONTENT_RANGE = re.compile(r"bytes[ ]+(?:(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})|\*)/(?P<total>[0-9]{1,18}|\*)")
-
-
-def parse_content_range(value: str) -> ContentRange | None:
-    """Return a Content-Range header as a half-open range; None for one that is malformed or contradicts itself."""
-    match = _CONTENT_RANGE.fullmatch(value.strip().lower())
-    if match is None:
-        return None
-    total = None if match["total"] == "*" else int(match["total"])
-    if match["first"] is None:
-        return None if total is None else ContentRange(None, None, total)
-    first, last = int(match["first"]), int(match["last"])
-    if first > last or (total is not None and last >= total):
-        return None
-    return ContentRange(first, last + 1, total)

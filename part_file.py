@@ -10,6 +10,7 @@ death of the process, and the digests find out about the rest.
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import errno
 import json
@@ -18,10 +19,9 @@ import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +31,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from errors import DiskFull
 from i18n import _
-from model import CHUNK_BYTES, MIB, Chunk
+from model import CHUNK_BYTES, MIB
 
 log = logging.getLogger(__name__)
 
@@ -42,25 +42,13 @@ MARK_BYTES = MIB
 RESERVE_BYTES = 64 * MIB
 """Room that is left on the disk: a disk filled to the last byte takes other programs down with us."""
 
-# ------------------------------------------------------------------------------------------ chunks
-
-
-def plan_chunks(size_bytes: int) -> tuple[Chunk, ...]:
-    """Return the chunks of a stream, in order, half-open, the last one as short as it must be."""
-    starts = range(0, size_bytes, CHUNK_BYTES)
-    return tuple(Chunk(n, start, min(start + CHUNK_BYTES, size_bytes)) for n, start in enumerate(starts))
-
-
-def _chunk_at(index: int) -> Chunk:
-    """Return the chunk of a stream whose end is not known."""
-    return Chunk(index, index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES)
-
 
 @dataclass(slots=True, eq=False)
-class OpenChunk:
-    """A chunk under way: everything before ``at`` is in the file, ``digest`` is of just that."""
+class Chunk:
+    """A range ``[start, stop)`` under way: everything before ``at`` is in the file, ``digest`` is of just that."""
 
-    chunk: Chunk
+    start: int
+    stop: int
     at: int
     marked: int
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128, repr=False)
@@ -68,11 +56,7 @@ class OpenChunk:
     @property
     def missing_bytes(self) -> int:
         """How much is still to be written."""
-        return self.chunk.stop - self.at
-
-
-def _untouched(chunk: Chunk) -> OpenChunk:
-    return OpenChunk(chunk, chunk.start, chunk.start)
+        return self.stop - self.at
 
 
 # ------------------------------------------------------------------------------------------ the journal
@@ -98,6 +82,16 @@ class Journal:
     identity: Identity
     size_bytes: int | None
     claims: Mapping[int, Mapping[int, str]]
+
+    @property
+    def claimed_bytes(self) -> int:
+        """How much the claims cover; they may overlap, where a range was fetched anew after a wound."""
+        covered = at = 0
+        for start in sorted(self.claims):
+            stop = max(self.claims[start])
+            covered += max(0, stop - max(at, start))
+            at = max(at, stop)
+        return covered
 
 
 def seal(record: Mapping[str, object]) -> bytes:
@@ -141,13 +135,21 @@ def _journal_at(path: Path) -> Journal | None:
         return None
 
 
+def _names(folder: Path, prefix: str, suffix: str) -> list[str]:
+    """Return the names in a folder that begin and end so; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.name.endswith(suffix) and entry.name.startswith(prefix)]
+    except OSError:
+        return []
+
+
 def _journals(folder: Path, prefix: str = "") -> list[Path]:
     """Return the journals in a folder, the newest first; another process may take one away meanwhile."""
     aged: list[tuple[float, Path]] = []
-    with suppress(OSError):
-        for path in folder.glob(f"{prefix}*.journal"):
-            with suppress(OSError):
-                aged.append((path.stat().st_mtime, path))
+    for name in _names(folder, prefix, ".journal"):
+        with suppress(OSError):
+            aged.append(((path := folder / name).stat().st_mtime, path))
     return [path for _age, path in sorted(aged, reverse=True)]
 
 
@@ -156,15 +158,14 @@ def unfinished_jobs(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for journal in map(_journal_at, _journals(folder)):
         if journal is not None:
-            held_bytes = sum(max(stops, default=start) - start for start, stops in journal.claims.items())
-            found[journal.identity.job] = found.get(journal.identity.job, 0) + held_bytes
+            found[journal.identity.job] = found.get(journal.identity.job, 0) + journal.claimed_bytes
     return found
 
 
 def discard_parts(folder: Path, cid: int) -> None:
     """Delete all parts of a page that nobody works on: it is finished, whatever streams it was begun in."""
     # A process that died in the middle of this may have left a lock alone, which goes last.
-    locks = [path.with_suffix(".journal") for path in folder.glob(f"{cid}-*.lock")]
+    locks = [(folder / name).with_suffix(".journal") for name in _names(folder, f"{cid}-", ".lock")]
     for journal in dict.fromkeys((*_journals(folder, f"{cid}-"), *locks)):
         _discard_unlocked(journal)
 
@@ -298,8 +299,9 @@ class PartFile:
         self.held_bytes = 0
         self._journal_path = folder / f"{stem}.journal"
         self._lock = lock
-        self._waiting: deque[OpenChunk] = deque()
-        self._taken: list[OpenChunk] = []
+        self._gaps: list[tuple[int, int]] = []
+        """What is missing and nobody has taken, in order."""
+        self._taken: list[Chunk] = []
         self._closed = False
         journal = _journal_at(self._journal_path)
         if journal is None or not journal.identity.is_stream(identity) or journal.size_bytes != size_bytes:
@@ -355,33 +357,40 @@ class PartFile:
         It has a file handle of its own: it may be left behind in its thread when its caller is cancelled.
         """
         with _disk(self.path), self.path.open("r+b") as file:
-            self._waiting.extend(self._verified(file))
+            self._gaps.extend(self._verified(file))
             if not (self._closed or self.is_complete):
                 self._take_room(file, free_bytes)
 
-    def _verified(self, file: BinaryIO) -> Iterator[OpenChunk]:
-        """Yield the chunks that are not finished, and count what is held."""
-        plan = map(_chunk_at, count()) if self.size_bytes is None else iter(plan_chunks(self.size_bytes))
-        for chunk in plan:
-            found = self._verify(file, chunk)
-            self.held_bytes += found.at - chunk.start
-            if found.missing_bytes:
-                yield found
-                if self.size_bytes is None:
-                    return
+    def _verified(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
+        """Yield the gaps between the ranges that the file proves, and count what is held."""
+        at = 0
+        for start in sorted(self._claims):
+            if self.size_bytes is None and start > at:
+                break  # nobody knows how far the gap goes, and what comes after it
+            proved = self._prove(file, start)
+            if proved <= max(at, start):
+                continue
+            if start > at:
+                yield at, start
+            self.held_bytes += proved - max(at, start)
+            at = proved
+        stop = at + CHUNK_BYTES if self.size_bytes is None else self.size_bytes
+        if at < stop:
+            yield at, stop
 
-    def _verify(self, file: BinaryIO, chunk: Chunk) -> OpenChunk:
-        """Return a chunk as far as its bytes prove it: up to the last claim whose digest they have."""
-        found, digest, at = _untouched(chunk), xxhash.xxh3_128(), chunk.start
-        claims = self._claims.get(chunk.start, {})
+    def _prove(self, file: BinaryIO, start: int) -> int:
+        """Return how far the bytes from ``start`` are what the journal claims: the last stop whose digest they have."""
+        proved = at = start
+        digest = xxhash.xxh3_128()
         file.seek(at)
-        for stop in sorted(stop for stop in claims if stop <= chunk.stop):
+        claims = self._claims[start]
+        for stop in sorted(stop for stop in claims if self.size_bytes is None or stop <= self.size_bytes):
             while at < stop and not self._closed and (data := file.read(min(stop - at, MIB))):
                 digest.update(data)
                 at += len(data)
             if at == stop and digest.hexdigest() == claims[stop]:
-                found = OpenChunk(chunk, stop, stop, digest.copy())
-        return found
+                proved = stop
+        return proved
 
     def _take_room(self, file: BinaryIO, free_bytes: Callable[[Path], int]) -> None:
         status = os.fstat(file.fileno())
@@ -429,31 +438,63 @@ class PartFile:
     @property
     def has_waiting(self) -> bool:
         """Tell whether there is a chunk to take."""
-        return bool(self._waiting)
+        return bool(self._gaps)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much is missing that nobody has taken; where the size is unknown, as far as it is asked for."""
+        return sum(stop - start for start, stop in self._gaps)
 
     @property
     def is_complete(self) -> bool:
         """Tell whether every byte is in the file, proved."""
         return self.size_bytes is not None and self.held_bytes == self.size_bytes
 
-    def take(self) -> OpenChunk:
-        """Return the first chunk that nobody has, for the caller alone to write."""
-        chunk = self._waiting.popleft()
+    def take(self, most_bytes: int) -> Chunk:
+        """Return the first range that nobody has, or so much of it, for the caller alone to write."""
+        start, end = self._gaps[0]
+        stop = min(end, start + most_bytes)
+        self._gaps[0:1] = [(stop, end)] if stop < end else []
+        chunk = Chunk(start, stop, start, start)
         self._taken.append(chunk)
         return chunk
 
-    def give_back(self, chunk: OpenChunk) -> None:
-        """Put a chunk that was not finished back to the head of the line, with a mark of how far it is."""
+    def split(self, chunk: Chunk, at: int) -> None:
+        """Let a chunk under way end at ``at``, ahead of where it is, and put the rest into the line."""
+        assert chunk.at < at < chunk.stop
+        self._add_gap(at, chunk.stop)
+        chunk.stop = at
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Put what a chunk misses back into the line, with a mark of how far it came."""
         if chunk in self._taken:
             self._taken.remove(chunk)
-            self._waiting.appendleft(chunk)
+            self._add_gap(chunk.at, chunk.stop)
             with suppress(DiskFull):  # whatever ends the chunk must not be hidden by this; the next write fails anyway
                 self._mark(chunk)
 
-    def write(self, chunk: OpenChunk, data: bytes | memoryview) -> None:
+    def _add_gap(self, start: int, stop: int) -> None:
+        """Add a gap, as one with its neighbours: a chunk that was given back is asked for in one piece again."""
+        place = bisect.bisect(self._gaps, (start, stop))
+        if place < len(self._gaps) and self._gaps[place][0] == stop:
+            stop = self._gaps.pop(place)[1]
+        if place and self._gaps[place - 1][1] == start:
+            place -= 1
+            start = self._gaps.pop(place)[0]
+        self._gaps.insert(place, (start, stop))
+
+    def write(self, chunk: Chunk, data: bytes | memoryview) -> None:
         """Write the next bytes of a chunk, no more than it misses; its last one finishes it."""
+        self.store(chunk.at, data)
+        self.grow(chunk, data)
+
+    def store(self, at: int, data: bytes | memoryview) -> None:
+        """Write bytes to the disk; may be called in a thread, if nobody closes the part meanwhile."""
         with _disk(self.path):
-            _write_at(self._data, data, chunk.at)
+            _write_at(self._data, data, at)
+
+    def grow(self, chunk: Chunk, data: bytes | memoryview) -> None:
+        """Count what is stored as the next bytes of a chunk."""
         self._is_worthless = False
         chunk.digest.update(data)
         chunk.at += len(data)
@@ -469,13 +510,14 @@ class PartFile:
             os.ftruncate(self._data, size_bytes)  # an earlier process may have written more
         self.size_bytes = size_bytes
         self._append({"size": size_bytes})
-        for chunk in (*self._taken, *self._waiting):
-            chunk.chunk = replace(chunk.chunk, stop=min(chunk.chunk.stop, size_bytes))
+        planned = max((chunk.stop for chunk in self._taken), default=self.held_bytes)
+        for chunk in list(self._taken):
+            chunk.stop = min(chunk.stop, size_bytes)
             if not chunk.missing_bytes:
                 self._finish(chunk)
-        planned = {chunk.chunk.start for chunk in (*self._taken, *self._waiting)}
-        later = (chunk for chunk in plan_chunks(size_bytes) if chunk.start > max(planned, default=self.held_bytes))
-        self._waiting.extend(map(_untouched, later))
+        if not self._taken:
+            planned = self.held_bytes
+        self._gaps = [(planned, size_bytes)] if planned < size_bytes else []
 
     def forget(self) -> None:
         """Begin anew in the same file: for a source that can only be read from its first byte."""
@@ -483,18 +525,18 @@ class PartFile:
             os.ftruncate(self._journal, len(self._journal_path.read_bytes().split(b"\n")[0]))
         self.held_bytes = 0
         self._taken.clear()
-        plan = (_chunk_at(0),) if self.size_bytes is None else plan_chunks(self.size_bytes)
-        self._waiting = deque(map(_untouched, plan))
+        size_bytes = CHUNK_BYTES if self.size_bytes is None else self.size_bytes
+        self._gaps = [(0, size_bytes)] if size_bytes else []
 
-    def _finish(self, chunk: OpenChunk) -> None:
+    def _finish(self, chunk: Chunk) -> None:
         self._mark(chunk)
-        (self._taken if chunk in self._taken else self._waiting).remove(chunk)
+        self._taken.remove(chunk)
         if self.size_bytes is None:
-            self._waiting.append(_untouched(_chunk_at(chunk.chunk.index + 1)))
+            self._gaps.append((chunk.stop, chunk.stop + CHUNK_BYTES))
 
-    def _mark(self, chunk: OpenChunk) -> None:
+    def _mark(self, chunk: Chunk) -> None:
         if chunk.at > chunk.marked:
-            self._append({"held": [chunk.chunk.start, chunk.at], "digest": chunk.digest.hexdigest()})
+            self._append({"held": [chunk.start, chunk.at], "digest": chunk.digest.hexdigest()})
             chunk.marked = chunk.at
 
     def _append(self, record: Mapping[str, object]) -> None:

@@ -99,13 +99,12 @@ MUTATIONS = (
         (
             Edit(
                 "download_stream_file.py",
-                "        except (aiohttp.ClientError, TimeoutError, _Refused) as error:\n",
-                "        except aiohttp.ClientPayloadError:\n"
-                "            for chunk in list(taken):\n"
-                "                self._part.held_bytes += chunk.missing_bytes\n"
-                "                chunk.at = chunk.chunk.stop\n"
-                "                self._part._finish(chunk)\n"
-                "        except (aiohttp.ClientError, TimeoutError, _Refused) as error:\n",
+                "        except media_client.FAILURES as error:\n",
+                "        except media_client.CutShort:\n"
+                "            self._part.held_bytes += request.chunk.missing_bytes\n"
+                "            request.chunk.at = request.chunk.stop\n"
+                "            self._part._finish(request.chunk)\n"
+                "        except media_client.FAILURES as error:\n",
             ),
         ),
         ("tests/test_download_stream_file.py::test_cut_again_and_again_it_goes_on_from_the_last_byte",),
@@ -126,10 +125,10 @@ MUTATIONS = (
         (
             Edit(
                 "merge_stream_file.py",
-                "        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs)\n",
+                "        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs, is_one_disk)\n",
                 "        for text in (plan.video, plan.audio, *plan.segments):\n"
                 "            Path(text).unlink() if text else None\n"
-                "        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs)\n",
+                "        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs, is_one_disk)\n",
             ),
         ),
         (

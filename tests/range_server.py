@@ -20,6 +20,8 @@ class Faults:
 
     first: int | None = None
     paths: tuple[str, ...] = ()
+    silent: bool = False
+    """Takes the request, and never answers."""
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()
@@ -122,6 +124,8 @@ class RangeServer:
 
     async def _reply(self, asked: Asked, faults: Faults, writer: asyncio.StreamWriter) -> bool:
         status, headers, body = self._answer(asked, faults)
+        if faults.silent:
+            await asyncio.Event().wait()
         if faults.framing == "chunked":
             headers["Transfer-Encoding"] = "chunked"
         elif faults.framing == "length":

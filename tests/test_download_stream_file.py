@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import random
 import resource
@@ -10,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,37 +18,21 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict
 
 import download_stream_file
 import part_file
 from config import Settings
-from download_stream_file import (
-    Asked,
-    Cooldown,
-    Meaning,
-    Mirrors,
-    Pace,
-    Patience,
-    StreamFile,
-    Surroundings,
-    Verdict,
-    Wire,
-    download_stream,
-    is_pcdn,
-    judge,
-    judge_failure,
-    make_media_session,
-    media_allowed,
-    parse_retry_after,
-)
+from connections import Connections
+from download_stream_file import Pace, StreamFile, Surroundings, Wire, download_stream, range_bytes, split_bytes
 from errors import DiskFull, NoWayOut, PermanentError, TransferError, UsageError
+from media_client import MediaClient
+from mirrors import Patience, media_allowed
 from model import CHUNK_BYTES, KIB, MIB, StreamProgress, StreamSource
-from part_file import Identity, PartFile, discard_old_parts, discard_parts, plan_chunks, unfinished_jobs
+from part_file import Identity, PartFile, discard_parts, unfinished_jobs
+from speed_limit import SpeedLimit
 from tests import range_server as server_side
 from tests.range_server import BLOCK_BYTES, Faults, RangeServer, mirrors
 
@@ -61,6 +45,8 @@ QUICK = Patience(
     backoff_seconds=0.005,
     backoff_cap_seconds=0.02,
     longest_wait_seconds=1,
+    late_seconds=10,  # a busy machine is late, too
+    watch_seconds=0.02,
 )
 REAL_SURROUNDINGS = Surroundings()
 LOOPBACK = media_allowed((), ("127.0.0.1",))
@@ -123,8 +109,10 @@ async def a_rig(
 ) -> AsyncIterator[Rig]:
     running = asyncio.Event()
     running.set()
-    async with make_media_session(Settings(), {}, patience) as session:
-        yield Rig(Wire(session, connections, allowed, running, patience, surroundings), folder)
+    client = MediaClient(Settings(), allowed, {}, patience.connect_seconds, patience.stall_seconds)
+    async with client:
+        budget = Connections(connections)
+        yield Rig(Wire(client, budget, running, patience=patience, surroundings=surroundings), folder)
 
 
 @pytest.fixture
@@ -136,6 +124,12 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 def source_of(*servers: RangeServer, name: str = "v80-7", size_bytes: int | None = None) -> StreamSource:
     urls = tuple(server.url for server in servers)
     return StreamSource("BV1xx411c7mD?cid=5", 5, name, urls, size_bytes)
+
+
+def a_part(folder: Path, size: int) -> PartFile:
+    part = PartFile.open(folder, Identity("BV1?cid=5", 5, "v80-7"), size)
+    part.prepare()
+    return part
 
 
 def asked_bytes(server: RangeServer) -> int:
@@ -154,192 +148,12 @@ def equal_bytes(left: bytes, right: bytes) -> int:
 # ------------------------------------------------------------------------------------------ pure
 
 
-@given(st.integers(0, 5 * CHUNK_BYTES))
-def test_chunks_cover_a_stream_without_gap_or_overlap(size: int) -> None:
-    plan = plan_chunks(size)
-    assert [chunk.index for chunk in plan] == list(range(len(plan)))
-    assert [chunk.start for chunk in plan] == [0, *(chunk.stop for chunk in plan)][: len(plan)]
-    assert (plan[-1].stop if plan else 0) == size
-    assert all(0 < chunk.size_bytes <= CHUNK_BYTES for chunk in plan)
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "asked", "meaning"),
-    [
-        (206, {"Content-Range": "bytes 10-19/100"}, Asked(10, 20), Meaning.RANGE),
-        (206, {"Content-Range": "bytes 10-19/100", "Content-Length": "10"}, Asked(10, 20, 100), Meaning.RANGE),
-        (206, {"Content-Range": "bytes 10-19/100", "Content-Length": "9"}, Asked(10, 20, 100), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 90-99/100"}, Asked(90, 120), Meaning.RANGE),
-        (206, {"Content-Range": "bytes 90-98/100"}, Asked(90, 120), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 10-18/100"}, Asked(10, 20, 100), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 10-20/100"}, Asked(10, 20, 100), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 11-20/100"}, Asked(10, 20, 100), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 9-19/100"}, Asked(10, 20, 100), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 10-19/101"}, Asked(10, 20, 100), Meaning.CHANGED),
-        (206, {"Content-Range": "bytes 10-19/*"}, Asked(10, 20, 100), Meaning.RANGE),
-        (206, {"Content-Range": "bytes 10-15/*"}, Asked(10, 20), Meaning.RANGE),
-        (206, {"Content-Range": "bytes 10-25/*"}, Asked(10, 20), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 10-15/*"}, Asked(10, 20, 100), Meaning.WRONG),
-        (206, {"Content-Range": "bytes */100"}, Asked(10, 20), Meaning.WRONG),
-        (206, {}, Asked(10, 20), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 0-9/10", "Content-Type": "text/html"}, Asked(0, 10), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 0-9/10", "Content-Encoding": "gzip"}, Asked(0, 10), Meaning.WRONG),
-        (206, {"Content-Range": "bytes 0-9/10", "Content-Encoding": "identity"}, Asked(0, 10), Meaning.RANGE),
-        (206, {"Content-Type": "multipart/byteranges; boundary=x"}, Asked(0, 10), Meaning.WRONG),
-        (200, {"Content-Length": "100"}, Asked(0, 10, whole_is_fine=True), Meaning.WHOLE),
-        (200, {"Content-Length": "100"}, Asked(0, 10, 99, whole_is_fine=True), Meaning.CHANGED),
-        (200, {"Transfer-Encoding": "chunked"}, Asked(0, 10, 99, whole_is_fine=True), Meaning.WHOLE),
-        (200, {"Content-Length": "100"}, Asked(0, 10), Meaning.RANGELESS),
-        (200, {"Content-Type": "application/json"}, Asked(0, 10, whole_is_fine=True), Meaning.WRONG),
-        (416, {"Content-Range": "bytes */0"}, Asked(0, 10), Meaning.END),
-        (416, {"Content-Range": "bytes */10"}, Asked(10, 20), Meaning.END),
-        (416, {}, Asked(10, 20), Meaning.END),
-        (416, {}, Asked(0, 20), Meaning.WRONG),
-        (416, {}, Asked(10, 20, 30), Meaning.WRONG),
-        (416, {"Content-Range": "bytes */30"}, Asked(10, 20, 30), Meaning.WRONG),
-        (416, {"Content-Range": "bytes */9"}, Asked(10, 20, 30), Meaning.CHANGED),
-        (416, {"Content-Range": "bytes */9"}, Asked(10, 20), Meaning.CHANGED),
-        (403, {}, Asked(0, 10), Meaning.DEAD),
-        (404, {}, Asked(0, 10), Meaning.DEAD),
-        (410, {}, Asked(0, 10), Meaning.DEAD),
-        (429, {"Retry-After": "7"}, Asked(0, 10), Meaning.BROKEN),
-        (502, {}, Asked(0, 10), Meaning.BROKEN),
-        (204, {}, Asked(0, 10), Meaning.WRONG),
-    ],
-)
-def test_a_reply_counts_only_if_it_is_what_was_asked_for(
-    status: int, headers: dict[str, str], asked: Asked, meaning: Meaning
-) -> None:
-    assert judge(status, CIMultiDict(headers), asked).meaning is meaning
-
-
-@given(
-    st.sampled_from([200, 206, 403, 416, 503]),
-    st.text("bytes 0123456789-*/", max_size=30),
-    st.one_of(st.none(), st.integers(0, 10**12)),
-)
-def test_no_header_breaks_the_judge(status: int, content_range: str, total: int | None) -> None:
-    verdict = judge(status, CIMultiDict({"Content-Range": content_range}), Asked(5, 10, total))
-    if verdict.meaning is Meaning.RANGE:
-        assert verdict.stop is not None
-        assert 5 < verdict.stop <= 10
-
-
-def test_retry_after_is_seconds_or_a_date() -> None:
-    assert parse_retry_after("120", 0) == 120
-    assert parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT", 946684798) == 1
-    assert parse_retry_after("Fri, 31 Dec 1999 23:59:59 GMT", 1946684798) == 0
-    assert parse_retry_after("soon", 0) == parse_retry_after("", 0) == 0
-    assert parse_retry_after("9" * 400, 0) == 86400
-    assert judge(503, CIMultiDict({"Retry-After": "7"}), Asked(0, 1)).retry_after_seconds == 7
-
-
-REAL = media_allowed(("bilivideo.com", "szbdyd.com"), ("127.0.0.1:8000", "media.test", "[::1]:9"))
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("https://upos-sz-mirrorcos.bilivideo.com/a.m4s?x=1", True),
-        ("https://bilivideo.com/a", True),
-        ("https://BILIVIDEO.com./a", True),
-        ("https://x.szbdyd.com:4480/a", True),
-        ("http://upos.bilivideo.com/a", False),
-        ("https://evilbilivideo.com/a", False),
-        ("https://bilivideo.com.evil.test/a", False),
-        ("https://bilivideo.com@evil.test/a", False),
-        ("https://user:pass@bilivideo.com/a", False),
-        ("https://evil.test\\@bilivideo.com/a", False),
-        ("https://evil.test /bilivideo.com", False),
-        ("http://127.0.0.1:8000/a", True),
-        ("http://127.0.0.1:6379/a", False),
-        ("https://127.0.0.1/a", False),
-        ("https://10.0.0.1/a", False),
-        ("https://[::1]/a", False),
-        ("http://[::1]:9/a", True),
-        ("https://169.254.169.254/latest", False),
-        ("https://2130706433/a", False),
-        ("http://media.test/a", True),
-        ("http://a.media.test:81/a", True),
-        ("ftp://media.test/a", False),
-        ("file:///etc/passwd", False),
-        ("https://[bilivideo.com/a", False),
-        ("https://bilivideo.com:99999/a", False),
-        ("", False),
-    ],
-)
-def test_media_come_only_from_known_hosts(url: str, expected: bool) -> None:
-    assert REAL(url) is expected
-
-
-def test_an_extra_suffix_never_means_an_ip_address() -> None:
-    allowed = media_allowed(("0.0.1",), ("0.0.1",))
-    assert not allowed("https://127.0.0.1/a")
-    assert media_allowed((), ("127.0.0.1",))("http://127.0.0.1:1234/a")
-
-
-def test_pcdn_hosts_are_told_from_mirrors() -> None:
-    assert is_pcdn("https://xy1x2x3x4xy.mcdn.bilivideo.cn:4483/upgcxcode/1")
-    assert is_pcdn("https://a.szbdyd.com/1")
-    assert is_pcdn("https://b.mountaintoys.cn/1")
-    assert is_pcdn("https://upos.bilivideo.com:8082/1")
-    assert not is_pcdn("https://upos-sz-mirrorcos.bilivideo.com/1")
-    assert not is_pcdn("https://upos-hz-mirrorakam.akamaized.net:443/1")
-
-
 def test_pace_tells_a_trickle_at_the_end_of_a_window() -> None:
     pace = Pace(Patience(slow_bytes_per_second=100, slow_window_seconds=10), 0)
     assert not pace.is_too_slow(1, 9.9)
     assert pace.is_too_slow(998, 10)
     assert not pace.is_too_slow(1000, 20)
     assert pace.is_too_slow(1, 39)
-
-
-def test_failures_side_by_side_count_once_and_the_wait_grows() -> None:
-    cooldown = Cooldown()
-    assert cooldown.fail(began=0, now=1, wait_seconds=float)
-    assert not cooldown.fail(began=0.5, now=1.5, wait_seconds=float)
-    assert (cooldown.failures, cooldown.until) == (1, 2)
-    assert cooldown.fail(began=2, now=3, wait_seconds=float)
-    assert (cooldown.failures, cooldown.until) == (2, 5)
-
-
-async def test_the_order_of_mirrors() -> None:
-    surroundings = Surroundings(draw=lambda: 1.0)
-    wire = Wire(None, 1, bool, asyncio.Event(), Patience(), surroundings)  # type: ignore[arg-type]
-    urls = ["https://x.mcdn.bilivideo.cn:4483/", "https://a.bilivideo.com/", "https://b.bilivideo.com/"]
-    group = Mirrors(wire, [*urls, urls[1]])
-    pcdn, a, b = group.all
-    assert group.pick(0) is a
-    a.active = 1
-    assert group.pick(0) is b
-    group.failed(b, judge(502, CIMultiDict(), Asked(0, 1)), began=0, now=0)
-    assert group.pick(0.1) is a
-    assert group.pick(0.6) is a  # b is cool again, but has failed
-    group.failed(a, judge(403, CIMultiDict(), Asked(0, 1)), began=0, now=0)
-    assert group.pick(0.1) is pcdn  # only while no mirror is ready
-    assert group.pick(0.6) is b
-    other = Mirrors(wire, ["https://b.bilivideo.com/other-stream"])
-    assert other.pick(0.1) is None, "a host that fails is left alone by all streams"
-    assert other.wait_seconds(0.1) == pytest.approx(0.4)
-    other.worked(other.all[0])
-    group.failed(b, judge(503, CIMultiDict(), Asked(0, 1)), began=1, now=1)
-    assert other.pick(1.1) is not None, "but what has served a stream is not left for another file's failures"
-
-
-def test_the_causes_of_failures_hold_no_address() -> None:
-    secret = "http://h.test/?upsig=secret"
-    request = aiohttp.RequestInfo(aiohttp.client.URL(secret), "GET", CIMultiDict(), aiohttp.client.URL(secret))  # type: ignore[arg-type, attr-defined]
-    errors: list[BaseException] = [
-        aiohttp.ClientResponseError(request, (), status=400, message=secret),
-        aiohttp.InvalidURL(secret),
-        aiohttp.ServerDisconnectedError(secret),
-        aiohttp.ClientOSError(104, secret),
-        aiohttp.ClientPayloadError(secret),
-        TimeoutError(secret),
-    ]
-    for error in errors:
-        assert "secret" not in judge_failure(error).cause
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -369,7 +183,8 @@ async def test_every_size_arrives_bit_for_bit(rig: Rig, size: int, faults: Fault
             return
         assert await rig.content(source_of(a)) == a.content
         asked = [one for one in a.ranges if one[0] < size]
-        assert len(asked) == (1 if faults.ignores_ranges else -(-size // CHUNK_BYTES) or 0) or size == 0
+        once_more = faults.framing != "length"  # the quick way does not know such bodies, and learns it at the first
+        assert len(asked) == (1 if faults.ignores_ranges else -(-size // CHUNK_BYTES)) + once_more or size == 0
 
 
 async def test_the_first_request_is_for_the_first_chunk_and_there_is_none_for_the_size(rig: Rig) -> None:
@@ -448,7 +263,7 @@ async def test_a_body_that_ends_with_its_connection_is_no_stream_where_a_longer_
         Faults(status=503, headers={"Retry-After": "3600"}),
         Faults(status=302, headers={"Location": "/again"}),
         Faults(status=302),
-        Faults(headers={"Junk": "x" * 10_000}),
+        Faults(headers={"Junk": "x" * 20_000}),
     ],
     ids=repr,
 )
@@ -518,47 +333,19 @@ async def test_beside_mirrors_that_trickle_a_good_one_finishes(tmp_path: Path) -
 
 
 async def test_a_slow_line_is_no_reason_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock runs as if the line had 50 KB/s, too little for each of eight connections."""
+    """The clock runs as if the line had 50 KB/s, too little for each of sixteen connections."""
     for module in (download_stream_file, part_file):
         monkeypatch.setattr(module, "CHUNK_BYTES", MIB // 2)
     content = CONTENT[: 4 * MIB]
-
-    told: list[StreamProgress] = []
-
-    def clock() -> float:
-        return time.monotonic() + (told[-1].done_bytes / 50_000 if told else 0)
-
-    patience = replace(QUICK, slow_window_seconds=Patience().slow_window_seconds)
-    async with mirrors(content, 2) as servers, a_rig(tmp_path, patience=patience) as rig:
-        rig.wire.surroundings, rig.report = Surroundings(clock=clock), told.append
+    slow = {"slow_window_seconds": Patience().slow_window_seconds, "stall_seconds": 1e6, "late_seconds": 1e6}
+    async with mirrors(content, 2) as servers, a_rig(tmp_path, patience=replace(QUICK, **slow)) as rig:
+        rig.wire.surroundings = Surroundings(
+            clock=lambda: time.monotonic() + sum(server.sent_bytes for server in servers) / 50_000
+        )
         for server in servers:
             server.faults = Faults(bytes_per_tick=4 * KIB, tick_seconds=0.001)
         assert await rig.content(source_of(*servers)) == content
         assert sum(len(server.asked) for server in servers) > 8, "no connection was found too slow"
-
-
-def test_a_slow_mirror_need_not_cool_down_for_long() -> None:
-    surroundings = Surroundings(draw=lambda: 1.0)
-    wire = Wire(None, 1, bool, asyncio.Event(), Patience(), surroundings)  # type: ignore[arg-type]
-    [mirror] = (group := Mirrors(wire, ["https://a.bilivideo.com/"])).all
-    for now in range(Patience().fruitless_rounds):
-        assert not group.are_hopeless()
-        group.failed(mirror, Verdict(Meaning.BROKEN, slow=True), began=now, now=now)
-        assert mirror.ready_at == now + Patience().backoff_seconds
-    assert group.are_hopeless()
-    group.gained()
-    assert not group.are_hopeless()
-
-
-def test_the_longest_unused_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_stream_file, "MOST_HOSTS", 3)
-    wire = Wire(None, 1, bool, asyncio.Event(), Patience(), Surroundings(clock=lambda: 5))  # type: ignore[arg-type]
-    wire.cooldown("cools").until = 6
-    kept = wire.cooldown("again")
-    for host in ("b", "again", "c"):
-        wire.cooldown(host)
-    assert list(wire.hosts) == ["cools", "again", "c"]
-    assert wire.cooldown("again") is kept
 
 
 async def test_a_mirror_that_allows_few_connections_is_no_reason_to_give_up(tmp_path: Path) -> None:
@@ -628,7 +415,7 @@ async def test_a_whole_reply_is_not_mixed_with_chunks_under_way(tmp_path: Path) 
                 faults = Faults(stall_after=0)  # so the other chunk is taken, but nothing of it is there
             return await super()._reply(asked, faults, writer)
 
-    patience = replace(QUICK, streams_connections=2)
+    patience = QUICK
     async with mirrors(CONTENT) as [a], a_rig(tmp_path, patience=patience) as rig:
         a.__class__ = TwoMinded
         rig.fresh = lambda: source_of(a)
@@ -659,6 +446,189 @@ async def test_random_faults_of_all_kinds(tmp_path: Path) -> None:
                 server.chance = random.Random(seed * 3 + n)  # type: ignore[attr-defined]
             async with a_rig(tmp_path / str(seed)) as rig:
                 assert await rig.content(source_of(*servers)) == SMALL[:size], f"seed {seed}"
+
+
+# ------------------------------------------------------------------------------------------ leaving early
+
+
+@given(
+    waiting=st.integers(1, 10**10),
+    connections=st.integers(1, 256),
+    speed=st.floats(0, 1e9),
+    first_byte=st.floats(0, 10),
+)
+def test_what_is_asked_for_at_once_is_a_chunk_and_less_only_near_the_end(
+    waiting: int, connections: int, speed: float, first_byte: float
+) -> None:
+    size = range_bytes(waiting, connections, speed, first_byte)
+    assert 256 * KIB <= size <= CHUNK_BYTES
+    if waiting >= 2 * connections * CHUNK_BYTES or speed >= 4 * CHUNK_BYTES:
+        assert size == CHUNK_BYTES
+    if size < CHUNK_BYTES:
+        assert size + 1 >= speed * 4 * first_byte, "the wait for the first byte would count"
+
+
+@given(
+    missing=st.integers(1, CHUNK_BYTES),
+    speed=st.floats(1, 1e8),
+    other_speed=st.floats(1, 1e8),
+    wait=st.floats(0, 5),
+    gain=st.floats(0, 5),
+)
+def test_a_split_range_is_done_by_both_at_the_same_moment_and_sooner(
+    missing: int, speed: float, other_speed: float, wait: float, gain: float
+) -> None:
+    size = split_bytes(missing, speed, other_speed, wait, gain)
+    assert 0 <= size <= missing
+    if size:
+        mine, others = (missing - size) / speed, wait + size / other_speed
+        assert mine == pytest.approx(others, abs=2 / min(speed, other_speed), rel=1e-6)
+        assert others <= missing / speed - gain + 1e-6
+    assert split_bytes(missing, 0, other_speed, wait, gain) == missing
+
+
+async def test_a_mirror_that_does_not_answer_is_left_for_one_that_may(tmp_path: Path) -> None:
+    patience = replace(QUICK, late_seconds=0.1, stall_seconds=60)
+    async with mirrors(CONTENT, 2) as [a, b], a_rig(tmp_path, patience=patience) as rig:
+        a.faults = Faults(silent=True)
+        assert await rig.content(source_of(a, b)) == CONTENT
+        assert len(a.asked) == 1, "what was late once is asked last"
+        assert rig.wire.health.host(a.host).is_late
+
+
+async def test_where_every_mirror_answers_late_all_are_waited_for(tmp_path: Path) -> None:
+    class Late(RangeServer):
+        async def _reply(self, asked: server_side.Asked, faults: Faults, writer: asyncio.StreamWriter) -> bool:
+            await asyncio.sleep(0.4)
+            return await super()._reply(asked, faults, writer)
+
+    patience = replace(QUICK, late_seconds=0.1, stall_seconds=60)
+    async with mirrors(SMALL, 2) as servers, a_rig(tmp_path, patience=patience) as rig:
+        for server in servers:
+            server.__class__ = Late
+        assert await rig.content(source_of(*servers)) == SMALL
+        assert sum(len(server.asked) for server in servers) <= 4, "each was left once, not again and again"
+
+
+async def test_a_mirror_that_is_slow_but_alive_is_left_for_a_quicker_one(tmp_path: Path) -> None:
+    content = CONTENT * 3
+    async with mirrors(content, 2) as [slow, good], a_rig(tmp_path, connections=4) as rig:
+        slow.faults = Faults(bytes_per_tick=KIB, tick_seconds=0.02)  # 50 KB/s, six times what is called a trickle
+        good.faults = Faults(bytes_per_tick=BLOCK_BYTES, tick_seconds=0.005)
+        assert await rig.content(source_of(slow, good)) == content
+        assert slow.sent_bytes < len(content) / 100
+        assert len(slow.asked) <= 4
+
+
+async def test_the_end_of_a_slow_range_is_fetched_over_idle_connections(tmp_path: Path) -> None:
+    content = CONTENT[: 8 * MIB]  # a single chunk
+    async with mirrors(content, 2) as [slow, good], a_rig(tmp_path) as rig:
+        slow.faults = Faults(bytes_per_tick=8 * KIB, tick_seconds=0.02)
+        assert await rig.content(source_of(slow, good)) == content
+        assert slow.ranges[0] == (0, CHUNK_BYTES)
+        assert 0 < good.ranges[0][0] < len(content), "nobody helped"
+        assert all(start >= slow.asked[0].sent_bytes - MIB for start, _stop in good.ranges)
+        assert slow.sent_bytes + good.sent_bytes <= len(content) * 1.02
+
+
+async def test_what_splitting_wastes_is_bounded(tmp_path: Path) -> None:
+    """With a share of nothing nothing is split, however slow the last range is."""
+    content = CONTENT[: 4 * MIB]
+    patience = replace(QUICK, waste_share=0)
+    async with mirrors(content, 2) as [slow, good], a_rig(tmp_path, patience=patience) as rig:
+        slow.faults = Faults(bytes_per_tick=32 * KIB, tick_seconds=0.01)
+        assert await rig.content(source_of(slow, good)) == content
+        assert not good.asked
+        assert slow.sent_bytes == len(content)
+
+
+async def test_a_cut_costs_no_pause_where_bytes_came_before(tmp_path: Path) -> None:
+    waits: list[float] = []
+
+    def draw() -> float:
+        waits.append(1.0)
+        return 1.0
+
+    async with mirrors(CONTENT) as [a], a_rig(tmp_path, surroundings=Surroundings(draw=draw)) as rig:
+        a.faults = Faults(cut_after=2 * MIB)
+        assert await rig.content(source_of(a)) == CONTENT
+        assert len(a.asked) > 10
+        assert waits == []
+
+
+async def test_a_host_that_refuses_a_crowd_gets_fewer_connections(tmp_path: Path) -> None:
+    class Narrow(RangeServer):
+        refusals = 0
+
+        def _faults_for(self, path: str) -> Faults:
+            if self.open_replies < 3:
+                return Faults(bytes_per_tick=BLOCK_BYTES, tick_seconds=0.004)
+            self.refusals += 1
+            return Faults(status=429)
+
+    async with mirrors(CONTENT * 2) as [a], a_rig(tmp_path) as rig:
+        a.__class__ = Narrow
+        rig.wire.health.host(a.host).estimate.saw_speed(1.0, time.monotonic())  # small ranges: many requests
+        assert await rig.content(source_of(a)) == CONTENT * 2
+        assert 0 < a.refusals < 30  # type: ignore[attr-defined]
+        assert rig.wire.health.host(a.host).room(time.monotonic()) < 16
+
+
+async def test_writes_of_a_slow_disk_go_through_a_thread(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+    store = PartFile.store
+
+    def slowly(part: PartFile, at: int, data: bytes | memoryview) -> None:
+        if not threads:
+            time.sleep(download_stream_file.SLOW_WRITE_SECONDS)
+        threads.append(threading.current_thread() is not threading.main_thread())
+        store(part, at, data)
+
+    monkeypatch.setattr(PartFile, "store", slowly)
+    async with mirrors(CONTENT) as [a]:
+        assert await rig.content(source_of(a)) == CONTENT
+    assert not threads[0]
+    assert all(threads[16:]), "at most each connection had a piece in its hands"
+
+
+async def test_cancelled_while_a_thread_writes_the_file_is_closed_after_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    closed: list[bool] = []
+    store, end = PartFile.store, PartFile._end
+
+    def slowly(part: PartFile, at: int, data: bytes | memoryview) -> None:
+        begun.set()
+        may_end.wait(20)
+        store(part, at, data)
+
+    def noting(part: PartFile, *unwanted: Path) -> None:
+        closed.append(may_end.is_set())
+        end(part, *unwanted)
+
+    monkeypatch.setattr(PartFile, "store", slowly)
+    monkeypatch.setattr(PartFile, "_end", noting)
+    rig.wire.disk_is_slow_until = float("inf")
+    async with mirrors(CONTENT) as [a]:
+        download = asyncio.ensure_future(rig.start(source_of(a)))
+        await until(begun.is_set)
+        download.cancel()
+        await asyncio.sleep(0.05)  # nothing should happen, so there is nothing to wait for
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await download
+    assert closed == [True]
+
+
+async def test_every_byte_is_paid_for_under_a_speed_limit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    paid: list[int] = []
+    spend = SpeedLimit.spend
+    monkeypatch.setattr(SpeedLimit, "spend", lambda limit, size: (paid.append(size), spend(limit, size))[1])
+    rig.wire.limit.set(64 * MIB)
+    async with mirrors(CONTENT) as [a]:
+        assert await rig.content(source_of(a)) == CONTENT
+    assert sum(paid) == len(CONTENT)
 
 
 # ------------------------------------------------------------------------------------------ URLs that die
@@ -721,7 +691,7 @@ async def test_new_urls_are_asked_for_twice_without_progress_then_the_job_goes_b
 async def test_a_finished_chunk_allows_new_urls_again(tmp_path: Path) -> None:
     async with (
         mirrors(CONTENT) as [a],
-        a_rig(tmp_path, patience=replace(QUICK, streams_connections=1, refreshes=1)) as rig,
+        a_rig(tmp_path, connections=1, patience=replace(QUICK, refreshes=1)) as rig,
     ):
         rig.fresh = lambda: replace(source_of(a), urls=(a.at(f"/{rig.refreshed}"),))
 
@@ -830,7 +800,7 @@ async def test_redirects_are_followed_and_nothing_secret_travels(
     monkeypatch.setenv("NETRC", str(netrc))
     async with mirrors(CONTENT, 2) as [a, b]:
         # By name: the library's own jar would keep no cookie of an IP address.
-        rig.wire.allowed = media_allowed((), ("localhost",))
+        rig.wire.client.allowed = media_allowed((), ("localhost",))
         first, second = (server.url.replace("127.0.0.1", "localhost") for server in (a, b))
         a.faults = Faults(status=302, headers={"Location": second, "Set-Cookie": "canary=1"})
         assert await rig.content(replace(source_of(a), urls=(first,))) == CONTENT
@@ -844,7 +814,7 @@ async def test_redirects_are_followed_and_nothing_secret_travels(
 
 async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(tmp_path: Path) -> None:
     async with mirrors(SMALL, 2) as [a, b], a_rig(tmp_path) as rig:
-        rig.wire.allowed = media_allowed((), (a.host,))
+        rig.wire.client.allowed = media_allowed((), (a.host,))
         a.faults = Faults(status=302, headers={"Location": b.url})
         assert "BILI_MEDIA_HOSTS" in str(await rig.failure(source_of(a)))
         assert b.asked == []
@@ -852,7 +822,7 @@ async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(tmp_path
 
 async def test_a_host_that_is_not_allowed_is_not_asked(tmp_path: Path) -> None:
     async with mirrors(SMALL, 2) as [a, b], a_rig(tmp_path) as rig:
-        rig.wire.allowed = media_allowed((), (b.host,))
+        rig.wire.client.allowed = media_allowed((), (b.host,))
         assert await rig.content(source_of(a, b)) == SMALL
         assert a.asked == []
 
@@ -900,31 +870,16 @@ async def test_a_ca_bundle_of_requests_is_honoured(tmp_path: Path) -> None:
     server = RangeServer(SMALL)
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
     port = listener.sockets[0].getsockname()[1]
-    async with make_media_session(Settings(), {"REQUESTS_CA_BUNDLE": str(bundle)}) as session:
+    async with MediaClient(Settings(), lambda url: True, {"REQUESTS_CA_BUNDLE": str(bundle)}) as client:
         running = asyncio.Event()
         running.set()
-        rig = Rig(Wire(session, 1, lambda url: True, running, QUICK), tmp_path / "parts")
+        rig = Rig(Wire(client, Connections(1), running, patience=QUICK), tmp_path / "parts")
         source = StreamSource("BV1", 5, "v80-7", (f"https://127.0.0.1:{port}/1",))
         assert await rig.content(source) == SMALL
     listener.close()
     await server.close()
     with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
-        make_media_session(Settings(), {"REQUESTS_CA_BUNDLE": str(tmp_path / "none.pem")})
-
-
-@pytest.mark.parametrize(
-    ("given", "asked"),
-    [
-        ("http://a.bilivideo.com/1?x=http://y", "https://a.bilivideo.com/1?x=http://y"),
-        ("https://a.bilivideo.com/1", "https://a.bilivideo.com/1"),
-        ("http://127.0.0.1:9/1", "http://127.0.0.1:9/1"),
-        ("http://elsewhere.example/1", "http://elsewhere.example/1"),
-    ],
-)
-async def test_a_plain_address_of_the_site_is_asked_over_https(given: str, asked: str) -> None:
-    allowed = media_allowed(("bilivideo.com",), ("127.0.0.1:9",))
-    async with make_media_session(Settings(), {}) as session:
-        assert Wire(session, 1, allowed, asyncio.Event()).secured(given) == asked
+        MediaClient(Settings(), lambda url: True, {"REQUESTS_CA_BUNDLE": str(tmp_path / "none.pem")})
 
 
 async def test_a_proxy_that_is_down_is_no_fault_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1003,265 +958,21 @@ async def test_what_is_missing_on_disk_is_fetched(rig: Rig, wound: str) -> None:
         assert await rig.content(source_of(a)) == SMALL
 
 
-def a_part(folder: Path, size: int | None) -> PartFile:
-    part = PartFile.open(folder, Identity("BV1?cid=5", 5, "v80-7"), size)
-    part.prepare()
-    return part
-
-
-def a_half_written_part(folder: Path, size: int, step: int) -> bytes:
-    """Write two thirds of a part in small steps and return its journal."""
-    part = a_part(folder, size)
-    chunk = part.take()
-    while chunk.at < size * 2 // 3:
-        part.write(chunk, CONTENT[chunk.at : chunk.at + step])
-    part.give_back(chunk)
-    part.close()
-    return (folder / f"5-v80-7-{size}.journal").read_bytes()
-
-
-def test_a_journal_cut_at_any_byte_is_believed_only_as_far_as_the_file_proves_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(part_file, "MARK_BYTES", 10_000)
-    size = 90_000
-    journal = a_half_written_part(tmp_path, size, 1000)
-    path = tmp_path / f"5-v80-7-{size}.journal"
-    seen = []
-    for cut in range(len(journal) + 1):
-        path.write_bytes(journal[:cut])
-        part = a_part(tmp_path, size)
-        seen.append(part.held_bytes)
-        chunk = part.take()
-        assert chunk.at == part.held_bytes
-        part.write(chunk, CONTENT[chunk.at : size])
-        part.close()
-        part = a_part(tmp_path, size)
-        assert part.is_complete
-        assert part.path.read_bytes() == CONTENT[:size]
-        part.close()
-    assert seen == sorted(seen)
-    assert sorted(set(seen)) == [0, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000]
-
-
-@pytest.mark.parametrize("renamed", [False, True])
-@pytest.mark.parametrize("other", [Identity("BV1?cid=5", 5, "v80-12"), Identity("BV1?cid=5", 50, "v80-7")], ids=repr)
-def test_the_part_of_another_stream_is_never_gone_on_with(tmp_path: Path, other: Identity, renamed: bool) -> None:
-    size = 90_000
-    a_half_written_part(tmp_path, size, 1000)
-    if renamed:  # whatever a file is called, its journal says what it is
-        for path in list(tmp_path.iterdir()):
-            path.rename(tmp_path / f"{other.cid}-{other.name}-{size}{path.suffix}")
-    assert PartFile.find(tmp_path, other) is None
-    part = PartFile.open(tmp_path, other, size)
-    part.prepare()
-    assert part.held_bytes == 0
-    part.close()
-
-
-def test_a_part_that_lacks_one_byte_is_not_complete(tmp_path: Path) -> None:
-    part = a_part(tmp_path, 1000)
-    chunk = part.take()
-    part.write(chunk, CONTENT[:999])
-    assert not part.is_complete
-    part.close()  # without giving the chunk back
-    part = a_part(tmp_path, 1000)
-    assert (part.held_bytes, part.is_complete, part.take().at) == (999, False, 999)
-    part.close()
-
-
-def test_after_a_wound_a_chunk_that_is_finished_anew_is_believed_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(part_file, "MARK_BYTES", 10_000)
-    size = 90_000
-    a_half_written_part(tmp_path, size, 1000)
-    with (tmp_path / f"5-v80-7-{size}.m4s").open("r+b") as data:
-        data.seek(35_000)
-        data.write(bytes([CONTENT[35_000] ^ 1]))
-    part = a_part(tmp_path, size)
-    chunk = part.take()
-    assert chunk.at == 30_000
-    part.write(chunk, CONTENT[chunk.at : size])
-    part.close()
-    part = a_part(tmp_path, size)
-    assert part.is_complete and part.path.read_bytes() == CONTENT[:size]
-    part.close()
-
-
-@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="Windows writes otherwise")
-def test_a_write_of_which_the_system_takes_a_part_only_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:300], at))
-    part = a_part(tmp_path, 1000)
-    part.write(part.take(), CONTENT[:1000])
-    assert part.is_complete and part.path.read_bytes() == CONTENT[:1000]
-    part.close()
-
-
-def test_the_size_that_is_learned_cuts_what_an_earlier_process_wrote_beyond(tmp_path: Path) -> None:
-    part = a_part(tmp_path, None)
-    chunk = part.take()
-    part.write(chunk, CONTENT[:300])
-    with part.path.open("ab") as data:
-        data.write(b"more")
-    part.set_size(300)
-    assert part.is_complete and part.path.read_bytes() == CONTENT[:300]
-    part.close()
-
-
-def at_the_lock(monkeypatch: pytest.MonkeyPatch, do: Callable[[Path], object]) -> None:
-    """Call ``do`` with a lock's path just before it is taken: its last owner has ended in this moment."""
-    lock = part_file._lock
-    monkeypatch.setattr(part_file, "_lock", lambda path: (do(path), lock(path))[1])
-
-
-def test_what_the_last_owner_wrote_before_the_lock_was_free_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = a_part(tmp_path, None)
-    part.write(part.take(), CONTENT[:300])
-    part.close()
-    journal = tmp_path / "5-v80-7.journal"
-    long_ago = time.time() - 100
-    with monkeypatch.context() as patched:
-        os.utime(journal, (long_ago, long_ago))
-        at_the_lock(patched, lambda path: os.utime(journal))
-        assert discard_old_parts(tmp_path, 50) == 0 and journal.exists()
-    line = b"\n" + part_file.seal({"size": 300})
-    at_the_lock(monkeypatch, lambda path: journal.write_bytes(journal.read_bytes() + line))
-    found = PartFile.find(tmp_path, Identity("BV1?cid=5", 5, "v80-7"))
-    assert found is not None and found.size_bytes == 300
-    found.prepare()
-    assert found.is_complete
-    found.close()
-
-
-def test_the_parts_of_other_pages_are_left(tmp_path: Path) -> None:
-    for cid in (5, 55, 6):
-        a_finished_part(tmp_path, cid).close()
-    discard_parts(tmp_path, 5)
-    assert {path.stem for path in tmp_path.iterdir()} == {"55-v-10", "6-v-10"}
-
-
-@pytest.mark.parametrize("size", [None, 2 * CHUNK_BYTES])
-def test_what_was_forgotten_is_not_believed_later(tmp_path: Path, size: int | None) -> None:
-    part = a_part(tmp_path, size)
-    part.write(part.take(), CONTENT[:CHUNK_BYTES])
-    part.forget()
-    assert part.held_bytes == 0
-    part.close()
-    part = a_part(tmp_path, size)
-    assert (part.held_bytes, part.take().at) == (0, 0)
-    part.close()
-
-
-@given(st.data())
-def test_a_journal_with_any_garbage_never_claims_what_is_not_there(data: st.DataObject) -> None:
-    header = part_file.seal({"format": 1, "size": 9, "job": "BV1", "cid": 5, "name": "v"})
-    lines = [part_file.seal({"held": [0, n], "digest": f"{n:032x}"}) for n in (3, 6, 9)]
-    content = bytearray(b"\n".join([header, *lines]))
-    for _ in range(data.draw(st.integers(0, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    journal = part_file.read_journal(bytes(content) + data.draw(st.binary(max_size=40)))
-    if journal is not None:
-        assert journal.identity == Identity("BV1", 5, "v")
-        for stop, digest in journal.claims.get(0, {}).items():
-            assert stop in (3, 6, 9)
-            assert digest == f"{stop:032x}"
-
-
-def test_unfinished_jobs_are_listed_newest_first_and_broken_journals_skipped(tmp_path: Path) -> None:
-    for n, job in enumerate(["BV1?cid=1", "BV2?cid=2", "BV2?cid=2"]):
-        part = PartFile.open(tmp_path, Identity(job, n, "v"), 10)
-        part.prepare()
-        part.write(part.take(), b"0123456789")
-        part.close()
-        os.utime(tmp_path / f"{n}-v-10.journal", (n, n))
-    (tmp_path / "9-v-1.journal").write_bytes(b"\xff\x00 nonsense")
-    (tmp_path / "8-v-1.journal").write_bytes(b"")
-    (tmp_path / "7-v-1.journal").mkdir()
-    assert list(unfinished_jobs(tmp_path).items()) == [("BV2?cid=2", 20), ("BV1?cid=1", 10)]
-    assert unfinished_jobs(tmp_path / "nowhere") == {}
-
-
-def a_finished_part(folder: Path, cid: int) -> PartFile:
-    part = PartFile.open(folder, Identity("BV1", cid, "v"), 10)
-    part.prepare()
-    part.write(part.take(), b"0123456789")
-    return part
-
-
-@pytest.mark.parametrize("how", ["discard", "discard_parts"])
-@pytest.mark.parametrize("kind", [".m4s", ".journal", ".lock"])
-def test_what_cannot_be_deleted_is_left_and_its_lock_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, kind: str
-) -> None:
-    unlink = Path.unlink
-
-    def stubborn(path: Path, missing_ok: bool = False) -> None:
-        if path.suffix == kind:
-            raise PermissionError(errno.EACCES, "a virus scanner", str(path))
-        unlink(path, missing_ok)
-
-    part = a_finished_part(tmp_path, 5)
-    if how != "discard":
-        part.close()
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "unlink", stubborn)
-        part.discard() if how == "discard" else discard_parts(tmp_path, 5)
-        assert any(path.suffix == kind for path in tmp_path.iterdir())
-    if kind == ".m4s":
-        assert len(list(tmp_path.iterdir())) == 3, "nothing would lead to the data"
-    lock = part_file._lock(tmp_path / "5-v-10.lock")
-    assert lock is not None
-    lock.release()
-
-
-def test_a_lock_that_cannot_be_had_is_no_error_when_parts_are_discarded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(errno.EACCES, "another user's", str(path))
-
-    a_finished_part(tmp_path, 5).close()
-    monkeypatch.setattr(part_file, "_lock", refuse)
-    discard_parts(tmp_path, 5)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_old_parts_are_discarded_unless_someone_works_on_them(tmp_path: Path) -> None:
-    parts = [a_finished_part(tmp_path, cid) for cid in range(4)]
-    for part in parts[1:]:
-        part.close()
-    long_ago = time.time() - 100
-    for cid in (0, 1, 2):
-        os.utime(tmp_path / f"{cid}-v-10.journal", (long_ago, long_ago))
-    (tmp_path / "2-v-10.journal").write_bytes(b"nonsense")
-    os.utime(tmp_path / "2-v-10.journal", (long_ago, long_ago))
-    assert discard_old_parts(tmp_path, 200) == 0
-    assert discard_old_parts(tmp_path, 50) == 2
-    assert {path.stem for path in tmp_path.iterdir()} == {"0-v-10", "3-v-10"}
-    parts[0].close()
-    assert discard_old_parts(tmp_path, 50) == 1
-    assert {path.stem for path in tmp_path.iterdir()} == {"3-v-10"}
-    assert discard_old_parts(tmp_path / "nowhere", 50) == 0
-
-
 KILLED = """
 import asyncio, sys
 from pathlib import Path
 from config import Settings
-from download_stream_file import Wire, download_stream, make_media_session, media_allowed
+from connections import Connections
+from download_stream_file import Wire, download_stream
+from media_client import MediaClient
+from mirrors import media_allowed
 from model import StreamSource
 
 async def main(url, folder):
     running = asyncio.Event()
     running.set()
-    async with make_media_session(Settings(), {}) as session:
-        wire = Wire(session, 16, media_allowed((), ("127.0.0.1",)), running)
+    async with MediaClient(Settings(), media_allowed((), ("127.0.0.1",)), {}) as client:
+        wire = Wire(client, Connections(16), running)
         await download_stream(wire, StreamSource("BV1?cid=5", 5, "v80-7", (url,)), Path(folder), None, id)
 
 asyncio.run(main(*sys.argv[1:]))
@@ -1421,7 +1132,7 @@ async def test_too_little_room_is_found_before_the_first_byte(tmp_path: Path) ->
 async def test_room_that_is_taken_already_is_not_asked_for_again(tmp_path: Path) -> None:
     async with mirrors(CONTENT) as [a], a_rig(tmp_path) as rig:
         part = a_part(tmp_path, len(CONTENT))
-        part.write(part.take(), CONTENT[:MIB])
+        part.write(part.take(CHUNK_BYTES), CONTENT[:MIB])
         part.close()
         rig.wire.surroundings = Surroundings(free_bytes=lambda folder: 0)
         assert await rig.content(source_of(a)) == CONTENT

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
 import psutil
@@ -19,7 +18,6 @@ from demo.media import Library, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
 from model import MIB
-from part_file import plan_chunks
 from tests.farm import Farm, Script, finished_files, wait_until
 
 pytestmark = pytest.mark.timeout(240)  # several processes a test, on a machine that may be busy
@@ -242,8 +240,8 @@ def test_a_worker_killed_in_the_middle_goes_on_without_any_finished_chunk_again(
     open_connections = sum(1 for ranges in first.values() for start, stop, sent in ranges if start + sent != stop)
     assert again <= open_connections * MIB
     for path, ranges in first.items():
-        chunks = finished_chunks(path, ranges)
-        refetched = [one for one in second.get(path, []) if any(c.start <= one[0] < c.stop for c in chunks)]
+        finished = finished_ranges(ranges)
+        refetched = [one for one in second.get(path, []) if any(start <= one[0] < stop for start, stop in finished)]
         assert refetched == [], f"{path}: finished before, asked for again: {refetched}"
     assert set(files_of(farm)) == {cid("large-a")}
 
@@ -260,12 +258,9 @@ def overlap_bytes(
     return total
 
 
-def finished_chunks(path: str, ranges: list[tuple[int, int | None, int]]) -> list[Any]:
-    """Return the chunks that were sent to the last byte, and a piece more than the socket's buffers hold is not."""
-    reach = max((stop or 0) for _start, stop, _sent in ranges)
-    covered = {start: start + sent for start, stop, sent in ranges if stop is not None and start + sent == stop}
-    del path
-    return [chunk for chunk in plan_chunks(reach) if covered.get(chunk.start) == chunk.stop]
+def finished_ranges(ranges: list[tuple[int, int | None, int]]) -> list[tuple[int, int]]:
+    """Return the ranges that were sent to the last byte."""
+    return [(start, stop) for start, stop, sent in ranges if stop is not None and start + sent == stop]
 
 
 def test_a_job_whose_file_stands_already_is_recorded_without_a_byte(farm: Farm) -> None:

@@ -15,15 +15,17 @@ from demo.media import Library, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
 from model import MIB
-from tests.farm import ROOT, Farm, Script, wait_until
+from tests.farm import ROOT, Farm, Script, finished_files, wait_until
 from tests.test_faults_worker import (
     MAIN_THREAD,
     StartFarm,
     assert_done_once,
     assert_little_again,
+    assert_whole,
     connections_used,
+    die,
     farms,
-    held_chunks,
+    held_ranges,
     page_of,
     settle_site,
     tool,
@@ -161,7 +163,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_chunk_costs_nothing_but_time(
     disk.fill()
     assert_parked(farm, worker, str(farm.downloads))
     settle_site(farm)
-    held, connections = held_chunks(farm.downloads / ".parts", library), connections_used(farm)
+    held, connections = held_ranges(farm, library), connections_used(farm)
     assert sum(chunk.claimed - chunk.start for chunk in held) > 2 * MIB
     farm.site.post("settings", rate_bytes_per_second=0)
     farm.site.post("reset_stats")
@@ -225,6 +227,58 @@ def test_a_full_disk_below_the_data_folder_loses_no_result(
     worker = farm.worker("--until-empty", BILI_DATA_DIR=str(disk.folder))
     assert worker.wait() == 0
     assert_done_once(farm, library, page_of("plain"), page_of("no-audio"))
+
+
+# ------------------------------------------------------------------------------------------ scratch and library
+
+
+def hidden_files(*folders: Path) -> list[str]:
+    """Return what is left of merges, anywhere below."""
+    return [str(path) for folder in folders for path in folder.rglob(".merge-*")]
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["merge_stream_file:_copy:1", "os:posix_fadvise:1", "merge_stream_file:_copy:1:after", "os:link:1:after"],
+)
+def test_a_worker_that_dies_on_the_way_from_scratch_to_library_leaves_nothing_on_either_disk(
+    start_farm: StartFarm, mount: MountDisk, library: Library, point: str
+) -> None:
+    """Before the copy, in the middle of it, behind it, and when the file has its name."""
+    farm = start_farm()
+    scratch = mount(farm.folder / "scratch", 250).folder
+    farm.add(video("large-a").bvid)
+    die(farm, point, BILI_SCRATCH_DIR=str(scratch))
+    assert hidden_files(scratch) and (point.endswith("_copy:1") or hidden_files(farm.downloads))
+    sent = farm.sent_bytes()
+    assert farm.drain(BILI_SCRATCH_DIR=str(scratch)) == 0
+    assert farm.sent_bytes() == sent, "the parts were there"
+    assert hidden_files(scratch, farm.downloads) == []
+    assert_copied(farm, library)
+
+
+def test_a_library_that_fills_up_under_a_copy_keeps_the_chunks_until_there_is_room(
+    start_farm: StartFarm, mount: MountDisk, library: Library
+) -> None:
+    farm = start_farm()
+    scratch, disk = mount(farm.folder / "scratch", 250), mount(farm.downloads / "other", 20)
+    farm.add(video("large-a").bvid)
+    worker = impatient_worker(farm, BILI_SCRATCH_DIR=str(scratch.folder))
+    assert_parked(farm, worker, str(disk.folder), "MiB left", "free some room")
+    sent = farm.sent_bytes()
+    disk.become("size=100m")
+    assert worker.wait(PATIENT_SECONDS) == 0
+    assert farm.sent_bytes() == sent
+    assert hidden_files(scratch.folder, disk.folder) == []
+    assert_copied(farm, library)
+
+
+def assert_copied(farm: Farm, library: Library) -> None:
+    page = page_of("large-a")
+    assert farm.counts()["done"] == 1
+    ((cid, path),) = finished_files(farm.downloads).items()
+    assert cid == page.cid
+    assert_whole(path, cid, library)
 
 
 # ------------------------------------------------------------------------------------------ read-only

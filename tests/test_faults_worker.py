@@ -23,7 +23,7 @@ from demo.media import Library, StreamFile, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
 from model import KIB, MIB
-from part_file import plan_chunks, read_journal
+from part_file import read_journal
 from tests.crash import Point, parse_point
 from tests.farm import ROOT, Farm, Script, finished_files, wait_until
 
@@ -139,7 +139,7 @@ def children_of(farm: Farm) -> list[str]:
 
 
 class Held(NamedTuple):
-    """A chunk as a dead worker left it: what of it is in the file, and what of that its journal vouches for."""
+    """A range as a dead worker left it: what of it is in the file, and what of that its journal vouches for."""
 
     path: str
     start: int
@@ -148,20 +148,21 @@ class Held(NamedTuple):
     claimed: int
 
 
-def held_chunks(parts: Path, library: Library) -> list[Held]:
-    """Compare what lies in a folder with what the site has, chunk by chunk."""
+def held_ranges(farm: Farm, library: Library) -> list[Held]:
+    """Compare what lies in the farm's folder with what the site has, by the ranges that the worker asked for."""
+    asked = farm.ranges()
     found: list[Held] = []
-    for journal_path in parts.glob("*.journal"):
+    for journal_path in (farm.downloads / ".parts").glob("*.journal"):
         journal = read_journal(journal_path.read_bytes())
         assert journal is not None, journal_path
         stream = stream_named(library, journal.identity.cid, journal.identity.name)
         data = journal_path.with_suffix(".m4s").read_bytes()
         source = (library.folder / stream.file).read_bytes()
-        for chunk in plan_chunks(len(source)):
-            here, there = data[chunk.start : chunk.stop], source[chunk.start : chunk.stop]
-            claims = (journal.claims.get(chunk.start) or {chunk.start: ""}).keys()
-            written = chunk.start + common_prefix(here, there)
-            found.append(Held(stream.url_path, chunk.start, chunk.stop, written, max(claims)))
+        starts = sorted({start for start, _stop, _sent in asked.get(stream.url_path, [])} | journal.claims.keys())
+        for start, stop in zip(starts, [*starts[1:], len(source)], strict=True):
+            claimed = max((journal.claims.get(start) or {start: ""}).keys())
+            written = start + common_prefix(data[start:stop], source[start:stop])
+            found.append(Held(stream.url_path, start, stop, written, claimed))
     return found
 
 
@@ -233,10 +234,10 @@ BEFORE_ANY_BYTE = {
 WITH_CHUNKS = {
     "when the part was made": "part_file:PartFile.open:1:after",
     "before the second request": "download_stream_file:_Download._attempt:3",
-    "at the first piece": "part_file:PartFile.write:1",
-    "after the first piece": "part_file:PartFile.write:1:after",
-    "in the middle of a chunk": "part_file:PartFile.write:60",
-    "later in the middle of a chunk": "part_file:PartFile.write:150",
+    "at the first piece": "part_file:PartFile.store:1",
+    "after the first piece": "part_file:PartFile.store:1:after",
+    "in the middle of a chunk": "part_file:PartFile.store:60",
+    "later in the middle of a chunk": "part_file:PartFile.store:150",
     "before a chunk is finished": "part_file:PartFile._finish:2",
     "between chunks": "part_file:PartFile._finish:3:after",
     "when all streams are there": "download_scheduler:Scheduler._download:1:after",
@@ -274,7 +275,7 @@ def test_a_worker_that_dies_with_chunks_on_its_disk_goes_on_at_once_where_it_was
     farm.add(video("large-a").bvid)
     die(farm, point)
     settle_site(farm)
-    held, connections = held_chunks(farm.downloads / ".parts", library), connections_used(farm)
+    held, connections = held_ranges(farm, library), connections_used(farm)
     farm.site.post("settings", rate_bytes_per_second=0)
     farm.site.post("reset_stats")
     began = time.monotonic()
@@ -300,7 +301,7 @@ def test_a_worker_that_dies_with_nothing_but_a_lease_gets_it_back_when_that_has_
 
 
 @slow
-@pytest.mark.parametrize("point", ["part_file:PartFile.write:3", "merge_stream_file:_start:1:after"])
+@pytest.mark.parametrize("point", ["part_file:PartFile.store:3", "merge_stream_file:_start:1:after"])
 def test_another_machine_takes_over_when_the_lease_has_run_out(
     start_farm: StartFarm, library: Library, point: str
 ) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import parse_
 from config import Category
 from errors import CircumstanceError, DownloaderError, JobError, PermanentError, RiskControl, SiteError, TransientError
-from model import ContentRange, JobId, Playinfo, Segment, Stream, Target, Wishes
+from model import JobId, Playinfo, Segment, Stream, Target, Wishes
 from parse_ import (
     MAX_AID,
     MAX_CID,
@@ -25,7 +25,6 @@ from parse_ import (
     aid_to_bvid,
     bvid_to_aid,
     choose_streams,
-    parse_content_range,
     parse_initial_state,
     parse_job_id,
     parse_playinfo_html,
@@ -718,40 +717,6 @@ def test_a_ranking_has_each_video_once_and_may_be_empty() -> None:
 def test_main_regions_of_sub_regions(sub: int, main: int) -> None:
     assert parse_._belongs({"tidv2": sub}, Category("x", main)) is True
     assert parse_._belongs({"tidv2": sub}, Category("x", main + 1)) is False
-
-
-# ------------------------------------------------------------------------------------------ Content-Range
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("bytes 0-9/100", ContentRange(0, 10, 100)),
-        ("Bytes 90-99/100", ContentRange(90, 100, 100)),
-        ("bytes 0-9/*", ContentRange(0, 10, None)),
-        ("bytes */100", ContentRange(None, None, 100)),
-        *((bad, None) for bad in ("", "bytes", "bytes 9-0/100", "bytes 0-100/100", "bytes -1-9/100", "items 0-9/100")),
-        *(
-            (bad, None)
-            for bad in ("bytes 0-9", "bytes */*", "bytes 0-9/100, 5", "bytes 0-9/" + "9" * 19, "bytes ٠-٩/100")
-        ),
-    ],
-)
-def test_content_range(value: str, expected: ContentRange | None) -> None:
-    assert parse_content_range(value) == expected
-
-
-@unhurried
-@given(st.integers(0, 10**15), st.integers(1, 10**9), st.integers(0, 10**9))
-def test_a_content_range_is_half_open(start: int, size: int, behind: int) -> None:
-    stop, total = start + size, start + size + behind
-    assert parse_content_range(f"bytes {start}-{stop - 1}/{total}") == ContentRange(start, stop, total)
-
-
-@unhurried
-@given(st.text())
-def test_any_text_is_a_content_range_or_none(text: str) -> None:
-    parse_content_range(text)
 
 
 # ------------------------------------------------------------------------------------------ broken texts
