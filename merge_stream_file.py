@@ -2,31 +2,42 @@
 
 ffmpeg's exit status proves little: it is 0 for inputs that lack a fragment or their end. So the boxes of each input
 are walked before, and the tracks of the output are compared with the inputs and with what the site announced after.
-Nothing is decoded or encoded. ffmpeg writes into a hidden temporary file on the disk of the output, locked by the
-worker that owns it, so that `remove_leftovers` can tell what a dead worker left from what a living one writes.
+Nothing is decoded or encoded. ffmpeg writes into a hidden temporary file in the scratch folder, locked by the worker
+that owns it, so that `remove_leftovers` can tell what a dead worker left from what a living one writes. Where the
+scratch folder is on another disk than the output, the proved file is copied over and read back before it gets its name.
 A name is given to a file only where it is free: what stands there is finished work, and is never overwritten.
+
+At most one ffmpeg runs for each processor. On Linux they are started by a process of their own, `merge_starter.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
 import errno
+import io
 import logging
 import os
 import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
+import xxhash
+
+import merge_starter
 import mp4_boxes
 from errors import DiskFull, JobError, MergeError, NameTaken, PermanentError, StaleToken, UsageError
 from i18n import _
@@ -41,15 +52,18 @@ MIN_TIMEOUT_SECONDS = 60.0
 MERGE_BYTES_PER_SECOND = 1 * MIB
 """The slowest merge that is waited for; a disk that reads, writes and rewrites 30 MiB/s does ten of them."""
 
-NICENESS = 10
 STDERR_BYTES = 64 * KIB
+MOVE_BYTES = 1 * MIB
+GOODBYE_SECONDS = 2.0
 LINE_BYTES = 4 * KIB
 LEFTOVER_SECONDS = 24 * 3600.0
+NOTE_BYTES = 16 * KIB
 TITLE_CHARACTERS = 500
 
 _TEMPORARY = ".merge-{}.tmp"
 _LIST_SUFFIX = ".ffconcat"
-_LEFTOVER = re.compile(r"\.merge-[0-9a-f]{16}\.tmp(\.ffconcat)?")
+_NOTE_SUFFIX = ".moved"
+_LEFTOVER = re.compile(r"\.merge-[0-9a-f]{16}\.tmp(\.ffconcat|\.moved)?")
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*", re.ASCII)
 _SUSPICIOUS = re.compile(r"[Cc]orrupt|Invalid|Broken|[Mm]ismatch")
 _HARMLESS = re.compile(r"Invalid mvhd time scale")
@@ -58,23 +72,6 @@ _NO_SPACE = re.compile(r"No space left|Disk quota exceeded")
 _NO_SPACE_STATUS = 256 - errno.ENOSPC
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
-# Runs between us and ffmpeg: ffmpeg must die with the worker, even by kill -9, and leave the processor to others.
-# Neither can be done from here: a preexec_fn is not safe beside threads. The kernel ties the child to the thread
-# that started it, which is the one of the event loop; a parent that died before that is seen by its id.
-_LAUNCHER = """
-import os, sys
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.nice(int(sys.argv[2]))
-try:
-    os.execv(sys.argv[3], sys.argv[3:])
-except OSError as error:
-    sys.exit(f"{sys.argv[3]}: {error.strerror}")
-"""
 
 
 # ------------------------------------------------------------------------------------------ ffmpeg itself
@@ -207,17 +204,29 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
 
     ``may_publish`` is asked immediately before the file gets its name; if it says no, StaleToken is raised. A file
     that stands under the name already, since whenever, stays as it is, and NameTaken is raised. When cancelled, ffmpeg
-    is killed and the temporary file removed. Await it in the main thread's event loop: on Linux ffmpeg dies with the
-    thread that started it. Raise MergeError with ffmpeg's last line, DiskFull, or PermanentError for encrypted streams.
+    is killed and the temporary files removed. Raise MergeError with ffmpeg's last line, DiskFull, or PermanentError for
+    encrypted streams.
     """
     inputs = await asyncio.to_thread(_check_inputs, plan)
     output = Path(plan.output)
-    folder = _temporary_folder(plan)
-    with _temporary_file(folder, inputs.size_bytes) as (temporary, lock), _segment_list_file(plan, temporary):
-        arguments = ffmpeg_arguments(ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform)
-        timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
-        await _run(arguments, timeout_seconds, (str(folder), *plan.segments, plan.video, plan.audio))
-        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs)
+    scratch = Path(plan.scratch) if plan.scratch else output.parent
+    with contextlib.ExitStack() as files:
+        async with _turn() as processor:
+            is_one_disk = _can_rename(scratch, output.parent)
+            if not is_one_disk:
+                _check_room(output.parent, inputs.size_bytes)  # now, not when the work is done
+            temporary, lock = files.enter_context(_temporary_file(scratch, inputs.size_bytes))
+            files.enter_context(_segment_list_file(plan, temporary))
+            command = ffmpeg_arguments(
+                ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform
+            )
+            timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
+            await _run(command, timeout_seconds, (str(scratch), *plan.segments, plan.video, plan.audio), processor)
+        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs, is_one_disk)
+        if not is_one_disk:
+            proved = temporary
+            temporary, lock = files.enter_context(_noted_file(proved, output.parent, merged.bytes))
+            await _copy(proved, temporary)
         if not may_publish():
             raise StaleToken(_("{path} was not published: the job is no longer ours").format(path=output))
         _publish(temporary, lock, output)
@@ -225,11 +234,45 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
     return merged
 
 
-def _temporary_folder(plan: MergePlan) -> Path:
-    """Return where the merged file is written: in the scratch folder, if it can be renamed from there."""
-    folder = Path(plan.output).parent
-    scratch = Path(plan.scratch) if plan.scratch else folder
-    return scratch if _can_rename(scratch, folder) else folder
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the merges of one event loop share: a processor for each ffmpeg, and one copy to another disk at a time."""
+
+    processors: asyncio.Queue[int]
+    copying: asyncio.Lock
+
+
+_LIMITS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Limits] = weakref.WeakKeyDictionary()
+
+
+def _limits() -> _Limits:
+    loop = asyncio.get_running_loop()
+    if loop not in _LIMITS:
+        processors: asyncio.Queue[int] = asyncio.Queue()
+        for processor in _processors():
+            processors.put_nowait(processor)
+        _LIMITS[loop] = _Limits(processors, asyncio.Lock())
+    return _LIMITS[loop]
+
+
+def _processors() -> list[int]:
+    """Return the numbers of the processors that are ours; -1 for each where a process cannot be kept to one."""
+    if sys.platform != "linux":
+        return [-1] * (os.cpu_count() or 1)
+    numbers = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(numbers)  # several workers of one machine begin at different ones
+    return numbers[first:] + numbers[:first]
+
+
+@contextlib.asynccontextmanager
+async def _turn() -> AsyncIterator[int]:
+    """Wait for a processor that no other ffmpeg of ours is on, first come, first served; nothing is on disk before."""
+    processors = _limits().processors
+    processor = await processors.get()
+    try:
+        yield processor
+    finally:
+        processors.put_nowait(processor)
 
 
 def _can_rename(source: Path, target: Path) -> bool:
@@ -269,11 +312,25 @@ def _remove_leftover(path: Path) -> bool:
         locked = _lock(file)
         if locked is False or (locked is None and not old):
             return False
+        if path.suffix == _NOTE_SUFFIX and not _remove_noted(Path(os.fsdecode(file.read(NOTE_BYTES)))):
+            return False
         if sys.platform != "win32":
             path.unlink()
             return True
     path.unlink()
     return True
+
+
+def _remove_noted(path: Path) -> bool:
+    """Remove the file that a note names; return whether the note is of no use any more."""
+    if not _LEFTOVER.fullmatch(path.name):
+        return True  # its writer died before it had written it
+    if not path.parent.is_dir():
+        return False  # the disk is not there at the moment
+    try:
+        return _remove_leftover(path)
+    except FileNotFoundError:
+        return True
 
 
 def _lock(file: IO[bytes]) -> bool | None:
@@ -291,18 +348,26 @@ def _lock(file: IO[bytes]) -> bool | None:
     return True
 
 
-@contextlib.contextmanager
-def _temporary_file(folder: Path, needed_bytes: int) -> Iterator[tuple[Path, BinaryIO]]:
-    """Make and lock a temporary file in ``folder``; remove it in the end: a published one has another name by then."""
+def _check_room(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskFull where a file of that size does not fit."""
     try:
         total_bytes, _used, free_bytes = shutil.disk_usage(folder)
-        if total_bytes and free_bytes < needed_bytes:  # some network drives say 0 of everything
-            raise DiskFull(
-                _("{folder} has {free} MiB left, the merged file needs {needed}: free some room").format(
-                    folder=folder, free=free_bytes // MIB, needed=needed_bytes // MIB + 1
-                )
+    except OSError as error:
+        raise _write_failure(error, folder) from error
+    if total_bytes and free_bytes < needed_bytes:  # some network drives say 0 of everything
+        raise DiskFull(
+            _("{folder} has {free} MiB left, the merged file needs {needed}: free some room").format(
+                folder=folder, free=free_bytes // MIB, needed=needed_bytes // MIB + 1
             )
-        path, file = _create_locked(folder)
+        )
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path, needed_bytes: int, name: str = "") -> Iterator[tuple[Path, BinaryIO]]:
+    """Make and lock a temporary file in ``folder``; remove it in the end: a published one has another name by then."""
+    _check_room(folder, needed_bytes)
+    try:
+        path, file = _create_locked(folder, name)
     except OSError as error:
         raise _write_failure(error, folder) from error
     try:
@@ -313,9 +378,9 @@ def _temporary_file(folder: Path, needed_bytes: int) -> Iterator[tuple[Path, Bin
             path.unlink()
 
 
-def _create_locked(folder: Path) -> tuple[Path, BinaryIO]:
+def _create_locked(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     for _attempt in range(8):
-        path = folder / _TEMPORARY.format(secrets.token_hex(8))
+        path = folder / (name or _TEMPORARY.format(secrets.token_hex(8)))
         file = path.open("xb")
         locked = _lock(file)
         with contextlib.suppress(FileNotFoundError):
@@ -323,6 +388,23 @@ def _create_locked(folder: Path) -> tuple[Path, BinaryIO]:
                 return path, file
         file.close()  # someone cleaned up between the two calls
     raise BlockingIOError(errno.EAGAIN, _("its files vanish"))
+
+
+@contextlib.contextmanager
+def _noted_file(proved: Path, folder: Path, needed_bytes: int) -> Iterator[tuple[Path, BinaryIO]]:
+    """Make a temporary file on another disk, after a note beside ``proved`` that says where.
+
+    A library has any number of folders, of any number of disks: only the scratch folder is looked through for what
+    dead workers left.
+    """
+    with _temporary_file(proved.parent, 0, proved.name + _NOTE_SUFFIX) as (_path, note):
+        try:
+            note.write(os.fsencode(folder / proved.name))
+            note.flush()
+        except OSError as error:
+            raise _write_failure(error, proved.parent) from error
+        with _temporary_file(folder, needed_bytes, proved.name) as made:
+            yield made
 
 
 @contextlib.contextmanager
@@ -344,6 +426,60 @@ def _segment_list_file(plan: MergePlan, temporary: Path) -> Iterator[None]:
 def _write_failure(error: OSError, folder: Path) -> JobError:
     sentence = _("cannot write into {folder}: {problem}").format(folder=folder, problem=error.strerror or error)
     return DiskFull(sentence) if error.errno in _NOT_WRITABLE else MergeError(sentence)
+
+
+# ------------------------------------------------------------------------------------------ to another disk
+
+
+async def _copy(source: Path, target: Path) -> None:
+    """Copy a file to another disk and read it back from there; when cancelled, stop at the next piece."""
+    stop = threading.Event()
+    async with _limits().copying:
+        work = asyncio.create_task(asyncio.to_thread(_copy_and_compare, source, target, stop))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait([work])
+            raise
+
+
+def _copy_and_compare(source: Path, target: Path, stop: threading.Event) -> None:
+    written, found = xxhash.xxh3_128(), xxhash.xxh3_128()
+    try:
+        with source.open("rb", buffering=0) as reader, target.open("r+b") as writer:
+            for piece in _pieces(source, reader, stop):
+                written.update(piece)
+                writer.write(piece)
+            writer.flush()
+            os.fsync(writer.fileno())
+            if hasattr(os, "posix_fadvise"):
+                # What is read then comes from the disk, not from the memory that it was written from.
+                os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with target.open("rb", buffering=0) as reader_back:
+                for piece in _pieces(target, reader_back, stop):
+                    found.update(piece)
+    except OSError as error:
+        raise _write_failure(error, target.parent) from error
+    if written.digest() != found.digest() and not stop.is_set():
+        raise MergeError(
+            _("{folder} does not give back what was written there: its disk may be failing").format(
+                folder=target.parent
+            )
+        )
+
+
+def _pieces(path: Path, file: io.FileIO, stop: threading.Event) -> Iterator[memoryview]:
+    """Yield a file's bytes, each piece valid until the next one is asked for, until its end or ``stop``."""
+    buffer = memoryview(bytearray(MOVE_BYTES))
+    while not stop.is_set():
+        try:
+            count = file.readinto(buffer)
+        except OSError as error:
+            raise MergeError(_("cannot read {path}: {problem}").format(path=path, problem=error.strerror)) from error
+        if not count:
+            return
+        yield buffer[:count]
 
 
 # ------------------------------------------------------------------------------------------ the name
@@ -440,17 +576,15 @@ class _Output:
             self.suspicious = line
 
 
-async def _run(arguments: list[str], timeout_seconds: float, names: tuple[str, ...]) -> None:
+async def _run(arguments: list[str], timeout_seconds: float, names: tuple[str, ...], processor: int) -> None:
     """Run ffmpeg to its end; raise MergeError or DiskFull unless it succeeded and complained of nothing."""
     output = _Output(names)
     progress = _Progress()
     log.debug("%s", arguments)
-    process = await _start(arguments)
+    child = await _start(arguments, processor)
     try:
         async with asyncio.timeout(timeout_seconds):
-            assert process.stdout is not None and process.stderr is not None
-            await asyncio.gather(_drain(process.stderr, output.feed), _drain(process.stdout, progress.feed))
-            await process.wait()
+            status = await child.result(progress.feed, output.feed)
     except TimeoutError:
         raise MergeError(
             _("ffmpeg was stopped after {seconds:.0f} seconds, it had come to {position}").format(
@@ -458,10 +592,9 @@ async def _run(arguments: list[str], timeout_seconds: float, names: tuple[str, .
             )
         ) from None
     finally:
-        _kill(process)
-        await asyncio.shield(process.wait())
+        await asyncio.shield(child.end())
     output.close()
-    _judge(process.returncode or 0, output)
+    _judge(status, output)
 
 
 def _judge(status: int, output: _Output) -> None:
@@ -493,36 +626,179 @@ class _Progress:
         self._rest = text[-64:]
 
 
-async def _drain(stream: asyncio.StreamReader, feed: Callable[[bytes], None]) -> None:
+Feed = Callable[[bytes], None]
+
+
+class _Spawned:
+    """An ffmpeg that is our own child, where there is no starter; it may outlive us if we are killed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def result(self, stdout: Feed, stderr: Feed) -> int:
+        """Hand on what it writes, and return its exit status, as a negative number that of the signal it died of."""
+        assert self._process.stdout is not None and self._process.stderr is not None
+        await asyncio.gather(_feed(self._process.stdout, stdout), _feed(self._process.stderr, stderr))
+        return await self._process.wait()
+
+    async def end(self) -> None:
+        """Kill what still runs of its process group, and wait until it is gone."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                if sys.platform == "win32":
+                    self._process.kill()
+                else:
+                    os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+async def _feed(stream: asyncio.StreamReader, feed: Feed) -> None:
     while data := await stream.read(STDERR_BYTES):
         feed(data)
 
 
-async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+class _Started:
+    """An ffmpeg that the starter takes care of."""
+
+    def __init__(self, line: socket.socket, stdout: int, stderr: int) -> None:
+        self._line, self._stdout, self._stderr = line, stdout, stderr
+        self._status = b""
+        self._is_over = False
+
+    async def result(self, stdout: Feed, stderr: Feed) -> int:
+        """See _Spawned."""
+        await asyncio.gather(_drain(self._stdout, stdout), _drain(self._stderr, stderr), self._wait())
+        return int(self._status or -signal.SIGKILL)  # without a number the starter was killed, and ffmpeg with it
+
+    async def _wait(self) -> None:
+        await _drain(self._line.fileno(), self._hear)
+        self._is_over = True
+
+    def _hear(self, data: bytes) -> None:
+        self._status += data
+
+    async def end(self) -> None:
+        """See _Spawned."""
+        try:
+            if not self._is_over:
+                self._line.shutdown(socket.SHUT_WR)
+                await self._wait()
+        finally:
+            self._line.close()
+            os.close(self._stdout)
+            os.close(self._stderr)
+
+
+async def _drain(descriptor: int, feed: Feed) -> None:
+    """Hand on what comes through a descriptor until its end; it stays open."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(descriptor, STDERR_BYTES)
+            if data:
+                feed(data)
+            elif not ended.done():
+                ended.set_result(None)
+
+    os.set_blocking(descriptor, False)
+    loop.add_reader(descriptor, read)
     try:
-        if sys.platform == "win32":
-            flags = subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP
-            return await asyncio.create_subprocess_exec(
-                *arguments, stdin=null, stdout=pipe, stderr=pipe, creationflags=flags | subprocess.CREATE_NO_WINDOW
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+
+
+class _Starter:
+    """The door to the process that starts our ffmpegs: made when it is first needed, and anew if it was killed."""
+
+    def __init__(self) -> None:
+        self._door: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    def ask(self, request: bytes, descriptors: list[int]) -> None:
+        """Have a process started; raise OSError where that cannot be asked for."""
+        if self._door is not None:
+            try:
+                socket.send_fds(self._door, [request], descriptors)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self.close()
+        self._open()
+        assert self._door is not None
+        socket.send_fds(self._door, [request], descriptors)
+
+    def _open(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, contextlib.ExitStack() as stack:
+            stack.enter_context(ours)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", merge_starter.__file__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # a ^C is for us: we end it when we are done
             )
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(NICENESS)]
-        return await asyncio.create_subprocess_exec(
-            *launcher, *arguments, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+            stack.pop_all()
+        self._door = ours
+
+    def close(self) -> None:
+        """Shut the door, which ends the starter and all that it started, and wait for it: its time counts as ours."""
+        if self._door is None or self._process is None:
+            return
+        self._door.close()
+        self._door = None
+        try:
+            self._process.wait(GOODBYE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+_STARTER = _Starter()
+
+
+async def _start(arguments: list[str], processor: int) -> _Started | _Spawned:
+    try:
+        return _start_by_starter(arguments, processor) if sys.platform == "linux" else await _spawn(arguments)
     except OSError as error:
         raise MergeError(_("cannot start {path}: {problem}").format(path=arguments[0], problem=error)) from error
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill what still runs of ffmpeg's process group; SIGTERM would leave a short file that looks whole."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        if sys.platform == "win32":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
+def _start_by_starter(arguments: list[str], processor: int) -> _Started:
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        line, line_end = socket.socketpair()
+        ours.enter_context(line)
+        theirs.enter_context(line_end)
+        pipes = []
+        for _pipe in range(2):
+            reading, writing = os.pipe()
+            ours.callback(os.close, reading)
+            theirs.callback(os.close, writing)
+            pipes.append((reading, writing))
+        (stdout, stdout_end), (stderr, stderr_end) = pipes
+        request = merge_starter.pack_request(processor, arguments)
+        _STARTER.ask(request, [stdout_end, stderr_end, line_end.fileno()])
+        ours.pop_all()
+    return _Started(line, stdout, stderr)
+
+
+async def _spawn(arguments: list[str]) -> _Spawned:
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    if sys.platform == "win32":
+        flags = subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP
+        process = await asyncio.create_subprocess_exec(
+            *arguments, stdin=null, stdout=pipe, stderr=pipe, creationflags=flags | subprocess.CREATE_NO_WINDOW
+        )
+    else:
+        process = await asyncio.create_subprocess_exec(
+            *arguments, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+        with contextlib.suppress(OSError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + merge_starter.NICENESS)
+    return _Spawned(process)
 
 
 # ------------------------------------------------------------------------------------------ proofs
@@ -552,8 +828,7 @@ def _check_inputs(plan: MergePlan) -> _Inputs:
     for kind, text in (("video", plan.video), ("audio", plan.audio)):
         if text:
             with _named_input(text) as (file, bytes_):
-                mp4_boxes.check_stream(file, bytes_)
-                track = _only(mp4_boxes.read_tracks(file, bytes_), kind)
+                track = _only(mp4_boxes.read_stream(file, bytes_), kind)
             seconds[kind] = track.duration_seconds
             codec = track.codec if kind == "video" else codec
             size_bytes += bytes_
@@ -620,8 +895,8 @@ def _named_input(path: str) -> Iterator[tuple[BinaryIO, int]]:
         raise MergeError(_("cannot read {path}: {problem}").format(path=path, problem=error.strerror)) from error
 
 
-def _check_output(temporary: Path, plan: MergePlan, inputs: _Inputs) -> Merged:
-    """Prove the merged file and bring it to disk; return it under the name that it is to have."""
+def _check_output(temporary: Path, plan: MergePlan, inputs: _Inputs, stays: bool) -> Merged:
+    """Prove the merged file, and bring one that stays on this disk to it; return it as it is to be called."""
     with _named_output(temporary) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         mp4_boxes.check_plain(file, size_bytes)
@@ -629,7 +904,8 @@ def _check_output(temporary: Path, plan: MergePlan, inputs: _Inputs) -> Merged:
         _check_tracks(tracks, plan, inputs)
         if mp4_boxes.read_comment(file, size_bytes) != _one_line(plan.tag):
             raise MergeError(_("the merged file lacks its comment"))
-        os.fsync(file.fileno())
+        if stays:
+            os.fsync(file.fileno())
     return Merged(plan.output, size_bytes, max(track.duration_seconds for track in tracks))
 
 

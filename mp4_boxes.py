@@ -24,6 +24,9 @@ MAX_BOXES = 500_000
 MAX_READ_BYTES = 32 * 1024 * 1024
 """No table that is read whole may be larger."""
 
+WINDOW_BYTES = 4096
+"""How much of a box is read at once whose inside is looked at: the headers of a fragment, mostly."""
+
 MAX_TRACKS = 64
 MAX_FLV_TAGS = 4_000_000
 
@@ -64,14 +67,19 @@ class _Reader:
     def __init__(self, file: BinaryIO, size_bytes: int) -> None:
         self._file = file
         self._boxes_left = MAX_BOXES
+        self._window, self._window_start = b"", 0
         self.size_bytes = size_bytes
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes at ``offset``."""
+    def read(self, offset: int, length: int, ahead: int = 0) -> bytes:
+        """Return exactly ``length`` bytes at ``offset``; up to ``ahead`` bytes are read for what is asked next."""
         if length > MAX_READ_BYTES:
             raise MergeError(_("the table at byte {offset} is too large").format(offset=offset))
-        self._file.seek(offset)
-        data = self._file.read(length)
+        at = offset - self._window_start
+        if at < 0 or at + length > len(self._window):
+            self._file.seek(offset)
+            self._window, self._window_start = self._file.read(max(length, ahead)), offset
+            at = 0
+        data = self._window[at : at + length]
         if len(data) != length:
             raise MergeError(_("the file ends early, at byte {offset}").format(offset=offset + len(data)))
         return data
@@ -84,16 +92,17 @@ class _Reader:
             )
         return self.read(box.body + at, length)
 
-    def boxes(self, start: int, stop: int) -> Iterator[_Box]:
+    def boxes(self, start: int, stop: int, ahead: int = 0) -> Iterator[_Box]:
         """Yield the boxes that fill ``[start, stop)`` exactly."""
         while start < stop:
-            box = self._box(start, stop)
+            box = self._box(start, stop, ahead)
             yield box
             start = box.stop
 
     def children(self, box: _Box, *kinds: bytes, skip: int = 0) -> Iterator[_Box]:
         """Yield the boxes of these kinds inside ``box``, after ``skip`` bytes of its own fields."""
-        return (child for child in self.boxes(box.body + skip, box.stop) if child.kind in kinds)
+        inside = self.boxes(box.body + skip, box.stop, WINDOW_BYTES)
+        return (child for child in inside if child.kind in kinds)
 
     def child(self, box: _Box, kind: bytes) -> _Box:
         """Return the first box of that kind inside ``box``, which must have one."""
@@ -106,13 +115,13 @@ class _Reader:
             )
         return found
 
-    def _box(self, start: int, stop: int) -> _Box:
+    def _box(self, start: int, stop: int, ahead: int) -> _Box:
         self._boxes_left -= 1
         if self._boxes_left < 0:
             raise MergeError(_("too many boxes, up to byte {offset}").format(offset=start))
         if stop - start < 8:
             raise MergeError(_("cut off inside a box's header, at byte {offset}").format(offset=start))
-        head = self.read(start, min(16, stop - start))
+        head = self.read(start, min(16, stop - start), min(ahead, stop - start))
         size, kind = struct.unpack_from(">I4s", head)
         header = 8
         if size == 1 and len(head) == 16:
@@ -122,7 +131,7 @@ class _Reader:
             raise MergeError(
                 _("the box at byte {offset} has the impossible size {size}").format(offset=start, size=size)
             )
-        if not all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind):
+        if not kind.isalnum() and not all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind):
             raise MergeError(_("no box begins at byte {offset}").format(offset=start))
         if start + size > stop:
             raise MergeError(
@@ -142,19 +151,28 @@ def _name(kind: bytes) -> str:
 
 def check_plain(file: BinaryIO, size_bytes: int) -> None:
     """Raise MergeError unless the file is boxes from its first to its last byte, with ftyp, moov and mdat."""
-    kinds = {box.kind for box in _opened(_Reader(file, size_bytes))}
+    _check_plain(_opened(_Reader(file, size_bytes)))
+
+
+def _check_plain(boxes: list[_Box]) -> None:
+    kinds = {box.kind for box in boxes}
     for kind in (b"moov", b"mdat"):
         if kind not in kinds:
             raise MergeError(_("the file has no box {kind}").format(kind=_name(kind)))
 
 
-def check_stream(file: BinaryIO, size_bytes: int) -> None:
-    """Raise MergeError unless the file is a whole MP4, fragmented as DASH streams are, or plain as some hosts serve."""
-    kinds = {box.kind for box in _opened(_Reader(file, size_bytes))}
-    if kinds & {b"moof", b"sidx"}:
-        check_fragmented(file, size_bytes)
+def read_stream(file: BinaryIO, size_bytes: int) -> tuple[Track, ...]:
+    """Return the tracks of a whole MP4, fragmented as DASH streams are, or plain as some hosts serve.
+
+    Raise MergeError unless it is whole: see ``check_fragmented`` and ``check_plain``. It is walked once for both.
+    """
+    reader = _Reader(file, size_bytes)
+    boxes = _opened(reader)
+    if any(box.kind in (b"moof", b"sidx") for box in boxes):
+        _check_fragmented(reader, boxes)
     else:
-        check_plain(file, size_bytes)
+        _check_plain(boxes)
+    return _read_tracks(_Reader(file, size_bytes), boxes)
 
 
 def check_fragmented(file: BinaryIO, size_bytes: int) -> None:
@@ -165,13 +183,16 @@ def check_fragmented(file: BinaryIO, size_bytes: int) -> None:
     sidx counts there is no more media. Damage inside one mdat does not show.
     """
     reader = _Reader(file, size_bytes)
-    boxes = _opened(reader)
+    _check_fragmented(reader, _opened(reader))
+
+
+def _check_fragmented(reader: _Reader, boxes: list[_Box]) -> None:
     _check_fragments(boxes)
     _check_order(reader, boxes)
     indexes = [box for box in boxes if box.kind == b"sidx"]
     if not indexes:
         return
-    borders = {box.start for box in boxes} | {size_bytes}
+    borders = {box.start for box in boxes} | {reader.size_bytes}
     last = max(_check_index(reader, box, borders) for box in indexes)
     for box in boxes:
         if box.start >= last and box.kind in (b"moof", b"mdat"):
@@ -215,8 +236,10 @@ def _check_order(reader: _Reader, boxes: list[_Box]) -> None:
     for moof in boxes:
         if moof.kind == b"moof":
             for traf in reader.children(moof, b"traf"):
-                (number,) = struct.unpack(">I", reader.field(reader.child(traf, b"tfhd"), 4, 4))
-                for tfdt in reader.children(traf, b"tfdt"):
+                headers = list(reader.children(traf, b"tfhd", b"tfdt"))
+                tfhd = next((box for box in headers if box.kind == b"tfhd"), None) or reader.child(traf, b"tfhd")
+                (number,) = struct.unpack(">I", reader.field(tfhd, 4, 4))
+                for tfdt in (box for box in headers if box.kind == b"tfdt"):
                     form = ">Q" if reader.field(tfdt, 0, 1)[0] else ">I"
                     (decode_time,) = struct.unpack(form, reader.field(tfdt, 4, struct.calcsize(form)))
                     if decode_time < times.get(number, 0):
@@ -272,7 +295,10 @@ def read_tracks(file: BinaryIO, size_bytes: int) -> tuple[Track, ...]:
     sidx, or without one from the samples of each fragment.
     """
     reader = _Reader(file, size_bytes)
-    boxes = _opened(reader)
+    return _read_tracks(reader, _opened(reader))
+
+
+def _read_tracks(reader: _Reader, boxes: list[_Box]) -> tuple[Track, ...]:
     moov = next((box for box in boxes if box.kind == b"moov"), None)
     if moov is None:
         raise MergeError(_("the file has no box {kind}").format(kind="moov"))

@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import imageio_ffmpeg
 import pytest
@@ -442,6 +444,21 @@ def alive(pid: int) -> bool:
 HANG = "open({pid!r} + '.new', 'w').write(str(os.getpid()))\nos.rename({pid!r} + '.new', {pid!r})\ntime.sleep(600)"
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def starter() -> int:
+    """Return the id of the process that starts our ffmpegs."""
+    process = merge_stream_file._STARTER._process
+    assert process is not None and process.poll() is None
+    return process.pid
+
+
+def pid_in(path: Path) -> int:
+    return int(path.read_text())
+
+
 @linux
 async def test_cancelling_leaves_neither_child_nor_file(media: Path, tmp_path: Path) -> None:
     folder, pid_file = tmp_path / "out", tmp_path / "pid"
@@ -451,6 +468,7 @@ async def test_cancelling_leaves_neither_child_nor_file(media: Path, tmp_path: P
     pid = int(pid_file.read_text())
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
     assert os.getsid(pid) == pid
+    assert children(starter()) == [pid]
     assert len(names(folder)) == 1 and remove_leftovers(folder) == 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -489,10 +507,31 @@ async def test_cancelling_at_any_moment_leaves_nothing(media: Path, tmp_path: Pa
             await task
         assert names(tmp_path) <= {"out.mp4"}
         Path(plan.output).unlink(missing_ok=True)
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for child in children:
+    assert children(starter()) == []
+    for child in children(os.getpid()):
         with contextlib.suppress(FileNotFoundError):
             assert b"ffmpeg" not in Path(f"/proc/{child}/cmdline").read_bytes()
+
+
+def open_descriptors() -> int:
+    return sum(1 for _link in Path("/proc/self/fd").iterdir())
+
+
+@linux
+async def test_merges_leave_no_descriptor_open(media: Path, tmp_path: Path) -> None:
+    plan, hanging = dash(media, tmp_path), stub(tmp_path, "time.sleep(600)")
+    await merge(FFMPEG, plan)  # makes what is there to stay
+    before = open_descriptors()
+    for _round in range(3):
+        Path(plan.output).unlink()
+        await merge(FFMPEG, plan)
+        with pytest.raises(MergeError):
+            await merge("/nowhere/ffmpeg", plan)
+        task = asyncio.create_task(merge(hanging, plan))
+        await until(lambda: children(starter()))
+        task.cancel()
+        await asyncio.wait([task])
+    assert open_descriptors() == before
 
 
 WORKER = """
@@ -520,19 +559,125 @@ async def test_kill_9_of_the_worker_ends_ffmpeg_and_its_file_is_cleaned(media: P
     try:
         await until(pid_file.exists)
         pid = int(pid_file.read_text())
+        (parent,) = children(worker.pid)
+        assert children(parent) == [pid]
         assert alive(pid) and len(names(folder)) == 3
         assert remove_leftovers(folder) == 0  # its owner lives
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
     try:
-        await until(lambda: not alive(pid))
+        await until(lambda: not alive(pid) and not alive(parent))
     except TimeoutError:
         os.kill(pid, signal.SIGKILL)
         raise
     assert len(names(folder)) == 3
     assert remove_leftovers(folder) == 1
     assert names(folder) == {".merge-kept.tmp", "other.tmp"}
+
+
+@linux
+async def test_kill_9_of_the_starter_ends_its_ffmpegs_and_the_next_merge_has_a_new_one(
+    media: Path, tmp_path: Path
+) -> None:
+    folder, pid_file = tmp_path / "out", tmp_path / "pid"
+    folder.mkdir()
+    task = asyncio.create_task(merge(stub(tmp_path, HANG.format(pid=str(pid_file))), dash(media, folder)))
+    await until(pid_file.exists)
+    first = starter()
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(MergeError, match="killed by signal 9"):
+        await task
+    await until(lambda: not alive(pid_in(pid_file)))
+    assert names(folder) == set()
+    await merge(FFMPEG, dash(media, folder))
+    await merge(FFMPEG, dataclasses.replace(dash(media, folder), output=str(folder / "second.mp4")))
+    assert names(folder) == {"out.mp4", "second.mp4"}
+    assert starter() != first
+
+
+@linux
+async def test_one_starter_serves_all_merges(media: Path, tmp_path: Path) -> None:
+    used = set()
+    for number in range(3):
+        await merge(FFMPEG, dataclasses.replace(dash(media, tmp_path), output=str(tmp_path / f"{number}.mp4")))
+        used.add(starter())
+    assert len(used) == 1
+
+
+@linux
+def test_a_worker_that_ends_well_has_ended_its_starter_before(media: Path, tmp_path: Path) -> None:
+    """And waited for it, so that whoever measures the worker has the time of its ffmpegs as well."""
+    last = "print(os.path.exists(f'/proc/{{merge_stream_file._STARTER._process.pid}}'))"
+    script = f"import atexit, os\natexit.register(lambda: {last})\n" + WORKER  # the first one is the last to be called
+    script = script.format(
+        root=str(ROOT), ffmpeg=FFMPEG, output=str(tmp_path / "out.mp4"), video=str(media / "avc.m4s")
+    )
+    worker = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert (worker.stdout, worker.stderr) == ("False\n", "")
+
+
+@posix
+async def test_without_a_starter_ffmpeg_is_started_by_ourselves(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on other systems than Linux."""
+    monkeypatch.setattr(merge_stream_file, "_start", lambda command, _processor: merge_stream_file._spawn(command))
+    folder, pid_file = tmp_path / "out", tmp_path / "pid"
+    folder.mkdir()
+    await merge(FFMPEG, dash(media, folder))
+    task = asyncio.create_task(merge(stub(tmp_path, HANG.format(pid=str(pid_file))), dash(media, folder)))
+    await until(pid_file.exists)
+    pid = pid_in(pid_file)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    task.cancel()
+    await asyncio.wait([task])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(MergeError, match="exit status 3: why"):
+        await merge(stub(tmp_path, "sys.stderr.write('why')\nsys.exit(3)"), dash(media, folder))
+    assert names(folder) == {"out.mp4"}
+
+
+# ------------------------------------------------------------------------------------------ processors
+
+
+@linux
+async def test_each_ffmpeg_is_kept_to_a_processor_of_its_own_and_others_wait_with_nothing_on_disk(
+    media: Path, tmp_path: Path
+) -> None:
+    ours = os.sched_getaffinity(0)
+    folder, pids = tmp_path / "out", tmp_path / "pids"
+    folder.mkdir()
+    pids.mkdir()
+    body = f"open({str(pids)!r} + '/' + str(os.getpid()), 'w')\ntime.sleep(600)"
+    ffmpeg = stub(tmp_path, body)
+    plans = [dataclasses.replace(dash(media, folder), output=str(folder / f"{n}.mp4")) for n in range(len(ours) + 2)]
+    tasks = [asyncio.create_task(merge(ffmpeg, plan)) for plan in plans]
+    try:
+        await until(lambda: len(names(pids)) == len(ours))
+        await asyncio.to_thread(lambda: None)  # the waiting ones have had their turn in the loop as well
+        running = children(starter())
+        assert len(running) == len(ours) == len(names(folder))
+        assert {frozenset(os.sched_getaffinity(pid)) for pid in running} == {frozenset({one}) for one in ours}
+        assert {os.sched_getscheduler(pid) for pid in running} == {os.SCHED_BATCH}
+        os.kill(running[0], signal.SIGKILL)
+        await until(lambda: len(names(pids)) == len(ours) + 1)
+        assert len(children(starter())) == len(ours) == len(names(folder))
+    finally:
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert names(folder) == set()
+
+
+@linux
+async def test_a_processor_that_is_gone_is_done_without(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_stream_file, "_processors", lambda: [1000])
+    await merge(FFMPEG, dash(media, tmp_path))
+    assert names(tmp_path) == {"out.mp4"}
 
 
 def test_a_list_of_segments_is_left_for_a_day(tmp_path: Path) -> None:
@@ -594,14 +739,31 @@ async def test_a_file_is_proved_and_on_disk_before_it_is_asked_for_its_name_and_
     assert done == ["proved", output.stat().st_ino, "asked", "named", output.parent.stat().st_ino]
 
 
-@pytest.mark.parametrize("is_one_disk", [True, False])
-async def test_a_scratch_folder_on_another_disk_is_not_used(
-    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_one_disk: bool
-) -> None:
-    scratch, folder = tmp_path / "scratch", tmp_path / "out"
-    scratch.mkdir()
-    folder.mkdir()
-    if not is_one_disk:
+# ------------------------------------------------------------------------------------------ two disks
+
+
+class Disks(NamedTuple):
+    """Two folders that files cannot be renamed between: where ffmpeg writes, and where the videos go."""
+
+    scratch: Path
+    library: Path
+
+    def plan(self, media: Path) -> MergePlan:
+        return dataclasses.replace(dash(media, self.library), scratch=str(self.scratch))
+
+    def names(self) -> tuple[set[str], set[str]]:
+        return names(self.scratch), names(self.library)
+
+
+CLEAN: tuple[set[str], set[str]] = (set(), set())
+
+
+@pytest.fixture(params=["real", "told"])
+def disks(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disks]:
+    """Two real file systems, where the machine has them; and one that acts as if it were two, everywhere."""
+    library = tmp_path / "library"
+    library.mkdir()
+    if request.param == "told":
         rename = Path.replace
 
         def replace(source: Path, target: Path) -> Path:
@@ -610,16 +772,249 @@ async def test_a_scratch_folder_on_another_disk_is_not_used(
             return rename(source, target)
 
         monkeypatch.setattr(Path, "replace", replace)
-    seen: list[int] = []
+        (tmp_path / "scratch").mkdir()
+        yield Disks(tmp_path / "scratch", library)
+        return
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system that can be written")
+    with tempfile.TemporaryDirectory(dir=memory) as scratch:
+        yield Disks(Path(scratch), library)
 
-    def note() -> bool:
-        seen.extend((len(names(scratch)), len(names(folder))))
+
+async def test_on_one_disk_the_file_is_written_in_the_scratch_folder_and_renamed(media: Path, tmp_path: Path) -> None:
+    disks = Disks(tmp_path / "scratch", tmp_path / "library")
+    disks.scratch.mkdir()
+    disks.library.mkdir()
+    seen: list[set[str]] = []
+    await merge(FFMPEG, disks.plan(media), lambda: seen.extend(disks.names()) or True)
+    assert [len(found) for found in seen] == [1, 0]
+    assert disks.names() == (set(), {"out.mp4"})
+
+
+async def test_on_two_disks_the_proved_file_is_copied_whole_before_it_is_asked_for_its_name(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_stream_file, "MOVE_BYTES", 1000)
+    ours: dict[str, bytes] = {}
+
+    def look() -> bool:
+        ours.update((path.name, path.read_bytes()) for path in disks.library.iterdir())
         return True
 
-    plan = dataclasses.replace(dash(media, folder), scratch=str(scratch))
-    await merge(FFMPEG, plan, note)
-    assert seen == ([1, 0] if is_one_disk else [0, 1])
-    assert (names(scratch), names(folder)) == (set(), {"out.mp4"})
+    merged = await merge(FFMPEG, disks.plan(media), look)
+    assert disks.names() == (set(), {"out.mp4"})
+    output = disks.library / "out.mp4"
+    ((name, copied),) = ours.items()
+    assert name.startswith(".merge-") and copied == output.read_bytes() and len(copied) == merged.bytes
+    assert comment(output) == disks.plan(media).tag and output.stat().st_nlink == 1
+    assert packets(output, "v") == packets(media / "avc.m4s", "v")
+
+
+async def test_a_copy_is_on_disk_before_it_is_read_back_and_that_before_it_gets_its_name(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    fsync, pieces, publish = os.fsync, merge_stream_file._pieces, merge_stream_file._publish
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(("synced", os.fstat(descriptor).st_ino))
+
+    def read(path: Path, *these: Any) -> Any:
+        done.append(("read", path.stat().st_ino))
+        return pieces(path, *these)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(merge_stream_file, "_pieces", read)
+    monkeypatch.setattr(merge_stream_file, "_publish", lambda *these: done.append("named") or publish(*these))
+    await merge(FFMPEG, disks.plan(media), lambda: done.append("asked") or True)
+    output, folder = (disks.library / "out.mp4").stat().st_ino, disks.library.stat().st_ino
+    assert done[0] not in (("read", output), ("synced", output))  # the proved one is read, and need not be synced
+    assert done[1:] == [("synced", output), ("read", output), "asked", "named", ("synced", folder)]
+
+
+async def test_a_disk_that_gives_other_bytes_back_gets_no_file_and_the_next_try_works(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = merge_stream_file._pieces
+
+    def rotten(path: Path, *these: Any) -> Iterator[memoryview]:
+        for piece in pieces(path, *these):
+            if path.parent == disks.library:
+                piece[len(piece) // 2] ^= 1
+            yield piece
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_stream_file, "_pieces", rotten)
+        with pytest.raises(MergeError, match=rf"{re.escape(str(disks.library))} does not give back"):
+            await merge(FFMPEG, disks.plan(media))
+        assert disks.names() == CLEAN
+    await merge(FFMPEG, disks.plan(media))
+    assert disks.names() == (set(), {"out.mp4"})
+
+
+async def test_a_lease_that_was_lost_during_the_copy_leaves_nothing(media: Path, disks: Disks) -> None:
+    with pytest.raises(StaleToken):
+        await merge(FFMPEG, disks.plan(media), lambda: False)
+    assert disks.names() == CLEAN
+    (disks.library / "out.mp4").write_bytes(b"another page")
+    with pytest.raises(NameTaken):
+        await merge(FFMPEG, disks.plan(media))
+    assert disks.names() == (set(), {"out.mp4"}) and (disks.library / "out.mp4").read_bytes() == b"another page"
+
+
+@pytest.mark.parametrize("full", Disks._fields)
+async def test_of_two_disks_the_one_without_room_is_named_before_ffmpeg_runs(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    folder: Path = getattr(disks, full)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: (10**9, 0, 1000 if Path(path) == folder else 10**9))
+    with pytest.raises(DiskFull, match=f"^{re.escape(str(folder))} has 0 MiB left"):
+        await merge("/nowhere/ffmpeg", disks.plan(media))
+    assert disks.names() == CLEAN
+
+
+async def test_a_library_that_fills_up_during_the_copy_is_named_and_the_next_try_works(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = merge_stream_file._pieces
+
+    def too_many(path: Path, *these: Any) -> Iterator[memoryview]:
+        yield from pieces(path, *these)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_stream_file, "_pieces", too_many)
+        with pytest.raises(DiskFull, match=rf"cannot write into {re.escape(str(disks.library))}: No space"):
+            await merge(FFMPEG, disks.plan(media))
+    assert disks.names() == CLEAN
+    await merge(FFMPEG, disks.plan(media))
+
+
+class Slow:
+    """Holds the copy at its second piece until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.copying = self.pieces = 0
+        self._pieces = merge_stream_file._pieces
+        monkeypatch.setattr(merge_stream_file, "MOVE_BYTES", 1000)
+        monkeypatch.setattr(merge_stream_file, "_pieces", self._slow)
+
+    def _slow(self, path: Path, *these: Any) -> Iterator[memoryview]:
+        self.copying += 1
+        for number, piece in enumerate(self._pieces(path, *these)):
+            if number == 1:
+                self.reached.set()
+                assert self.go.wait(20)
+            self.pieces += 1
+            yield piece
+        self.copying -= 1
+
+
+async def test_cancelling_a_copy_ends_it_and_leaves_nothing(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    task = asyncio.create_task(merge(FFMPEG, disks.plan(media)))
+    await until(slow.reached.is_set)
+    scratch, library = disks.names()
+    assert len(scratch) == 2 and len(library) == 1
+    task.cancel()
+    for _turn in range(10):  # it must have heard of it before the thread goes on
+        await asyncio.sleep(0)
+    slow.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (slow.copying, slow.pieces) == (0, 2) and disks.names() == CLEAN
+
+
+async def test_one_file_is_copied_at_a_time_while_ffmpegs_run(
+    media: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    plans = [dataclasses.replace(disks.plan(media), output=str(disks.library / f"{n}.mp4")) for n in range(5)]
+    tasks = [asyncio.create_task(merge(FFMPEG, plan)) for plan in plans]
+    await until(lambda: len([name for name in names(disks.scratch) if name.endswith(".moved")]) == len(plans))
+    assert slow.copying == 1
+    slow.go.set()
+    await asyncio.gather(*tasks)
+    assert disks.names() == (set(), {f"{n}.mp4" for n in range(5)})
+
+
+KILLED_COPY = """
+import os, pathlib, sys
+sys.path.insert(0, {root!r})
+import merge_stream_file
+from model import MergePlan
+pieces = merge_stream_file._pieces
+def hang(*these):
+    for piece in pieces(*these):
+        yield piece
+        print("reached", flush=True)
+        __import__("time").sleep(600)
+merge_stream_file.MOVE_BYTES, merge_stream_file._pieces = 1000, hang
+merge_stream_file._can_rename = lambda *_: False
+__import__("asyncio").run(merge_stream_file.merge({ffmpeg!r}, MergePlan({output!r}, {video!r}, scratch={scratch!r})))
+"""
+
+
+@linux
+async def test_kill_9_in_the_middle_of_a_copy_is_cleaned_on_both_disks_by_the_next_start(
+    media: Path, disks: Disks
+) -> None:
+    plan = disks.plan(media)
+    script = KILLED_COPY.format(
+        root=str(ROOT), ffmpeg=FFMPEG, output=plan.output, video=plan.video, scratch=plan.scratch
+    )
+    worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    with worker.stdout:
+        assert worker.stdout.readline() == b"reached\n"
+        before = disks.names()
+        assert [len(found) for found in before] == [2, 1]
+        assert remove_leftovers(disks.scratch) == 0 == remove_leftovers(disks.library)  # its owner lives
+        worker.kill()
+        worker.wait()
+    assert disks.names() == before
+    assert remove_leftovers(disks.scratch) == 2
+    assert disks.names() == CLEAN
+    await merge(FFMPEG, plan)
+    assert disks.names() == (set(), {"out.mp4"})
+
+
+def test_a_note_of_a_dead_worker_leads_to_temporary_files_only(tmp_path: Path) -> None:
+    scratch, library = tmp_path / "scratch", tmp_path / "library"
+    scratch.mkdir()
+    library.mkdir()
+    note, named = scratch / ".merge-0123456789abcdef.tmp.moved", library / ".merge-0123456789abcdef.tmp"
+    precious = library / "precious.mp4"
+    precious.touch()
+    for text in (str(precious), "", "\0", "x" * 100_000):
+        note.write_text(text)
+        assert remove_leftovers(scratch) == 1
+    assert names(library) == {"precious.mp4"}
+    named.touch()
+    note.write_text(str(named))
+    library.rename(tmp_path / "unplugged")
+    assert remove_leftovers(scratch) == 0  # its disk may come back
+    (tmp_path / "unplugged").rename(library)
+    assert remove_leftovers(scratch) == 1
+    assert names(library) == {"precious.mp4"}
+    note.write_text(str(named))  # and where the file is gone, or never was
+    assert remove_leftovers(scratch) == 1
+
+
+@posix
+def test_a_file_that_another_worker_writes_is_kept_though_a_note_names_it(tmp_path: Path) -> None:
+    note, named = tmp_path / ".merge-0123456789abcdef.tmp.moved", tmp_path / "x" / ".merge-0123456789abcdef.tmp"
+    named.parent.mkdir()
+    note.write_text(str(named))
+    with named.open("xb") as file:
+        assert merge_stream_file._lock(file)
+        assert remove_leftovers(tmp_path) == 0 and note.exists() and named.exists()
+    assert remove_leftovers(tmp_path) == 1 and not note.exists() and not named.exists()
 
 
 Refusal = tuple[int, ...]
