@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.request import getproxies
 
 import aiohttp
 from yarl import URL
@@ -75,7 +76,7 @@ def make_session(settings: Settings, environ: Mapping[str, str] = os.environ) ->
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"},
         timeout=_TIMEOUT,
-        trust_env=True,
+        trust_env=bool(getproxies()),  # where there is none, each request would look for one, in a thread of its own
     )
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import re
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import create_folder
 import retry
 from bili_client import BiliClient
+from board import Board, JobView
 from config import WORKING_SAMPLE, Settings, parse_working
 from download_stream_file import StreamFile, Wire, download_stream
 from errors import (
@@ -49,15 +51,15 @@ from model import (
     Playinfo,
     Result,
     Stream,
-    StreamProgress,
     StreamSource,
     Video,
     Wishes,
     Working,
 )
 from mp4_boxes import read_comment
-from parse_ import choose_streams, parse_job_id
+from parse_ import choose_streams, parse_job_id, streams_bytes
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
+from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import ResultLog, log_path
 
@@ -67,13 +69,20 @@ TICK_SECONDS = 0.5
 PAUSE_LIMIT_SECONDS = 600.0
 """A paused worker keeps its leases for so long; then they go back, the chunks stay."""
 GOODBYE_SECONDS = 1.5
-SPEED_WINDOW_SECONDS = 5.0
+SETTLED_SECONDS = 2.0
+"""A file that was changed so lately may change again without looking different: clocks of file systems are coarse."""
+PREPARED_SECONDS = 30.0
+"""A prepared job that got no slot for so long goes back: the slot was expected earlier, and others may have one."""
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MERGES_AT_MOST = CORES + 2
+"""With more jobs in the merge, or waiting for it, no download begins: their streams would fill the disk."""
+LEASES_AT_ONCE, LEASES_AT_MOST = 64, 200
+"""The server's own limits, with a margin, for one request and for one heartbeat."""
 UNFINISHED_LIMIT = 4096
 RETURN_BASE_SECONDS, RETURN_CAP_SECONDS = 1.0, 15.0
 """Between lease requests to a server that is away: so all its workers come back within the cap, and not all at once."""
 MERGE_ATTEMPTS = 3
 
-PARTS_FOLDER = ".parts"
 EXIT_DEAD, EXIT_DELAYED = 1, 3
 
 _WORDS = {
@@ -85,6 +94,9 @@ _WORDS = {
 }
 """What becomes of a failed job, and the parts of a page, for people."""
 
+_BEFORE_MERGE = frozenset({"describing", "waiting", "downloading"})
+_WRITING = frozenset({"downloading", "merging"})
+
 
 class WorkingFile:
     """working.json as it was last good. A problem is said once, not at each look."""
@@ -92,6 +104,7 @@ class WorkingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._problem = ""
+        self._seen: tuple[int, int, int] | None = None
         self.now = Working()
 
     def create_if_missing(self) -> None:
@@ -108,8 +121,14 @@ class WorkingFile:
         """Look at the file; return what it says, or the last good values where it says nothing sound."""
         problem = ""
         try:
+            status = self._path.stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen == self._seen:
+                return self.now
+            self._seen = seen if time.time() - status.st_mtime > SETTLED_SECONDS else None
             self.now = parse_working(self._path.read_text("utf-8", errors="replace"))
         except OSError as error:
+            self._seen = None
             problem = str(error.strerror)
         except ValueError as error:
             problem = str(error)
@@ -120,78 +139,6 @@ class WorkingFile:
             )
         self._problem = problem
         return self.now
-
-
-@dataclass(slots=True)
-class JobView:
-    """One job as people see it, on the terminal and on the status page."""
-
-    url: str
-    title: str = ""
-    stage: str = "describing"
-    streams: dict[str, StreamProgress] = field(default_factory=dict)
-    speeds: dict[str, float] = field(default_factory=dict)
-    """Bytes a second of each stream, smoothed."""
-    _sampled: dict[str, int] = field(default_factory=dict)
-
-    def sample(self, elapsed_seconds: float) -> None:
-        """Take note of how far each stream came since the last call."""
-        for name, stream in self.streams.items():
-            gained = stream.done_bytes - self._sampled.get(name, stream.done_bytes)
-            self._sampled[name] = stream.done_bytes
-            now = max(0.0, gained / elapsed_seconds)
-            self.speeds[name] = now if name not in self.speeds else 0.8 * self.speeds[name] + 0.2 * now
-
-    def show(self) -> dict[str, Any]:
-        """Return what a heartbeat carries."""
-        streams = [
-            {
-                "name": stream.name,
-                "done_bytes": stream.done_bytes,
-                "total_bytes": stream.total_bytes,
-                "mirror": stream.mirror,
-                "speed_bytes_per_second": round(self.speeds.get(stream.name, 0.0)),
-            }
-            for stream in list(self.streams.values())
-        ]
-        chunks = any(stream["done_bytes"] for stream in streams)
-        return {"title": self.title, "stage": self.stage, "streams": streams, "chunks": chunks}
-
-
-class Board:
-    """What this worker is doing: its jobs, its speed, its totals. The scheduler writes, others look."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, JobView] = {}
-        self.done = self.failed = self.dead = 0
-        self.received_bytes = 0
-        self.state = "starting"
-        self._samples: deque[tuple[float, int]] = deque(maxlen=64)
-
-    def report(self, view: JobView, progress: StreamProgress) -> None:
-        """Take the progress of a stream; what a resume found on disk is not counted as received."""
-        before = view.streams.get(progress.name)
-        if before is not None:
-            self.received_bytes += max(0, progress.done_bytes - before.done_bytes)
-        view.streams[progress.name] = progress
-
-    def sample(self, at: float) -> None:
-        """Remember how much was received until ``at``; called at each tick."""
-        if self._samples and at > self._samples[-1][0]:
-            for view in self.jobs.values():
-                view.sample(at - self._samples[-1][0])
-        self._samples.append((at, self.received_bytes))
-        while len(self._samples) > 2 and at - self._samples[0][0] > SPEED_WINDOW_SECONDS:
-            self._samples.popleft()
-
-    @property
-    def speed_bytes_per_second(self) -> float:
-        """The speed over the last seconds."""
-        samples = list(self._samples)
-        if len(samples) < 2:
-            return 0.0
-        (first, before), (last, after) = samples[0], samples[-1]
-        return (after - before) / (last - first) if last > first else 0.0
 
 
 class PageStreams:
@@ -210,6 +157,11 @@ class PageStreams:
         """Ask for playinfo and choose the streams."""
         self.playinfo = await self._site.playinfo(self._video, self._page)
         self.choice = choose_streams(self.playinfo, self._wishes)
+
+    @property
+    def planned_bytes(self) -> int:
+        """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
+        return streams_bytes(self.choice, self.playinfo.duration_seconds or self._page.duration_seconds)
 
     def sources(self) -> dict[str, StreamSource]:
         """Return what to download, by part: video and audio, or the segments by their order."""
@@ -276,8 +228,12 @@ class Scheduler:
         self._settings, self._queue, self._site, self._wire = settings, queue, site, wire
         self._ffmpeg, self._draw = ffmpeg, draw
         self._running = running
-        self._parts = settings.download_dir / PARTS_FOLDER
-        self._slots: set[asyncio.Task[None]] = set()
+        self._parts = settings.scratch_dir
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._slots = Slots(self._may_begin, lease_clock)
+        self._rhythm = Rhythm()
+        self._prepares = True
+        self._wanted = 0
         self._errands: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._held: dict[str, Held] = {}
@@ -314,7 +270,8 @@ class Scheduler:
         """Work until stop() or, with ``until_empty_seconds``, until nothing is left; return the exit status."""
         self.working.create_if_missing()
         self._obey(self.working.read())
-        self._parts.mkdir(parents=True, exist_ok=True)
+        for folder in (self._settings.download_dir, self._parts):
+            folder.mkdir(parents=True, exist_ok=True)
         for url, held_bytes in reversed(unfinished_jobs(self._parts).items()):
             self._remember_chunks(url, held_bytes)
         self._ends_when_empty = until_empty_seconds is not None
@@ -343,11 +300,11 @@ class Scheduler:
 
     async def _say_goodbye(self) -> None:
         """End all jobs and release every lease at once, in a bounded time."""
-        for task in self._slots:
+        for task in self._jobs:
             task.cancel()
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await asyncio.gather(*self._slots, *self._errands, self._give_back_unheard(), return_exceptions=True)
+                await asyncio.gather(*self._jobs, *self._errands, self._give_back_unheard(), return_exceptions=True)
                 # What is left belongs to tasks that were ended before they began.
                 left = [self._quietly(self._queue.release(held.lease)) for held in self._held.values()]
                 await asyncio.gather(*left)
@@ -376,11 +333,17 @@ class Scheduler:
                 self._give_back_paused()
             self.board.sample(lease_clock())
             self.board.state = self._state_word()
+            self._slots.look()  # the time of a parked worker may be over
+            if self._running.is_set():
+                self._send_back(PREPARED_SECONDS)
+            self._look_ahead()
             await asyncio.sleep(TICK_SECONDS)
 
     def _obey(self, working: Working) -> None:
         if working == self._obeyed:
             return
+        speed = working.max_bytes_per_second
+        self._wire.limit.set(self._settings.max_bytes_per_second if speed is None else speed)
         if working.running:
             self._running.set()
             self._paused_since = None
@@ -390,8 +353,16 @@ class Scheduler:
             self._running.clear()
             self._paused_since = lease_clock()
             log.info(_('Paused (working.json: "stop": 0); set "stop" to 1 to go on'))
+        if self._obeyed is not None and working.count < self._obeyed.count:
+            self._send_back()
         self._obeyed = working
+        self._slots.look()
         self._changed.set()
+
+    def _send_back(self, waiting_seconds: float = 0.0) -> None:
+        """Give prepared jobs back that have waited for so long, and prepare none until a slot has really come free."""
+        if self._slots.dismiss(waiting_seconds):
+            self._prepares = False
 
     def _give_back_paused(self) -> None:
         self._paused_since = float("inf")  # once: a second cancellation would cut the goodbye short
@@ -479,20 +450,48 @@ class Scheduler:
     async def _lease_until_empty(self, until_empty_seconds: float | None) -> int:
         while True:
             self._changed.clear()
-            free = self.working.now.count - len(self._slots)
+            free = self._missing()
             parked_seconds = self._parked_until - lease_clock()
             pause_seconds: float | None = None  # until something changes
             if self._running.is_set() and free > 0:
                 pause_seconds = parked_seconds if parked_seconds > 0 else await self._lease(free)
-            if until_empty_seconds is not None and pause_seconds and not self._slots:
+            if until_empty_seconds is not None and pause_seconds and not self._jobs:
                 status = await self._status_when_empty(until_empty_seconds)
                 if status is not None:
                     return status
+            self._wanted = self._missing()
             try:
                 async with asyncio.timeout(pause_seconds):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _missing(self) -> int:
+        """Return how many jobs to lease now: for the slots that are free, and for those that will be in a moment."""
+        count, board = self.working.now.count, self.board
+        if len(board.in_stages(("merging",))) > MERGES_AT_MOST:
+            return 0
+        running = board.in_stages(("downloading",))
+        ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
+        held = len(board.in_stages(_BEFORE_MERGE))
+        missing = min(count + ahead - held, LEASES_AT_ONCE, LEASES_AT_MOST - len(self._jobs))
+        if held >= count and missing < (ahead + 1) // 2:
+            return 0  # nothing waits for it: several in one request are cheaper
+        return missing
+
+    def _look_ahead(self) -> None:
+        """Ask for jobs if more are missing than when they were asked for last."""
+        if self._missing() > self._wanted:
+            self._changed.set()
+
+    def _may_begin(self) -> bool:
+        """Tell whether one more download may begin."""
+        return (
+            self._running.is_set()
+            and self._slots.taken < self.working.now.count
+            and lease_clock() >= self._parked_until
+            and len(self.board.in_stages(("merging",))) <= MERGES_AT_MOST
+        )
 
     async def _status_when_empty(self, wait_seconds: float) -> int | None:
         """Return the exit status when nothing is left to wait for, else None."""
@@ -542,19 +541,20 @@ class Scheduler:
             return  # a repeated answer
         if known is not None:
             self._drop(known, _("it was leased anew"))
-        task = asyncio.create_task(self._slot(self._hold(lease, asked)), name=lease.url)
-        self._slots.add(task)
+        task = asyncio.create_task(self._work(self._hold(lease, asked)), name=lease.url)
+        self._jobs.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._slots.discard(task)
+            self._jobs.discard(task)
+            self._slots.look()
             self._changed.set()
 
         task.add_done_callback(ended)
 
     # -------------------------------------------------------------------------------- one job
 
-    def _hold(self, lease: Lease, asked: float) -> Held:
-        view = JobView(lease.url)
+    def _hold(self, lease: Lease, asked: float, since: float | None = None) -> Held:
+        view = JobView(lease.url, since=lease_clock() if since is None else since)
         held = Held(lease, asked + lease.lease_seconds * OWN_SHARE, view.show)
         self.board.jobs[lease.url], self._held[lease.url] = view, held
         return held
@@ -564,7 +564,7 @@ class Scheduler:
             del self._held[held.lease.url]
             self.board.jobs.pop(held.lease.url, None)
 
-    async def _slot(self, held: Held) -> None:
+    async def _work(self, held: Held) -> None:
         """Work on a leased job, then on the page that a container's expansion leases in its place."""
         following: Held | None = held
         while following is not None and self._held.get(following.lease.url) is following:
@@ -579,6 +579,9 @@ class Scheduler:
         except StaleToken:
             log.warning(_("%s: dropped, its lease has moved on"), lease.url)
             self._remember_chunks(lease.url)
+        except NotNow:
+            log.info(_("%s: given back, because its turn has not come"), lease.url)
+            self._later(self._give_back(held))
         except JobError as error:
             await self._fail(held, view, error)
         except (ServerUnreachable, Unauthorized) as error:
@@ -618,6 +621,7 @@ class Scheduler:
             self._park(error)
         elif any(stream.done_bytes for stream in view.streams.values()):
             self._remember_chunks(lease.url)
+        self._enter(view, "recording")  # after it was parked, or another one would begin here
         failure = Failure(error.kind, error.code, str(error), view.title, error.retry_after_seconds)
         try:
             state = await self._queue.nack(lease, failure)
@@ -632,6 +636,13 @@ class Scheduler:
             self._unfinished.pop(lease.url, None)
         log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, _WORDS.get(state, state), error.code, error)
 
+    async def _give_back(self, held: Held) -> None:
+        try:
+            await self._queue.release(held.lease)
+        except ServerError as error:
+            log.debug("release: %s", error)
+            self._heartbeat.apologize(held)
+
     async def _quietly(self, call: Coroutine[Any, Any, Any]) -> None:
         try:
             await call
@@ -643,14 +654,14 @@ class Scheduler:
         job = parse_job_id(lease.url)
         video = await self._site.describe(job)
         if not job.is_page:
-            return await self._expand(held, job, video)
+            return await self._expand(held, view, job, video)
         page = video.page_with_cid(job.cid)
         if page is None:
             raise PermanentError(_("The uploader has taken this page away"), "page-gone")
         view.title = video.title if len(video.pages) == 1 else f"{video.title} P{page.number} {page.title}"
         result = await self._file(held, view, video, page)
         held.settling = True
-        view.stage = "recording"
+        self._enter(view, "recording")
         await self._queue.ack(lease, result)
         self._results.add(lease.url, result)
         self._unfinished.pop(lease.url, None)
@@ -659,7 +670,7 @@ class Scheduler:
         log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
         return None
 
-    async def _expand(self, held: Held, job: JobId, video: Video) -> Held | None:
+    async def _expand(self, held: Held, view: JobView, job: JobId, video: Video) -> Held | None:
         lease = held.lease
         for note in video.notes:
             log.warning("%s: %s", lease.url, note)
@@ -679,7 +690,7 @@ class Scheduler:
                     await self._quietly(self._queue.release(given))
             raise
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
-        return None if expanded.lease is None else self._hold(expanded.lease, asked)
+        return None if expanded.lease is None else self._hold(expanded.lease, asked, view.since)
 
     # -------------------------------------------------------------------------------- one page
 
@@ -692,11 +703,9 @@ class Scheduler:
             return result
         streams = PageStreams(self._site, video, page, held.lease.url, self._wishes)
         await streams.ask()
-        view.stage = "downloading"
-        files = await self._download(view, streams)
+        view.cid, view.planned_bytes = page.cid, streams.planned_bytes
+        files = await self._fetch(view, streams)
         try:
-            view.stage = "merging"
-            self._check_room(files)
             plan = MergePlan(
                 output="",  # looked for anew just before: it may be another one after a long download
                 video=_path(files.get("video")),
@@ -763,13 +772,50 @@ class Scheduler:
             )
         return relative, holder == page.cid
 
-    def _check_room(self, files: Mapping[str, StreamFile]) -> None:
-        needed = sum(file.size_bytes for file in files.values()) + RESERVE_BYTES
-        free = _free_bytes(self._settings.download_dir)
+    def _enter(self, view: JobView, stage: str) -> None:
+        """Let a job come to its next stage, and others, perhaps, to its place."""
+        view.stage = stage
+        self._slots.look()
+        self._look_ahead()
+
+    async def _fetch(self, view: JobView, streams: PageStreams) -> dict[str, StreamFile]:
+        """Wait for a slot, and keep it until all bytes of a page are there."""
+        view.stage = "waiting"
+        self._rhythm.prepared_in(lease_clock() - view.since)
+        await self._slots.take()
+        try:
+            self._check_room(view)
+            began = lease_clock()
+            self._enter(view, "downloading")
+            files = await self._download(view, streams)
+            self._rhythm.downloaded_in(lease_clock() - began)
+            self._prepares = True
+            self._enter(view, "merging")
+            return files
+        finally:
+            self._slots.give_back()
+
+    def _check_room(self, view: JobView) -> None:
+        """Raise DiskFull unless the streams and the file of a job fit beside what the jobs before it will write.
+
+        A job needs its streams twice, for the parts and for what they are merged into; the file is made among the
+        parts and comes to the library in the end.
+        """
+        jobs = [view, *self.board.in_stages(_WRITING)]
+        files_bytes = sum(job.streams_bytes for job in jobs)
+        library, scratch = self._settings.download_dir, self._parts
+        if _device(library) != _device(scratch):
+            self._check_free(library, files_bytes)
+        needed = 2 * files_bytes
+        if _free_bytes(scratch) < needed + RESERVE_BYTES:
+            needed -= _parts_bytes(scratch, {job.cid for job in jobs})
+        self._check_free(scratch, needed)
+
+    def _check_free(self, folder: Path, needed_bytes: int) -> None:
+        free, needed = _free_bytes(folder), needed_bytes + RESERVE_BYTES
         if free < needed:
-            sentence = _("{folder} has {free} MiB left, the merged file needs {needed} MiB: make room")
-            folder = self._settings.download_dir
-            raise DiskFull(sentence.format(folder=folder, free=free // MIB, needed=needed // MIB))
+            sentence = _("{folder} has {free} MiB left, this video and those beside it need {needed}: make room")
+            raise DiskFull(sentence.format(folder=folder, free=free // MIB, needed=-(-needed // MIB)))
 
     async def _download(self, view: JobView, streams: PageStreams) -> dict[str, StreamFile]:
         """Download all parts of a page at the same time; on any error keep what is on disk and free its locks."""
@@ -837,3 +883,23 @@ def _free_bytes(folder: Path) -> int:
         return free_disk_bytes(folder)
     except OSError:
         return 0
+
+
+def _device(folder: Path) -> int:
+    try:
+        return folder.stat().st_dev
+    except OSError:
+        return 0
+
+
+def _parts_bytes(folder: Path, cids: Collection[int]) -> int:
+    """Return how much of the disk the parts of some pages have taken: a part gets its room when it is opened."""
+    taken = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            cid = entry.name.partition("-")[0]
+            if entry.name.endswith(".m4s") and cid.isdecimal() and int(cid) in cids:
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    taken += min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
+    return taken

@@ -18,7 +18,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -33,21 +34,28 @@ from rich.text import Text
 
 import config
 from bili_client import BiliClient, make_session
+from board import Board, JobView
 from config import MEDIA_SUFFIXES, Settings
-from download_scheduler import PARTS_FOLDER, Board, JobView, Scheduler
-from download_stream_file import Wire, make_media_session, media_allowed
+from connections import Connections
+from download_scheduler import Scheduler
+from download_stream_file import Wire
 from errors import DownloaderError, UsageError
 from i18n import _
+from media_client import MediaClient
 from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
+from mirrors import Health, media_allowed
 from model import MIB, StreamProgress
 from part_file import discard_old_parts
 from queue_client import QueueClient, make_server_session
+from speed_limit import SpeedLimit
 
 log = logging.getLogger("run")
 
 MAX_WORKERS_HERE = 1000
 OLD_PARTS_SECONDS = 30 * 86400.0
 """Parts that nobody touched for so long belong to pages that another machine finished, or that are dead."""
+KEEP_SECONDS = 60.0
+"""Between two looks at the mirrors' health that outlive a kill."""
 EXIT_USAGE = 2
 
 _WORDS = {
@@ -57,6 +65,7 @@ _WORDS = {
     "parked": _("parked"),
     "stopping": _("stopping"),
     "describing": _("reading"),
+    "waiting": _("waiting"),
     "downloading": _("downloading"),
     "merging": _("merging"),
     "recording": _("recording"),
@@ -146,13 +155,14 @@ def _lock_name(settings: Settings, name: str) -> FileLock | None:
 
 
 def _prepare_folders(settings: Settings) -> None:
-    parts = settings.download_dir / PARTS_FOLDER
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parts):  # a worker that dies here must not leave it
-            pass
-    except OSError as error:
-        raise UsageError(_cannot_write("BILI_DOWNLOAD_DIR", settings.download_dir, error)) from None
+    setting = "BILI_DOWNLOAD_DIR" if settings.scratch is None else "BILI_SCRATCH_DIR"
+    for name, folder in (("BILI_DOWNLOAD_DIR", settings.download_dir), (setting, settings.scratch_dir)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # a worker that dies here must not leave it
+                pass
+        except OSError as error:
+            raise UsageError(_cannot_write(name, folder, error)) from None
 
 
 def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
@@ -163,18 +173,19 @@ def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
 async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_seconds: float | None) -> int:
     running = asyncio.Event()
     instance = new_instance(time.time())
-    remove_leftovers(settings.download_dir / PARTS_FOLDER)
-    discard_old_parts(settings.download_dir / PARTS_FOLDER, OLD_PARTS_SECONDS)
+    remove_leftovers(settings.scratch_dir)
+    discard_old_parts(settings.scratch_dir, OLD_PARTS_SECONDS)
     async with (
         make_server_session(settings) as server_session,
         make_session(settings) as site_session,
-        make_media_session(settings) as media_session,
+        MediaClient(settings, media_allowed(MEDIA_SUFFIXES, settings.stand_in_hosts)) as media_client,
+        _known_mirrors(settings) as health,
     ):
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
             BiliClient(settings, site_session),
-            Wire(media_session, settings.connections, media_allowed(MEDIA_SUFFIXES, settings.stand_in_hosts), running),
+            Wire(media_client, Connections(settings.connections), running, SpeedLimit(), health),
             running,
             ffmpeg,
             settings.worker,
@@ -184,9 +195,36 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
         log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
         if not console.is_terminal:
             return await scheduler.run(until_empty_seconds)
-        board = scheduler.board
-        with Live(get_renderable=lambda: _screen(board), console=console, refresh_per_second=4, transient=True):
+        with Screen(scheduler.board, console):
             return await scheduler.run(until_empty_seconds)
+
+
+@asynccontextmanager
+async def _known_mirrors(settings: Settings) -> AsyncIterator[Health]:
+    """Give what this worker knew of the mirrors when it last ran; write it down every minute, and in the end."""
+    path = settings.data_dir / f"mirrors-{sha256(settings.worker.encode()).hexdigest()[:16]}.json"
+    health = Health()
+    health.load(path)
+    keeping = asyncio.create_task(_keep(health, path))
+    try:
+        yield health
+    finally:
+        keeping.cancel()
+        _save(health, path)
+
+
+async def _keep(health: Health, path: Path) -> None:
+    while True:
+        await asyncio.sleep(KEEP_SECONDS)
+        _save(health, path)
+
+
+def _save(health: Health, path: Path) -> None:
+    if health.hosts:
+        try:
+            health.save(path)
+        except OSError as error:
+            log.debug("%s: %s", path, error)  # it is a help, not a promise
 
 
 def new_instance(unix_seconds: float) -> str:
@@ -213,6 +251,31 @@ def _stop_on_signals(scheduler: Scheduler) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last one is a terminal that was closed; Windows has none
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), on_signal)
+
+
+class Screen(Live):
+    """The terminal: drawn four times a second at most, and only when something has changed.
+
+    A worker that has nothing to do would spend most of its time on drawing the same again.
+    """
+
+    def __init__(self, board: Board, console: Console) -> None:
+        super().__init__(get_renderable=lambda: _screen(board), console=console, refresh_per_second=4, transient=True)
+        self._board = board
+        self._drawn: object = None
+
+    def refresh(self) -> None:
+        """Draw, unless it would be the same again."""
+        board = self._board
+        jobs = [
+            (view.title, view.stage, *view.streams.values(), *view.speeds.values())
+            for view in list(board.jobs.values())
+        ]
+        speed = _rate(board.speed_bytes_per_second)
+        now = (jobs, board.state, board.done, board.failed, speed, self.console.size)
+        if now != self._drawn:
+            self._drawn = now
+            super().refresh()
 
 
 def _screen(board: Board) -> Group:

@@ -7,6 +7,7 @@ import email.utils
 import gzip
 import json
 import logging
+import os
 import re
 import socket
 import time
@@ -703,3 +704,15 @@ async def test_a_video_that_redirects_is_played_as_an_episode(site: Site, made: 
     plain = replace(video, episode_id=None)
     await made.client.playinfo(plain, video.pages[0])
     assert site.requests[-1].path == PLAYURL
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+async def test_a_proxy_is_looked_for_with_each_request_only_where_there_is_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    if proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    async with make_session(settings, {}) as session:
+        assert session.trust_env == bool(proxy)

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,14 +23,27 @@ import redis
 import download_scheduler
 import merge_stream_file
 from bili_client import BiliClient, make_session
+from board import Board, JobView
 from config import Settings
+from connections import Connections
 from create_folder import page_path
 from demo.catalogue import video
 from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
-from download_scheduler import Board, JobView, PageStreams, Scheduler, WorkingFile
-from download_stream_file import Wire, make_media_session, media_allowed
-from errors import MergeError, NameTaken, RiskControl, ServerError, ServerUnreachable, SiteError, TransferError
+from download_scheduler import PageStreams, Scheduler, WorkingFile
+from download_stream_file import Wire
+from errors import (
+    DiskFull,
+    MergeError,
+    NameTaken,
+    RiskControl,
+    ServerError,
+    ServerUnreachable,
+    SiteError,
+    TransferError,
+)
+from media_client import MediaClient
+from mirrors import media_allowed
 from model import (
     MIB,
     Counts,
@@ -39,13 +53,12 @@ from model import (
     Page,
     Playinfo,
     Stream,
-    StreamProgress,
     StreamSource,
     Video,
     Wishes,
     Working,
 )
-from part_file import Identity, PartFile
+from part_file import RESERVE_BYTES, Identity, PartFile
 from queue_client import OWN_SHARE, Beat, QueueClient, lease_clock, make_server_session
 from redisConnect import Queue
 
@@ -105,12 +118,12 @@ async def start_worker(site: RunningSite, queue_server: str, settings: Settings)
             running = asyncio.Event()
             server_session = await stack.enter_async_context(make_server_session(own))
             site_session = await stack.enter_async_context(make_session(own))
-            media_session = await stack.enter_async_context(make_media_session(own))
+            media_client = await stack.enter_async_context(MediaClient(own, media_allowed((), own.media_hosts)))
             scheduler = Scheduler(
                 own,
                 QueueClient(own, server_session, name, f"{name}-instance"),
                 BiliClient(own, site_session),
-                Wire(media_session, 8, media_allowed((), own.media_hosts), running),
+                Wire(media_client, Connections(8), running),
                 running,
                 imageio_ffmpeg.get_ffmpeg_exe(),
                 name,
@@ -436,7 +449,7 @@ async def test_a_finished_page_leaves_no_part_of_another_quality(
     cid = PLAIN.pages[0].cid
     part = PartFile.open(settings.download_dir / ".parts", Identity(PAGE, cid, "v6-7"), 100)
     part.prepare()
-    part.write(part.take(), bytes(100))
+    part.write(part.take(100), bytes(100))
     part.close()
     record = Video(PLAIN.bvid, PLAIN.aid, PLAIN.title, (Page(1, cid, ""),))
     if stands:
@@ -464,7 +477,7 @@ async def test_unfinished_jobs_are_named_the_newest_first(
     for cid in (1, 2, 3):
         part = PartFile.open(settings.download_dir / ".parts", Identity(f"{PLAIN.bvid}?p=1&cid={cid}", cid, "v"), 10)
         part.prepare()
-        part.write(part.take(), bytes(10))
+        part.write(part.take(10), bytes(10))
         part.close()
         os.utime(settings.download_dir / ".parts" / f"{cid}-v-10.journal", (cid, cid))
     worker = await start_worker()
@@ -497,6 +510,249 @@ async def test_a_result_is_told_again_only_while_its_file_stands_as_it_was(
     assert worker.scheduler._results.unsure() == ()  # or it would be asked for with each heartbeat
 
 
+# ------------------------------------------------------------------------------------------ the pipeline
+
+
+@pytest.fixture
+def many_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scheduler look at everything more often, so that a test need not wait for it."""
+    monkeypatch.setattr(download_scheduler, "TICK_SECONDS", 0.05)
+
+
+def stages(worker: Worker) -> list[str]:
+    return sorted(view.stage for view in worker.scheduler.board.jobs.values())
+
+
+class Merges:
+    """Holds every merge until it is told to let them go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_end = asyncio.Event()
+        self._merge = download_scheduler.merge
+        monkeypatch.setattr(download_scheduler, "merge", self._held)
+
+    async def _held(self, *arguments: Any) -> Any:
+        await self.may_end.wait()
+        return await self._merge(*arguments)
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_job_that_merges_leaves_its_slot_to_the_next_one(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merges = Merges(monkeypatch)
+    queue.add([PLAIN.bvid, LARGE.bvid])
+    worker = await start_worker()
+    assert worker.scheduler.working.now.count == 1
+    await until("the second one has all its bytes, too", lambda: stages(worker) == ["merging", "merging"])
+    merges.may_end.set()
+    await until("done", lambda: queue.counts() == Counts(0, 0, 0, 2, 0))
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_no_download_begins_while_too_many_wait_for_their_merge(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler, "MERGES_AT_MOST", 0)
+    merges = Merges(monkeypatch)
+    queue.add([PLAIN.bvid, LARGE.bvid])
+    worker = await start_worker()
+    await until("the first one merges", lambda: "merging" in stages(worker))
+    for _look in range(3):
+        await until("a look at everything", next_tick(worker.scheduler))
+        assert stages(worker) in (["merging"], ["merging", "waiting"])
+    merges.may_end.set()
+    await until("done", lambda: queue.counts() == Counts(0, 0, 0, 2, 0))
+
+
+async def prepared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker of one slot believe that the running download is about to end, until the next job is prepared."""
+    monkeypatch.setattr(JobView, "seconds_left", 1.0)
+    await until("the next one is prepared", lambda: stages(worker) == ["downloading", "waiting"])
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_the_next_job_is_prepared_when_the_one_before_is_about_to_end_and_not_earlier(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid, PLAIN.bvid])
+    worker = await start_worker()
+    await until("it comes", lambda: sent_bytes(site) > MIB // 4)
+    for _look in range(3):
+        await until("a look at everything", next_tick(worker.scheduler))
+        assert stages(worker) == ["downloading"] and queue.counts().leased == 1
+    await prepared(worker, monkeypatch)
+    assert queue.counts() == Counts(0, 2, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_prepared_job_goes_back_when_no_slot_comes_free_and_none_is_prepared_until_one_does(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler, "PREPARED_SECONDS", 0.2)
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid, PLAIN.bvid])
+    worker = await start_worker()
+    await until("it comes", lambda: sent_bytes(site) > MIB // 4)
+    await prepared(worker, monkeypatch)
+    await until("it went back", lambda: queue.counts() == Counts(1, 1, 0, 0, 0))
+    for _look in range(3):
+        await until("a look at everything", next_tick(worker.scheduler))
+        assert queue.counts() == Counts(1, 1, 0, 0, 0)
+    slowly(site, 0)
+    await until("done", lambda: queue.counts().done == 2)
+    assert worker.scheduler._prepares and worker.scheduler.board.failed == 0
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_smaller_count_gives_prepared_jobs_back_and_ends_none_that_runs(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid, video("large-b").bvid])
+    worker = await start_worker()
+    worker.steer(stop=1, count=2)
+    await until("both come", lambda: stages(worker) == ["downloading", "downloading"])
+    queue.add([PLAIN.bvid])
+    monkeypatch.setattr(JobView, "seconds_left", 1.0)
+    await until("the next one is prepared", lambda: "waiting" in stages(worker))
+    worker.steer(stop=1, count=1)
+    await until("it went back", lambda: queue.counts() == Counts(1, 2, 0, 0, 0))
+    assert stages(worker) == ["downloading", "downloading"]
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_prepared_job_does_not_begin_in_a_pause_and_goes_back_with_the_others_when_that_lasts(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid, PLAIN.bvid])
+    worker = await start_worker()
+    await until("it comes", lambda: sent_bytes(site) > MIB // 4)
+    await prepared(worker, monkeypatch)
+    monkeypatch.setattr(download_scheduler, "PREPARED_SECONDS", 0.0)
+    worker.steer(stop=0)
+    await until("paused", lambda: worker.scheduler.board.state == "paused")
+    worker.steer(stop=0, count=5)
+    for _look in range(2):
+        await until("a look at everything", next_tick(worker.scheduler))
+        assert stages(worker) == ["downloading", "waiting"]  # though there are slots by now
+    monkeypatch.setattr(download_scheduler, "PAUSE_LIMIT_SECONDS", 0.0)
+    await until("both went back", lambda: queue.counts() == Counts(2, 0, 0, 0, 0))
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_worker_that_prepares_ahead_is_empty_once_for_a_job_that_must_be_alone(
+    queue: Queue, connection: redis.Redis, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, lease = list[int](), QueueClient.lease
+
+    async def noted(self: QueueClient, *arguments: Any) -> Any:
+        answer = await lease(self, *arguments)
+        if any(one.url.startswith(LARGE.bvid) for one in answer.leases):
+            alone.append(int(connection.hget("{bili:0}:holds", "w1") or 0))
+        return answer
+
+    monkeypatch.setattr(QueueClient, "lease", noted)
+    queue.add([record.bvid for record in map(video, ("plain", "large-b"))])
+    connection.rpush("{bili:0}:suspect", LARGE.bvid)
+    connection.hset("{bili:0}:tries", LARGE.bvid, json.dumps({"attempts": 0, "deaths": 2}))
+    worker = await start_worker()
+    worker.steer(stop=1, count=2)
+    await until("done", lambda: not sum((queue.counts().ready, queue.counts().leased)), 60)
+    assert queue.counts().delayed == queue.counts().dead == 0
+    assert alone[:1] == [1]  # the suspect's own lease
+
+
+# ------------------------------------------------------------------------------------------ room on the disk
+
+
+def view_of(cid: int, planned_bytes: int, stage: str = "waiting") -> JobView:
+    return JobView(f"{PLAIN.bvid}?p=1&cid={cid}", cid=cid, planned_bytes=planned_bytes, stage=stage)
+
+
+def disks(monkeypatch: pytest.MonkeyPatch, free_bytes: Callable[[Path], int], two: bool = False) -> None:
+    monkeypatch.setattr(download_scheduler, "_free_bytes", free_bytes)
+    monkeypatch.setattr(download_scheduler, "_device", lambda folder: int(two and folder.name == "scratch"))
+
+
+async def test_a_job_needs_room_for_its_streams_and_its_file_beside_what_others_will_still_write(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = (await start_worker()).scheduler
+    disks(monkeypatch, lambda _folder: RESERVE_BYTES + 400)
+    scheduler._check_room(view_of(1, 200))
+    with pytest.raises(DiskFull, match="make room"):
+        scheduler._check_room(view_of(1, 201))
+    other = scheduler.board.jobs["other"] = view_of(2, 100, "downloading")
+    scheduler._check_room(view_of(1, 100))
+    with pytest.raises(DiskFull):
+        scheduler._check_room(view_of(1, 101))
+    for stage in ("describing", "waiting", "recording"):  # it is checked itself, or has written everything
+        other.stage = stage
+        scheduler._check_room(view_of(1, 200))
+    other.stage = "merging"
+    with pytest.raises(DiskFull):
+        scheduler._check_room(view_of(1, 101))
+
+
+async def test_what_the_parts_of_running_jobs_have_taken_already_is_not_counted_twice(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_worker()
+    worker.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    disks(monkeypatch, lambda _folder: RESERVE_BYTES + 3 * MIB)
+    worker.scheduler.board.jobs["other"] = view_of(2, 2 * MIB, "downloading")
+    (worker.settings.scratch_dir / "3-v80-7-9.m4s").write_bytes(bytes(2 * MIB))  # nobody's who runs
+    with pytest.raises(DiskFull):
+        worker.scheduler._check_room(view_of(1, MIB // 2))
+    (worker.settings.scratch_dir / "2-v80-7-9.m4s").write_bytes(bytes(2 * MIB))
+    worker.scheduler._check_room(view_of(1, MIB // 2))
+    with pytest.raises(DiskFull):
+        worker.scheduler._check_room(view_of(1, MIB))
+
+
+@pytest.mark.parametrize("short_of_room", ["scratch", "Download"])
+async def test_a_scratch_folder_and_a_library_on_two_disks_are_both_looked_at(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, short_of_room: str
+) -> None:
+    scheduler = (await start_worker(scratch=tmp_path / "scratch")).scheduler
+    free = {"scratch": RESERVE_BYTES + 400, "Download": RESERVE_BYTES + 200}
+    disks(monkeypatch, lambda folder: free[folder.name], two=True)
+    scheduler._check_room(view_of(1, 200))
+    free[short_of_room] -= 1
+    with pytest.raises(DiskFull, match=short_of_room):
+        scheduler._check_room(view_of(1, 200))
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_job_that_does_not_fit_fetches_nothing_and_waits_for_room(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.3)
+    monkeypatch.setattr(download_scheduler, "streams_bytes", lambda *_about: 10**15)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("parked", lambda: worker.scheduler.board.state == "parked")
+    assert sent_bytes(site) == 0 and queue.counts().dead == queue.counts().delayed == 0
+    monkeypatch.undo()
+    await until("done", lambda: queue.counts().done == 1)
+
+
+async def test_unfinished_work_lies_in_the_scratch_folder_that_was_set(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    slowly(site, MIB / 4)
+    queue.add([LARGE.bvid])
+    worker = await start_worker(scratch=tmp_path / "scratch")
+    await until("it comes", lambda: list((tmp_path / "scratch").glob("*.m4s")))
+    assert not worker.parts()
+    slowly(site, 0)
+    await until("done", lambda: worker.scheduler.board.done == 1)
+    assert not list((tmp_path / "scratch").glob("*.m4s"))
+
+
 # ------------------------------------------------------------------------------------------ leases
 
 
@@ -517,7 +773,7 @@ async def test_leases_beyond_what_was_asked_for_go_back_at_once(
     queue.add([PLAIN.bvid, LARGE.bvid, "BV1xx411c7mD"])
     worker = await start_worker()
     await until("one is in work, the others went back", lambda: queue.counts() == Counts(2, 1, 0, 0, 0))
-    assert len(worker.scheduler.board.jobs) == len(worker.scheduler._slots) == 1
+    assert len(worker.scheduler.board.jobs) == len(worker.scheduler._jobs) == 1
 
 
 async def test_a_lease_counts_from_when_it_was_asked_for_and_the_same_one_twice_is_one(
@@ -543,13 +799,13 @@ async def test_a_lease_counts_from_when_it_was_asked_for_and_the_same_one_twice_
     assert held.deadline <= asked[-1] + held.lease.lease_seconds * OWN_SHARE
 
     scheduler._start(held.lease, lease_clock())  # a repeated answer
-    assert scheduler._held == {PLAIN.bvid: held} and len(scheduler._slots) == 1
+    assert scheduler._held == {PLAIN.bvid: held} and len(scheduler._jobs) == 1
     scheduler._start(replace(held.lease, token="another"), lease_clock())
-    await until("the old task has ended", lambda: len(scheduler._slots) == 1)
+    await until("the old task has ended", lambda: len(scheduler._jobs) == 1)
     (anew,) = scheduler._held.values()
     assert anew.lease.token == "another"
     scheduler._take_beat(Beat(lost=(held,)))  # it speaks of the old lease
-    (task,) = scheduler._slots
+    (task,) = scheduler._jobs
     assert scheduler._held == {PLAIN.bvid: anew} and task.cancelling() == 0
 
 
@@ -946,6 +1202,44 @@ def test_the_last_good_values_stay_and_each_problem_is_said_once(
     assert working.read() == Working(0, 1)
 
 
+def test_a_file_that_stays_as_it_is_is_read_once_and_each_edit_of_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, parsed = download_scheduler.parse_working, list[str]()
+
+    def noted(text: str) -> Working:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(download_scheduler, "parse_working", noted)
+    path = tmp_path / "working.json"
+    working = WorkingFile(path)
+
+    def written(count: int, changed_at: float) -> Working:
+        path.write_text(f'{{"stop": 1, "count": {count}}}', "utf-8")
+        os.utime(path, (changed_at, changed_at))
+        return working.read()
+
+    now = time.time()
+    assert written(1, now - 60) == Working(1, 1)
+    assert working.read() == working.read() == Working(1, 1) and len(parsed) == 1
+    assert written(2, now - 50) == Working(1, 2)
+    for count in (3, 4, 5):  # of one size and, on a coarse clock, of one time
+        assert written(count, now) == Working(1, count)
+
+
+@pytest.mark.usefixtures("many_looks")
+async def test_a_speed_in_the_file_holds_at_once_and_without_one_the_setting(
+    start_worker: StartWorker, settings: Settings
+) -> None:
+    worker = await start_worker(max_bytes_per_second=5.0 * MIB)
+    limit = worker.scheduler._wire.limit
+    await until("the setting holds", lambda: limit.bytes_per_second == 5 * MIB)
+    for written, speed in (('"2M"', 2 * MIB), ("0", None), ("null", 5 * MIB)):
+        settings.working_file.write_text(f'{{"stop": 1, "count": 1, "max_speed": {written}}}', "utf-8")
+        await until("it is obeyed", lambda speed=speed: limit.bytes_per_second == speed)
+
+
 def test_a_missing_file_is_written_with_one_and_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     path = tmp_path / "working.json"
@@ -954,23 +1248,3 @@ def test_a_missing_file_is_written_with_one_and_one(tmp_path: Path, caplog: pyte
     assert "was missing" in caplog.text
     WorkingFile(tmp_path / "nowhere" / "working.json").create_if_missing()
     assert "cannot be written" in caplog.text
-
-
-# ------------------------------------------------------------------------------------------ board
-
-
-def test_the_speed_counts_what_came_and_not_what_a_resume_found() -> None:
-    board, view = Board(), JobView("BV1")
-    board.jobs["BV1"] = view
-    assert board.speed_bytes_per_second == 0.0
-    board.report(view, StreamProgress("v80-7", 30 * MIB, 40 * MIB))
-    board.sample(1.0)
-    board.report(view, StreamProgress("v80-7", 32 * MIB, 40 * MIB, "cdn.example"))
-    board.sample(2.0)
-    assert board.received_bytes == 2 * MIB
-    assert board.speed_bytes_per_second == 2 * MIB
-    shown = view.show()
-    assert (shown["chunks"], shown["streams"][0]["mirror"]) == (True, "cdn.example")
-    for second in range(3, 20):
-        board.sample(second)
-    assert board.speed_bytes_per_second == 0.0

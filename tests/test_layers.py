@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model"}),
     frozenset(
-        {"config", "create_folder", "embedded_valkey", "mp4_boxes", "parse_", "part_file", "result_log", "retry"}
-        | {"shapes"}
+        {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
+        | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
     ),
-    frozenset({"bili_client", "download_stream_file", "merge_stream_file", "queue_client", "redisConnect"}),
+    frozenset({"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}),
+    frozenset({"download_stream_file"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -27,7 +28,9 @@ LEVELS: tuple[frozenset[str], ...] = (
 
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
-PURE = frozenset({"config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "retry", "shapes"})
+PURE = frozenset(
+    {"config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
+)
 
 DOORS = {
     "redis": {"redisConnect"},
@@ -35,7 +38,7 @@ DOORS = {
     "werkzeug": {"web_server"},
     "waitress": {"web_server"},
     "requests": {"add_url"},
-    "aiohttp": {"bili_client", "download_scheduler", "download_stream_file", "queue_client", "run", "demo"},
+    "aiohttp": {"bili_client", "download_scheduler", "media_client", "queue_client", "run", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
@@ -50,7 +53,7 @@ ALL_THE_SAME = {("config", "ssl")}
 
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
-PROVIDED_WITH = {"werkzeug": "flask", "yarl": "aiohttp", "dotenv": "python-dotenv"}
+PROVIDED_WITH = {"werkzeug": "flask", "yarl": "aiohttp", "multidict": "aiohttp", "dotenv": "python-dotenv"}
 """What is imported under another name than that of the requirement which brings it."""
 
 MAX_LINES = 1000

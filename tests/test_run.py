@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 
 import run
+from board import Board, JobView
 from config import Settings
-from download_scheduler import Board, JobView
 from errors import UsageError
 from model import MIB, StreamProgress
 
@@ -96,6 +98,35 @@ def test_the_screen_tells_size_speed_and_time_left() -> None:
     assert "5.0/10.0 MiB" in text and "1.0 MiB/s" in text and "00:05" in text
     assert "[bold]" in text  # a title is shown as it is, not as markup
     assert "running" in text and "jobs: 1" in text
+
+
+def test_the_screen_is_drawn_only_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, drawn = full_board(1), list[Live]()
+    monkeypatch.setattr(Live, "refresh", lambda live: drawn.append(live))
+    view, console = board.jobs["BV0"], Console(file=io.StringIO(), width=100, height=20)
+    screen = run.Screen(board, console)
+
+    def draws(change: Callable[[], object]) -> bool:
+        drawn.clear()
+        change()
+        screen.refresh()
+        return bool(drawn)
+
+    assert draws(lambda: None)
+    assert not draws(lambda: None)
+    assert draws(lambda: setattr(board, "state", "paused"))
+    assert draws(lambda: setattr(board, "done", 1))
+    assert draws(lambda: setattr(view, "stage", "merging"))
+    assert draws(lambda: view.streams.update(v=StreamProgress("v", 1, 2)))
+    assert draws(lambda: setattr(console, "width", 90))
+    assert draws(board.jobs.clear)
+    assert not draws(lambda: board.sample(1.0))
+
+
+def test_a_scratch_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="BILI_SCRATCH_DIR"):
+        run._prepare_folders(Settings(download_dir=tmp_path / "Download", scratch=tmp_path / "file" / "x"))
 
 
 def test_the_options_are_explained() -> None:

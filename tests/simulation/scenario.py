@@ -640,8 +640,8 @@ class Seed:
 def _left(machine: Machine) -> Iterator[str]:
     scheduler = machine.process and machine.process.scheduler
     if scheduler:
-        things = {name[1:]: getattr(scheduler, name) for name in ("_held", "_tasks", "_slots", "_errands")}
-        for name, left in (things | {"jobs": scheduler.board.jobs}).items():
+        things = {name[1:]: getattr(scheduler, name) for name in ("_held", "_tasks", "_jobs", "_errands")}
+        for name, left in (things | {"slots": scheduler._slots.taken, "jobs shown": scheduler.board.jobs}).items():
             if left:
                 yield f"{machine.name} has {name}: {left}"
 
@@ -679,6 +679,8 @@ def installed(seed: Seed) -> Iterator[None]:
         put(scheduler, "free_disk_bytes", outside.free_disk_bytes)
         put(scheduler, "_cid_of", outside.cid_of)
         put(scheduler, "PAUSE_LIMIT_SECONDS", 6.0)
+        put(scheduler, "PREPARED_SECONDS", seed.chance.choice((0.5, 30.0)))
+        put(scheduler, "MERGES_AT_MOST", seed.chance.choice((0, 3)))
         # The same curves on a smaller scale: a seed must not last for hours, not even of virtual time.
         put(retry, "redelivery_delays_seconds", lambda draw: tuple(draw() * min(20.0, 2.0**n) for n in range(7)))
         put(retry, "park_seconds", lambda failures: min(8.0, 2.0**failures / 2))

@@ -32,6 +32,7 @@ from model import (
     Video,
 )
 from parse_ import parse_job_id
+from speed_limit import SpeedLimit
 from tests.simulation.loop import THREAD, Thread, VirtualLoop
 
 CALL_SECONDS = 20.0
@@ -169,7 +170,7 @@ class Machine:
             self.settings,
             client,
             Site(world, process),  # type: ignore[arg-type]
-            SimpleNamespace(running=running),  # type: ignore[arg-type]
+            SimpleNamespace(running=running, limit=SpeedLimit()),  # type: ignore[arg-type]
             running,
             "ffmpeg",
             self.name,

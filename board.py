@@ -1,0 +1,118 @@
+"""What a worker is doing, for those who look: the terminal, the status page, and the pipeline that plans ahead.
+
+Written by the scheduler alone, in one thread; the time is given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from model import CHUNK_BYTES, StreamProgress
+
+SPEED_WINDOW_SECONDS = 5.0
+SMALL_BYTES = CHUNK_BYTES
+"""A download of no more than one request needs may be over before its speed is known."""
+
+
+@dataclass(slots=True, eq=False)
+class JobView:
+    """One job as people see it, on the terminal and on the status page."""
+
+    url: str
+    title: str = ""
+    since: float = 0.0
+    """When it was leased, or the container whose page it is."""
+    stage: str = "describing"
+    """Then waiting (prepared, without a slot), downloading, merging, recording; a job may end in each of them."""
+    cid: int = 0
+    planned_bytes: int = 0
+    """How large all streams together are, by what the site says of them; 0 where it says nothing."""
+    streams: dict[str, StreamProgress] = field(default_factory=dict)
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Bytes a second of each stream, smoothed."""
+    _sampled: dict[str, int] = field(default_factory=dict)
+
+    def sample(self, elapsed_seconds: float) -> None:
+        """Take note of how far each stream came since the last call."""
+        for name, stream in self.streams.items():
+            gained = stream.done_bytes - self._sampled.get(name, stream.done_bytes)
+            self._sampled[name] = stream.done_bytes
+            now = max(0.0, gained / elapsed_seconds)
+            self.speeds[name] = now if name not in self.speeds else 0.8 * self.speeds[name] + 0.2 * now
+
+    @property
+    def streams_bytes(self) -> int:
+        """How large the streams are together, as far as that is known."""
+        known_bytes = sum(stream.total_bytes or 0 for stream in self.streams.values())
+        is_known = bool(self.streams) and all(stream.total_bytes is not None for stream in self.streams.values())
+        return known_bytes if is_known else max(self.planned_bytes, known_bytes)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the download still takes: 0 for a small one that was not measured yet, else infinite until it was.
+
+        It waits for the first bytes, or hangs; nothing is known of when it ends.
+        """
+        if not self.speeds:
+            return 0.0 if 0 < self.streams_bytes <= SMALL_BYTES else float("inf")
+        speed = sum(self.speeds.values())
+        left_bytes = self.streams_bytes - sum(stream.done_bytes for stream in self.streams.values())
+        return left_bytes / speed if speed >= 1 else float("inf")
+
+    def show(self) -> dict[str, Any]:
+        """Return what a heartbeat carries."""
+        streams = [
+            {
+                "name": stream.name,
+                "done_bytes": stream.done_bytes,
+                "total_bytes": stream.total_bytes,
+                "mirror": stream.mirror,
+                "speed_bytes_per_second": round(self.speeds.get(stream.name, 0.0)),
+            }
+            for stream in list(self.streams.values())
+        ]
+        chunks = any(stream["done_bytes"] for stream in streams)
+        return {"title": self.title, "stage": self.stage, "streams": streams, "chunks": chunks}
+
+
+class Board:
+    """What this worker is doing: its jobs, its speed, its totals. The scheduler writes, others look."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobView] = {}
+        self.done = self.failed = self.dead = 0
+        self.received_bytes = 0
+        self.state = "starting"
+        self._samples: deque[tuple[float, int]] = deque(maxlen=64)
+
+    def in_stages(self, stages: Iterable[str]) -> list[JobView]:
+        """Return the jobs that are in one of these stages."""
+        return [view for view in self.jobs.values() if view.stage in stages]
+
+    def report(self, view: JobView, progress: StreamProgress) -> None:
+        """Take the progress of a stream; what a resume found on disk is not counted as received."""
+        before = view.streams.get(progress.name)
+        if before is not None:
+            self.received_bytes += max(0, progress.done_bytes - before.done_bytes)
+        view.streams[progress.name] = progress
+
+    def sample(self, at: float) -> None:
+        """Remember how much was received until ``at``; called at each tick."""
+        if self._samples and at > self._samples[-1][0]:
+            for view in self.jobs.values():
+                view.sample(at - self._samples[-1][0])
+        self._samples.append((at, self.received_bytes))
+        while len(self._samples) > 2 and at - self._samples[0][0] > SPEED_WINDOW_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def speed_bytes_per_second(self) -> float:
+        """The speed over the last seconds."""
+        samples = list(self._samples)
+        if len(samples) < 2:
+            return 0.0
+        (first, before), (last, after) = samples[0], samples[-1]
+        return (after - before) / (last - first) if last > first else 0.0

@@ -1,0 +1,57 @@
+"""What the board tells of a job and of all of them: speeds, sizes, and when a download will end."""
+
+from __future__ import annotations
+
+from board import SMALL_BYTES, Board, JobView
+from model import MIB, StreamProgress
+
+NEVER = float("inf")
+
+
+def test_the_speed_counts_what_came_and_not_what_a_resume_found() -> None:
+    board, view = Board(), JobView("BV1")
+    board.jobs["BV1"] = view
+    assert board.speed_bytes_per_second == 0.0
+    board.report(view, StreamProgress("v80-7", 30 * MIB, 40 * MIB))
+    board.sample(1.0)
+    board.report(view, StreamProgress("v80-7", 32 * MIB, 40 * MIB, "cdn.example"))
+    board.sample(2.0)
+    assert board.received_bytes == 2 * MIB
+    assert board.speed_bytes_per_second == 2 * MIB
+    shown = view.show()
+    assert (shown["chunks"], shown["streams"][0]["mirror"]) == (True, "cdn.example")
+    for second in range(3, 20):
+        board.sample(second)
+    assert board.speed_bytes_per_second == 0.0
+
+
+def test_the_size_of_a_job_is_what_the_site_says_until_all_of_its_streams_have_told() -> None:
+    view = JobView("BV1", planned_bytes=50)
+    assert view.streams_bytes == 50
+    view.streams["v"] = StreamProgress("v", 1, 30)
+    view.streams["a"] = StreamProgress("a", 1, None)
+    assert view.streams_bytes == 50
+    view.streams["v"] = StreamProgress("v", 1, 70)
+    assert view.streams_bytes == 70
+    view.streams["a"] = StreamProgress("a", 1, 3)
+    assert view.streams_bytes == 73
+    view.streams["v"] = StreamProgress("v", 1, 30)
+    assert view.streams_bytes == 33
+
+
+def test_when_a_download_ends_is_told_by_its_speed_and_before_that_only_of_a_small_one() -> None:
+    board, view = Board(), JobView("BV1", planned_bytes=SMALL_BYTES)
+    board.jobs["BV1"] = view
+    assert view.seconds_left == 0
+    view.planned_bytes += 1
+    assert view.seconds_left == JobView("BV2").seconds_left == NEVER
+    view.streams["v"] = StreamProgress("v", 0, 40 * MIB)
+    view.streams["a"] = StreamProgress("a", 0, 20 * MIB)
+    for second in (1.0, 2.0):
+        board.sample(second)
+    assert view.seconds_left == NEVER  # it hangs
+    view.speeds.clear()
+    view.streams["v"] = StreamProgress("v", 8 * MIB, 40 * MIB)
+    view.streams["a"] = StreamProgress("a", 2 * MIB, 20 * MIB)
+    board.sample(3.0)
+    assert view.seconds_left == 5.0  # 50 MiB at 10 MiB/s
