@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 SEED ?= 7
 SEEDS ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all chaos simulate mutate lint messages clean
+.PHONY: help demo test test-all chaos simulate mutate bench lint messages clean
 
 help:
 	@echo "make demo      download from the stand-in site into Download/demo, offline"
@@ -17,6 +18,7 @@ help:
 	@echo "make chaos     a farm of real processes under a nemesis, then the accounting (SEED=7)"
 	@echo "make simulate  thousands of seeded faults in virtual time (SEEDS=5000)"
 	@echo "make mutate    break the product on purpose, and see that the tests notice"
+	@echo "make bench     measure this downloader beside others; see docs/performance.md (BENCH_ARGS=--quick)"
 	@echo "make messages  bring the Chinese catalogue up to date with the sentences in the code"
 	@echo "make clean     remove the virtual environment and the caches"
 
@@ -39,6 +41,9 @@ simulate: $(VENV)/development
 mutate: $(VENV)/development
 	$(BIN)/python -m tests.mutations
 
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 lint: $(VENV)/development
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -59,4 +64,8 @@ $(VENV)/runtime: requirements.txt
 
 $(VENV)/development: $(VENV)/runtime requirements-dev.txt
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/bench: $(VENV)/development requirements-bench.txt
+	@$(PIP) -r requirements-bench.txt
 	@touch $@
