@@ -36,6 +36,7 @@ ADAPT_SECONDS = 0.25
 SAMPLE_SECONDS = 0.5
 LEAST_RANGE_SECONDS = 0.25
 """A shorter body says little about speed, and is not worth a request of its own."""
+LEAST_SPEED_SECONDS = 0.05
 LEAST_RANGE_BYTES = 256 * KIB
 LEAST_SPLIT_BYTES = 64 * KIB
 UNKNOWN_BYTES_PER_SECOND = 1.0 * MIB
@@ -218,8 +219,12 @@ class _Request:
 
     def speed(self, now: float) -> float | None:
         """Return its bytes a second since the first one, None where it is too early to tell."""
-        seconds = 0.0 if self.answered_at is None else now - self.answered_at
-        return self.got_bytes / seconds if seconds >= LEAST_RANGE_SECONDS else None
+        if self.answered_at is None:
+            return None
+        # A connection takes some round trips to come up to its speed.
+        enough = min(LEAST_RANGE_SECONDS, max(LEAST_SPEED_SECONDS, 4 * self.mirror.first_byte_seconds))
+        seconds = now - self.answered_at
+        return self.got_bytes / seconds if seconds >= enough else None
 
     def sample(self, now: float) -> float | None:
         """Return its bytes a second since the last sample, None before that is long enough."""

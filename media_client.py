@@ -13,6 +13,7 @@ import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from types import TracebackType
 from typing import Protocol
 from urllib.parse import urljoin, urlsplit
@@ -83,10 +84,11 @@ class MediaClient:
     ) -> None:
         """``allowed`` tells whether media may be fetched from an address; each redirect is looked at, too."""
         self.allowed = allowed
-        tls = tls_context(environ)
         headers = {"User-Agent": USER_AGENT, "Referer": settings.web_url + "/", "Accept-Encoding": "identity"}
+        tls = cache(partial(tls_context, environ))  # reading the certificates takes longer than a small video
         self._direct = RangeClient(tls, {**headers, "Accept": "*/*"}, connect_seconds)
-        self._session = _library_session(tls, headers, connect_seconds, stall_seconds)
+        self._open_session = partial(_library_session, tls, headers, connect_seconds, stall_seconds)
+        self._session: aiohttp.ClientSession | None = None
         self._proxied: dict[tuple[str, str], bool] = {}
         self._odd_hosts: set[str] = set()
 
@@ -106,7 +108,8 @@ class MediaClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._direct.close()
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
 
     def secured(self, url: str) -> str:
         """Return the https address of a plain one that is allowed over https only; the site still gives out such."""
@@ -144,6 +147,7 @@ class MediaClient:
                 self._odd_hosts.add(parts.netloc)
         # encoded=True: the signature covers the query as it was written, it must not be written anew.
         target = yarl.URL(url, encoded=True)
+        self._session = self._session or self._open_session()
         async with self._session.get(target, headers=headers, allow_redirects=False) as response:
             yield _LibraryReply(response)
 
@@ -156,10 +160,10 @@ class MediaClient:
 
 
 def _library_session(
-    tls: ssl.SSLContext, headers: Mapping[str, str], connect_seconds: float, stall_seconds: float
+    tls: Callable[[], ssl.SSLContext], headers: Mapping[str, str], connect_seconds: float, stall_seconds: float
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+        connector=aiohttp.TCPConnector(limit=0, ssl=tls()),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=stall_seconds),

@@ -828,6 +828,3 @@ def _belongs(item: _Object, category: Region) -> bool | None:
 
 def _sub_regions(item: _Object) -> set[int]:
     return {_integer(item.get(name)) for name in ("tid", "tidv2", "tid_v2")} - {0}
-
-
-# ------------------------------------------------------------------------------------------ headers

@@ -209,8 +209,12 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = os.strerror(error.errno) if error.errno else str(error)
-        raise DiskFull(_("{path} cannot be written: {problem}").format(path=path, problem=problem)) from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: OSError) -> DiskFull:
+    problem = os.strerror(error.errno) if error.errno else str(error)
+    return DiskFull(_("{path} cannot be written: {problem}").format(path=path, problem=problem))
 
 
 def free_disk_bytes(folder: Path) -> int:
@@ -490,8 +494,10 @@ class PartFile:
 
     def store(self, at: int, data: bytes | memoryview) -> None:
         """Write bytes to the disk; may be called in a thread, if nobody closes the part meanwhile."""
-        with _disk(self.path):
+        try:  # not _disk: this is called for each piece of each body
             _write_at(self._data, data, at)
+        except OSError as error:
+            raise _refusal(self.path, error) from error
 
     def grow(self, chunk: Chunk, data: bytes | memoryview) -> None:
         """Count what is stored as the next bytes of a chunk."""

@@ -368,11 +368,12 @@ class RangeClient:
 
     def __init__(
         self,
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | Callable[[], ssl.SSLContext],
         headers: Mapping[str, str],
         connect_seconds: float = 10.0,
         idle_seconds: float = 15.0,
     ) -> None:
+        """``tls`` may be what makes the context: it is called for the first https address."""
         self.connections: set[_Connection] = set()
         self.whole_view = memoryview(bytearray(BUFFER_BYTES))
         self.head_view = self.whole_view[:HEAD_BYTES]
@@ -453,7 +454,7 @@ class RangeClient:
                     lambda: _Connection(self, origin),
                     origin.host,
                     origin.port,
-                    ssl=self._tls if origin.is_tls else None,
+                    ssl=self._context() if origin.is_tls else None,
                     happy_eyeballs_delay=None if is_literal else 0.25,
                     interleave=1,
                 )
@@ -462,6 +463,11 @@ class RangeClient:
         if self._is_closed:
             connection.abort()
         return connection
+
+    def _context(self) -> ssl.SSLContext:
+        if not isinstance(self._tls, ssl.SSLContext):
+            self._tls = self._tls()
+        return self._tls
 
     def _keep(self, connection: _Connection) -> None:
         """Keep a connection for the next request if it may be used again, else close it."""

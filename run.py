@@ -35,7 +35,7 @@ from rich.text import Text
 import config
 from bili_client import BiliClient, make_session
 from board import Board, JobView
-from config import MEDIA_SUFFIXES, Settings
+from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
 from connections import Connections
 from download_scheduler import Scheduler
 from download_stream_file import Wire
@@ -173,8 +173,9 @@ def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
 async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_seconds: float | None) -> int:
     running = asyncio.Event()
     instance = new_instance(time.time())
-    remove_leftovers(settings.scratch_dir)
-    discard_old_parts(settings.scratch_dir, OLD_PARTS_SECONDS)
+    for folder in {settings.scratch_dir, settings.download_dir / PARTS_FOLDER}:  # the setting may be a new one
+        remove_leftovers(folder)
+        discard_old_parts(folder, OLD_PARTS_SECONDS)
     async with (
         make_server_session(settings) as server_session,
         make_session(settings) as site_session,

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import download_stream_file
 import part_file
-from config import Settings
+from config import Settings, tls_context
 from connections import Connections
 from download_stream_file import Pace, StreamFile, Surroundings, Wire, download_stream, range_bytes, split_bytes
 from errors import DiskFull, NoWayOut, PermanentError, TransferError, UsageError
@@ -879,7 +879,7 @@ async def test_a_ca_bundle_of_requests_is_honoured(tmp_path: Path) -> None:
     listener.close()
     await server.close()
     with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE"):
-        MediaClient(Settings(), lambda url: True, {"REQUESTS_CA_BUNDLE": str(tmp_path / "none.pem")})
+        tls_context({"REQUESTS_CA_BUNDLE": str(tmp_path / "none.pem")})
 
 
 async def test_a_proxy_that_is_down_is_no_fault_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -961,7 +961,7 @@ async def test_what_is_missing_on_disk_is_fetched(rig: Rig, wound: str) -> None:
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from config import Settings
+from config import Settings, tls_context
 from connections import Connections
 from download_stream_file import Wire, download_stream
 from media_client import MediaClient

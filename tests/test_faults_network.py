@@ -268,7 +268,7 @@ class NetworkFarm:
         counts: dict[str, int] = self.ask("/status")["jobs"]
         return counts
 
-    def worker(self, name: str) -> Worker:
+    def worker(self, name: str, **more: str) -> Worker:
         own = self.folder / name
         own.mkdir()
         (own / "working.json").write_text('{"stop": 1, "count": 1}')
@@ -283,6 +283,7 @@ class NetworkFarm:
                     "BILI_DATA_DIR": str(own / "data"),
                     "BILI_DOWNLOAD_DIR": str(own / "Download"),
                     "BILI_WORKING_FILE": str(own / "working.json"),
+                    **more,
                     "BILI_API_INTERVAL": "0",
                     **self.site_environ,
                 },
@@ -317,9 +318,9 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture
-def farm(network: Network, tmp_path: Path, request: pytest.FixtureRequest) -> NetworkFarm:
+def farm(network: Network, tmp_path: Path) -> NetworkFarm:
     ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
-    return NetworkFarm(network, tmp_path, getattr(request, "param", MIB))
+    return NetworkFarm(network, tmp_path, MIB)
 
 
 def no_traceback(farm: NetworkFarm, *workers: Worker) -> None:
@@ -341,10 +342,9 @@ def test_workers_reach_the_server_and_the_site_and_nothing_else(farm: NetworkFar
     no_traceback(farm, *workers)
 
 
-@pytest.mark.parametrize("farm", [MIB // 3], indirect=True, ids=["slow site"])
 def test_a_worker_that_is_cut_off_stops_by_itself_and_another_one_finishes_its_job(farm: NetworkFarm) -> None:
     farm.ask("/add_url", {"urls": [video("large-a").bvid]})
-    a = farm.worker("a")
+    a = farm.worker("a", BILI_MAX_SPEED="1M")
     wait_until("a downloads", lambda: any(job.get("chunks") for job in jobs_of(farm, "a")), 60)
     b = farm.worker("b")
     b.says("Running")

@@ -337,11 +337,10 @@ def test_four_deaths_of_one_page_do_not_make_it_dead_when_it_comes_further_each_
     start_farm: StartFarm, library: Library
 ) -> None:
     farm = start_farm(SHORT_LEASE_SECONDS)
-    farm.site.post("settings", rate_bytes_per_second=MIB // 2)
     farm.add(video("large-a").bvid)
     for _death in range(4):
-        die(farm, "queue_client:Heartbeat._beat:4:after")  # the queue has heard how far it is
-    farm.site.post("settings", rate_bytes_per_second=0)
+        # The queue has heard how far it is.
+        die(farm, "queue_client:Heartbeat._beat:4:after", BILI_MAX_SPEED="2M")
     assert farm.drain() == 0
     assert_done_once(farm, library, page_of("large-a"))
 

@@ -29,7 +29,7 @@ LEVELS: tuple[frozenset[str], ...] = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
-    {"config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
+    {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
 )
 
 DOORS = {
@@ -38,7 +38,7 @@ DOORS = {
     "werkzeug": {"web_server"},
     "waitress": {"web_server"},
     "requests": {"add_url"},
-    "aiohttp": {"bili_client", "download_scheduler", "media_client", "queue_client", "run", "demo"},
+    "aiohttp": {"bili_client", "media_client", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
