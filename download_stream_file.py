@@ -716,7 +716,7 @@ class _Download:
             return False
         self._wasted_bytes += waste
         if slowest.chunk.missing_bytes - size < LEAST_SPLIT_BYTES:
-            slowest.leave(Verdict(Meaning.BROKEN, cause=_("another mirror is much quicker"), slow=True))
+            slowest.leave(Verdict(Meaning.BROKEN, cause=_("it is too slow"), slow=True))
             return False  # it gives back its range in a moment
         part.split(slowest.chunk, slowest.chunk.stop - size)
         return True
