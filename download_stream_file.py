@@ -144,18 +144,13 @@ class Wire:
         self._piece_bytes = client.piece_bytes
         self._ticked_at = float("-inf")
 
-    @property
-    def is_limited(self) -> bool:
-        """Tell whether it is we who hold the speed down: then it says nothing about mirrors."""
-        return self.limit.bytes_per_second is not None
-
     def tick(self) -> None:
         """Let the shared things adapt; called by every stream that is under way, as often as it likes."""
         now = self.surroundings.clock()
         if now - self._ticked_at < ADAPT_SECONDS:
             return
         self._ticked_at = now
-        self.connections.limited = self.is_limited
+        self.connections.limited = self.limit.holds
         self.connections.tick()
         self.client.piece_bytes = self.limit.piece_bytes(self.connections.active, self._piece_bytes)
 
@@ -504,7 +499,7 @@ class _Download:
             self._end(request)
         now = self._clock()
         self._count(request, now)
-        if request.answered_at is not None and request.got_bytes >= LEAST_RANGE_BYTES and not self._wire.is_limited:
+        if request.answered_at is not None and request.got_bytes >= LEAST_RANGE_BYTES and not self._wire.limit.holds:
             request.mirror.saw_speed(request.got_bytes / max(1e-3, now - request.answered_at), now)
         was_worth_it = verdict is None or self._was_worth_it(request, verdict, now)
         if was_worth_it and not (request.is_left and not request.got_bytes):
@@ -677,7 +672,7 @@ class _Download:
         if request.pace.is_too_slow(gained_bytes, now):
             return Verdict(Meaning.BROKEN, cause=_("it is too slow"), slow=True)
         speed = request.sample(now)
-        return None if speed is None or self._wire.is_limited else self._compare(request, speed, now)
+        return None if speed is None or self._wire.limit.holds else self._compare(request, speed, now)
 
     def _compare(self, request: _Request, speed: float, now: float) -> Verdict | None:
         """Return why a mirror should be left for a quicker one."""
@@ -691,7 +686,7 @@ class _Download:
     def _split_slowest(self) -> bool:
         """Put a part of the range that would be done last back into the line, if that is done sooner then."""
         part = self._part
-        if part is None or not self._is_proved or self._wire.is_limited or not self._wire.connections.has_free():
+        if part is None or not self._is_proved or self._wire.limit.holds or not self._wire.connections.has_free():
             return False
         now = self._clock()
         slowest = max(self._requests, key=lambda request: _left_seconds(request, now), default=None)

@@ -27,6 +27,10 @@ SLACK_SECONDS = 0.0005
 """Timers are no finer; what is due within it is due."""
 
 
+HOLDS_SECONDS = 1.0
+"""Between two pieces that had to wait nobody may be waiting; for so long the limit is thought to hold all the same."""
+
+
 class SpeedLimit:
     """What all connections together may receive, in bytes per second; None or 0 is no limit. For one event loop."""
 
@@ -37,6 +41,14 @@ class SpeedLimit:
         """When all that was received is paid for."""
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._held_at = float("-inf")
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether it is the limit that sets the pace: then the speed says nothing about the line or a mirror."""
+        if self._rate is None:
+            return False
+        return bool(self._waiting) or self._clock() - self._held_at <= HOLDS_SECONDS
 
     @property
     def bytes_per_second(self) -> float | None:
@@ -69,6 +81,7 @@ class SpeedLimit:
             return None
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append((self._paid_at, waiter))
+        self._held_at = now
         if self._timer is None:
             self._wake()
         return waiter

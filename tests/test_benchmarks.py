@@ -340,8 +340,7 @@ def test_a_tiny_run_downloads_over_nginx_paced_and_faulty_and_every_byte_is_look
     from benchmarks.servers import FaultServer, Nginx, listener
 
     peers = Peers.find([], ROOT)
-    if "nginx" not in peers.found:
-        pytest.skip("nginx is missing: apt-get install nginx-light")
+    assert "nginx" in peers.found, "apt-get install nginx-light (tests/install_debian_packages.sh does it)"
     bench = Bench(peers, tmp_path, 1, True, lambda text: None)
     file = bench.file(12 * MIB)
     plain, tls = listener(bench.served), listener(bench.served, tls=True)

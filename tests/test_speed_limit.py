@@ -292,3 +292,22 @@ async def test_in_real_time_and_with_late_timers_it_ends() -> None:
         for _n in range(20):
             if waiting := limit.spend(20_000):
                 await waiting
+
+
+async def test_a_limit_that_nobody_reaches_does_not_hold_the_pace() -> None:
+    now = 0.0
+    limit = SpeedLimit(1000, lambda: now)
+    now = 10.0
+    assert limit.spend(10) is None, "a tenth of a second to spare"
+    assert not limit.holds
+    waiting = limit.spend(1000)
+    assert limit.holds
+    limit.set(None)
+    assert not limit.holds
+    assert waiting is not None
+    await waiting
+    limit.set(1000)
+    now = 10.9
+    assert limit.holds
+    now = 11.1
+    assert not limit.holds
