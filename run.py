@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, name_lock = _claim_name(settings)
         with name_lock:
             _prepare_folders(settings)
+            gc.freeze()  # what was imported stays: the collector need not look through it again and again
             return asyncio.run(_work(settings, ffmpeg, console, options.wait if options.until_empty else None))
     except DownloaderError as error:
         print(error, file=sys.stderr)
