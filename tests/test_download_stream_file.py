@@ -291,7 +291,7 @@ async def test_a_refused_connection_and_an_unknown_name_are_left(rig: Rig) -> No
 
 
 async def test_cut_again_and_again_it_goes_on_from_the_last_byte(rig: Rig) -> None:
-    async with mirrors(SMALL) as [a]:
+    async with asyncio.timeout(20), mirrors(SMALL) as [a]:
         a.faults = Faults(cut_after=30_000)
         assert await rig.content(source_of(a)) == SMALL
         assert [start for start, _stop in a.ranges] == list(range(0, len(SMALL), 30_000))

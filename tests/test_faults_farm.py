@@ -422,9 +422,10 @@ def test_a_job_that_kills_its_workers_is_found_and_every_other_one_is_done(
     videos = [video for video in named(crowd, range(1, 31)) if video != deadly]
     videos.insert(11, deadly)
     poison = deadly.pages[0]
+    worker = 'sed -n "s/^PPid:[[:space:]]*//p" "/proc/$PPID/status"'  # our parent only starts ffmpegs for it
     stub = Stub(
         tmp_path / "bin",
-        f'case "$*" in *cid={poison.cid}*) echo "$$" >> "${{0%/*}}/killed"; kill -9 "$PPID";; esac\nreal "$@"',
+        f'case "$*" in *cid={poison.cid}*) echo "$$" >> "${{0%/*}}/killed"; kill -9 "$({worker})";; esac\nreal "$@"',
     )
     farm.add(*bvids(videos))
     farm.steer(stop=1, count=2)

@@ -203,7 +203,8 @@ class Seed:
             world.drain_seconds = loop.time() - healed
             await self._grown_pages()
             await self._forget_nothing()
-            while world.user_calls or not self._look().is_drained:  # a call of the user was long on its way
+            # A call of the user was long on its way, or a worker that stood still proves that it had not died.
+            while world.user_calls or self._anyone_stands_still() or not self._look().is_drained:
                 await asyncio.sleep(1.0)
                 await self._drained()
                 await self._forget_nothing()
@@ -281,6 +282,10 @@ class Seed:
                 self.world.violate(f"there is no work, and {'; '.join(left)}")
                 return
             await asyncio.sleep(1.0)
+
+    def _anyone_stands_still(self) -> bool:
+        processes = [machine.process for machine in self.world.machines if machine.process]
+        return any(thread.stops for process in processes for thread in (process.main, process.beat))
 
     async def _end_workers(self) -> None:
         world = self.world
