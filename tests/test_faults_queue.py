@@ -1165,7 +1165,7 @@ def bvid(name: str) -> str:
 @pytest.mark.timeout(240)
 def test_answers_that_get_lost_are_asked_for_again_and_nothing_counts_twice(farm: Farm) -> None:
     """A real worker and a real server; of each verb the first answers do not arrive, though the server acted."""
-    farm.site.post("settings", rate_bytes_per_second=2 * MIB)
+    farm.site.post("settings", rate_bytes_per_second=MIB / 4)  # long enough for two heartbeats
     farm.add(bvid("five-pages"), bvid("plain"), bvid("large-a"), bvid("deleted"))
     with Relay(farm.port, "w1") as relay:
         lost = {
@@ -1177,6 +1177,7 @@ def test_answers_that_get_lost_are_asked_for_again_and_nothing_counts_twice(farm
         worker.says("Running")
         for path, fault in lost.items():
             assert fault.wait() == fault.met, path
+        farm.site.post("settings", rate_bytes_per_second=0)
         assert worker.wait() == 1, "one video is deleted"
         assert time.monotonic() - began < 55, "a job has waited until its lease of a minute ran out"
         calls = list(relay.calls)
