@@ -710,6 +710,14 @@ async def _drain(descriptor: int, feed: Feed) -> None:
         loop.remove_reader(descriptor)
 
 
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(64 * MIB),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * MIB),
+}
+"""For an ffmpeg with glibc: what it frees it needs again in a moment, and would get from the kernel page by page."""
+
+
 class _Starter:
     """The door to the process that starts our ffmpegs: made when it is first needed, and anew if it was killed."""
 
@@ -739,6 +747,7 @@ class _Starter:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
+                env={**_ALLOCATOR, **os.environ},
                 start_new_session=True,  # a ^C is for us: we end it when we are done
             )
             stack.pop_all()

@@ -77,8 +77,11 @@ class Peers:
 
 
 def clean_environ(**more: str) -> dict[str, str]:
-    """Return the environment without settings of a user, proxies or CA files."""
-    unwanted = ("BILI_", "REDIS_", "SSL_CERT", "REQUESTS_CA", "CURL_CA", "YTDLP", "YUTTO")
+    """Return the environment without settings of a user or of Python, proxies or CA files.
+
+    With PYTHONDONTWRITEBYTECODE our own modules would be compiled at each start, while those of installed peers are not.
+    """
+    unwanted = ("BILI_", "REDIS_", "SSL_CERT", "REQUESTS_CA", "CURL_CA", "YTDLP", "YUTTO", "PYTHON")
     kept = {
         name: value
         for name, value in os.environ.items()
