@@ -128,21 +128,30 @@ class Target:
 class JobId:
     """A job id taken apart; ``str`` is the id exactly as it stands in ``ready``.
 
-    Exactly one of ``bvid`` and ``episode_id`` is set. ``cid`` makes it a page job; without it the job is a
-    container, of all pages or, with ``number``, of that page only.
+    Exactly one of ``bvid``, ``episode_id`` and ``source`` is set. ``cid`` makes it a page job; without it the job is
+    a container, of all pages or, with ``number``, of that page only. ``source`` is the canonical id of a container
+    that lists others; nothing else is set then.
     """
 
     bvid: str = ""
     episode_id: int = 0
     number: int = 0
     cid: int = 0
+    source: str = ""
 
     @property
     def is_page(self) -> bool:
         """Tell a page to download from a container to expand."""
         return self.cid > 0
 
+    @property
+    def is_source(self) -> bool:
+        """Tell a container that lists other containers from one that has pages."""
+        return bool(self.source)
+
     def __str__(self) -> str:
+        if self.source:
+            return self.source
         base = self.bvid or f"ep{self.episode_id}"
         query = "&".join(f"{name}={value}" for name, value in (("p", self.number), ("cid", self.cid)) if value > 0)
         return f"{base}?{query}" if query else base

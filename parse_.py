@@ -32,6 +32,7 @@ from model import (
     Video,
     Wishes,
 )
+from source_ids import find_source
 
 # ------------------------------------------------------------------------------------------ ids
 
@@ -85,6 +86,8 @@ def bvid_to_aid(bvid: str) -> int:
 
 def parse_job_id(text: str) -> JobId:
     """Return the parts of a job id exactly as ``str`` writes it; ValueError for any other text."""
+    if find_source(text) is not None:
+        return JobId(source=text)
     match = _JOB_ID.fullmatch(text)
     if match is None:
         raise ValueError(_("{text} is no job id").format(text=repr(text[:80])))
