@@ -6,6 +6,7 @@ half-open ranges ``[start, stop)``. Tokens and signed URLs have no repr, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 KIB = 1024
@@ -178,10 +179,46 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """How a source is to be read: where an earlier reader stopped, and what the user wishes of it.
+
+    ``page`` pages were told to the queue, ``cursor`` is what the listing goes on with (empty: from its beginning), and
+    ``taken`` items count towards the limit. ``since`` is in Unix seconds.
+    """
+
+    cursor: str = ""
+    page: int = 0
+    taken: int = 0
+    since: int = 0
+    match: str = ""
+    limit: int = 0
+    oldest_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPage:
+    """What the ledger of a source is told of one page of its listing, beside the ids that are queued.
+
+    ``page`` counts from 1 in each pass: a page that is told twice counts once. ``skipped`` are listed but not wished;
+    ``ended`` says of the last page why it is the last: ``end`` of the listing, or ``wished``.
+    """
+
+    page: int
+    title: str = ""
+    announced: int | None = None
+    pages: int | None = None
+    unavailable: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    taken: int = 0
+    cursor: str = ""
+    ended: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to work on one job until ``lease_seconds`` from the request, renewed by heartbeats.
 
-    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1.
+    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1. ``walk`` comes with a source.
     """
 
     url: str
@@ -189,6 +226,7 @@ class Lease:
     category: str
     attempt: int
     lease_seconds: float
+    walk: Walk | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +239,15 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one."""
+    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one.
+
+    ``ended`` is said of a source: its pass is over, also where more was to follow.
+    """
 
     added: int
     known: int
     lease: Lease | None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

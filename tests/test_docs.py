@@ -195,6 +195,8 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "answer:<token or request id>",
         "seen:<namespace>:<bucket>",
         "closed:<namespace>:<bucket>",
+        "paged:<namespace>:<bucket>",
+        "listed:<source>",
         "done:<bucket>",
     }
 
