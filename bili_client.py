@@ -39,6 +39,7 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
+from sources import ListRequest
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +233,16 @@ class BiliClient:
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
         return await self._read_page(path, partial(parse_playinfo_html, cid=page.cid), refused)
 
+    async def listing(self, wanted: ListRequest, read: Callable[[str], _Value]) -> _Value:
+        """Ask for a page of a listing and return what ``read`` makes of the answer."""
+        params = dict(wanted.params)
+        if wanted.signed:
+            return await self._signed(wanted.path, params, read)
+        if wanted.host == "web":
+            query = urlencode(params, quote_via=quote, safe="")
+            return read(await self._fetch_page(self._settings.web_url + wanted.path + ("?" + query if query else "")))
+        return read(await self._ask_api(wanted.path, params))
+
     async def _describe(self, job: JobId) -> tuple[Video, float]:
         try:
             if job.episode_id:
@@ -270,9 +281,13 @@ class BiliClient:
             raise refused from None
 
     async def _signed_playinfo(self, params: Mapping[str, str | int]) -> Playinfo:
+        return await self._signed("/x/player/wbi/playurl", params, parse_playurl)
+
+    async def _signed(self, path: str, params: Mapping[str, str | int], read: Callable[[str], _Value]) -> _Value:
+        """Ask with a signature; where the answer looks as if the keys were no longer good, once more with new ones."""
         keys, asked_at = await self._wbi_keys()
         try:
-            return await self._ask_signed(params, keys)
+            return await self._ask_signed(path, params, keys, read)
         except JobError as error:
             if error.code not in _KEY_SYMPTOMS or self._monotonic() - asked_at < KEYS_TRUSTED_SECONDS:
                 raise
@@ -281,11 +296,12 @@ class BiliClient:
         renewed, _asked_at = await self._wbi_keys()
         if renewed == keys:
             raise refused
-        return await self._ask_signed(params, renewed)
+        return await self._ask_signed(path, params, renewed, read)
 
-    async def _ask_signed(self, params: Mapping[str, str | int], keys: tuple[str, str]) -> Playinfo:
-        signed = sign_wbi(params, keys, int(self._unix_time()))
-        return parse_playurl(await self._ask_api("/x/player/wbi/playurl", signed))
+    async def _ask_signed(
+        self, path: str, params: Mapping[str, str | int], keys: tuple[str, str], read: Callable[[str], _Value]
+    ) -> _Value:
+        return read(await self._ask_api(path, sign_wbi(params, keys, int(self._unix_time()))))
 
     async def _wbi_keys(self) -> tuple[tuple[str, str], float]:
         """Return the keys of the day and when they were asked for; the site changes them at midnight in Beijing."""

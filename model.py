@@ -15,6 +15,9 @@ MIB = 1024 * KIB
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
 
+JOB_ID_CHARACTERS = 1300
+"""The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""
+
 HAVE_LIMIT = 64
 """A lease request names so many unfinished jobs at most."""
 
@@ -183,7 +186,7 @@ class Walk:
     """How a source is to be read: where an earlier reader stopped, and what the user wishes of it.
 
     ``page`` pages were told to the queue, ``cursor`` is what the listing goes on with (empty: from its beginning), and
-    ``taken`` items count towards the limit. ``since`` is in Unix seconds.
+    ``taken`` items count towards the limit. ``since`` is in Unix seconds. A ``quick`` pass ends where nothing is new.
     """
 
     cursor: str = ""
@@ -193,6 +196,7 @@ class Walk:
     match: str = ""
     limit: int = 0
     oldest_first: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)

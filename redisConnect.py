@@ -621,9 +621,9 @@ class Queue:
     def _lease(self, url: str, token: str, origin: str, attempt: int, ledger: str = "") -> Lease:
         found = _dict(origin)
         walk = None
-        if ledger or parse_job_id(url).is_source:
+        if ledger:
             stand = {name: value for name, value in _dict(ledger).items() if name in ("cursor", "page", "taken")}
-            walk = Walk(**stand, **found.get("wishes", {}))
+            walk = Walk(**stand, **found.get("wishes", {}), quick=found.get("quick", False))
         return Lease(url, token, found.get("category", self._category), int(attempt), self._lease_seconds, walk)
 
     def _current(self, answer: str | None, url: str) -> str:

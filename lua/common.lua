@@ -285,10 +285,10 @@ local function save_ledger(id, ledger)
   redis.call('HSET', LEDGER, id, cjson.encode(ledger))
 end
 
--- Every other job is a video, an episode, or a page of one.
+-- Every other job is a video, an episode, a lesson, or a page of one.
 local function is_source(id)
   local kind = string.sub(id, 1, 2)
-  return kind ~= 'BV' and kind ~= 'ep'
+  return kind ~= 'BV' and kind ~= 'ep' and string.sub(id, 1, 9) ~= 'cheese:ep'
 end
 
 -- A source is to be read from its beginning, as `origin` says; what was found the last time stays until then.
@@ -336,6 +336,6 @@ local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   redis.call('HSET', TOKEN, id, token)
   redis.call('ZADD', LEASED, at + lease_ms, id)
   redis.call('HINCRBY', HOLDS, worker, 1)
-  local ledger = is_source(id) and redis.call('HGET', LEDGER, id) or ''
+  local ledger = is_source(id) and (redis.call('HGET', LEDGER, id) or '{}') or ''
   return { id, token, redis.call('HGET', ORIGIN, id) or '', tries.attempts + 1, ledger }
 end
