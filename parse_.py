@@ -831,3 +831,12 @@ def _belongs(item: _Object, category: Region) -> bool | None:
 
 def _sub_regions(item: _Object) -> set[int]:
     return {_integer(item.get(name)) for name in ("tid", "tidv2", "tid_v2")} - {0}
+
+
+# ------------------------------------------------------------------------------------------ for sources/
+
+# The listings of the site are read with the same care as its videos, by the same tools.
+reads_site, envelope, nonsense = _reads_site, _envelope, _nonsense
+as_object, as_objects, whole_number, plain_title, video_ids = _object, _objects, _integer, _title, _ids
+split_address, path_below, has_default_port = _split_address, _path_below, _has_default_port
+WEB_HOSTS, SHORT_HOSTS = _WEB_HOSTS, _SHORT_HOSTS

@@ -20,6 +20,8 @@ NAMED = ("later", "popular", "weekly", "precious")
 """Sources of which there is one."""
 
 SEARCH = "search:"
+LESSON = "cheese:ep"
+"""One lesson of a course: a source in form only, because it is no episode of bangumi and lists nothing but itself."""
 
 _NUMBERED = re.compile(rf"(?P<kind>{'|'.join(NUMBERED)})(?P<number>0|[1-9][0-9]{{0,15}})")
 _MAY_BE_ZERO = frozenset({"rank:"})
