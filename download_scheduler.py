@@ -657,7 +657,8 @@ class Scheduler:
         lease = held.lease
         job = parse_job_id(lease.url)
         if lease.walk is not None:
-            return await self._read_source(held, view)
+            await self._read_source(held, view)
+            return None
         video = await self._site.describe(job)
         if not job.is_page:
             return await self._expand(held, view, job, video)

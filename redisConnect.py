@@ -220,14 +220,17 @@ class Queue:
         refresh: bool = False,
         request: str = "",
         wishes: Mapping[str, Any] | None = None,
+        again: bool = False,
     ) -> Added:
         """Queue containers, each once; with ``refresh`` known ones are asked again for new pages.
 
         ``request`` is a random id that makes a repeated call count the same. ``wishes`` (since, match, limit and
-        oldest_first of model.Walk) are for the sources among the ids. At most a few thousand ids.
+        oldest_first of model.Walk) are for the sources among the ids; with ``again`` known sources are read again.
+        At most a few thousand ids.
         """
         keys = [_answer(request or secrets.token_hex(8))]
-        args = ["1" if refresh else "", self._origin(category, source), self._origin(category, source, refresh, wishes)]
+        renewed = "all" if refresh else "sources" if again else ""
+        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes)]
         for text in ids:
             identity = _identity(_container(text))
             keys += [_bucket("seen", identity), _bucket("closed", identity)]
@@ -265,11 +268,15 @@ class Queue:
     ) -> Lease | str:
         """Queue a source and lease it in one step, for who reads it at once; known or not, it is read anew.
 
-        Return ``"open"`` instead where it is in the queue already. With ``if_due`` a watched source is read as its
+        Return ``"open"`` instead where somebody reads it now. With ``if_due`` a watched source is read as its
         watch would, or not at all: ``"early"``.
         """
         job = _container(source)
-        keys = [_answer(request or secrets.token_hex(8)), _bucket("seen", _identity(job)), _bucket("closed", _identity(job))]
+        keys = [
+            _answer(request or secrets.token_hex(8)),
+            _bucket("seen", _identity(job)),
+            _bucket("closed", _identity(job)),
+        ]
         args: list[str | int] = [source, _identity(job).member, worker, self._lease_ms, secrets.token_hex(8)]
         args += [secrets.token_hex(4), self._origin(category, "", refresh, wishes), "1" if if_due else ""]
         answer = json.loads(self._run("claim", keys, args))
@@ -379,7 +386,10 @@ class Queue:
         keys = [_answer(token), _bucket("closed", identity), own]
         args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
         told = ledger or ListedPage(0)
-        args += [len(pages), _json({name: value for name, value in asdict(told).items() if value not in (None, "", ())})]
+        args += [
+            len(pages),
+            _json({name: value for name, value in asdict(told).items() if value not in (None, "", ())}),
+        ]
         for page in pages:
             job = _page_job(container, page)
             keys.append(_bucket("seen", _identity(job)))

@@ -72,7 +72,7 @@ class SourceWalk:
         yield from self._tell(page, page.items, wishes, here, ended)
 
     def _is_enough(self, items: Sequence[ListItem]) -> bool:
-        """Tell whether nothing behind a page is wished: the limit is reached, or an uploader's list is past the date."""
+        """Tell whether nothing behind a page is wished: the limit is reached, or an uploader's date is passed."""
         wished = self._wishes
         if wished.limit:
             left = wished.limit - self._taken

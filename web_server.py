@@ -171,6 +171,7 @@ _ADD = record(
     refresh=flag,
     request=_REQUEST,
     wishes=WISHES,
+    again=flag,
 )
 _WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
 _REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag)
@@ -470,6 +471,7 @@ class Verbs:
             body.get("refresh", False),
             body.get("request", ""),
             body.get("wishes"),
+            body.get("again", False),
         )
         known = added.known + len(ids) - len(unique)
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))

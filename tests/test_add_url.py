@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import add_url
+import site_walk
 from config import CATEGORIES, ROOT, Settings
 from errors import EngineError, ServerError, ServerUnreachable, SiteError, Unauthorized, UsageError
 from model import Added, Failure
@@ -548,7 +549,7 @@ def test_a_wrong_region_is_rejected_and_the_others_go_on(
         (Reply(body='{"code": -352, "message": "-352"}'), "-352"),
         (Reply(body="[" * 100_000), "rejected"),
         (Reply(302, headers={"Location": "http://127.0.0.1:1/"}), "HTTP 302"),
-        (Reply(body=" " * (add_url.MAX_BODY_BYTES + 1)), "too long"),
+        (Reply(body=" " * (site_walk.MAX_BODY_BYTES + 1)), "too long"),
     ],
 )
 def test_one_failing_ranking_does_not_stop_the_others(
@@ -805,7 +806,7 @@ def test_a_lost_answer_is_asked_again_as_the_same_request(
         (Reply(401, '{"error": "who?"}'), Unauthorized, 1),
         (Reply(413, '{"error": "too much"}'), ServerError, 1),
         (Reply(302, headers={"Location": "http://127.0.0.1:1/"}), ServerError, 1),
-        (Reply(500), ServerUnreachable, add_url.TRIES),
+        (Reply(500), ServerUnreachable, site_walk.TRIES),
         (Reply(200, "<html>"), ServerError, 1),
         (Reply(200, "[" * 100_000), ServerError, 1),
         (Reply(200, '{"added": "1", "known": 0}'), ServerError, 1),
@@ -816,7 +817,7 @@ def test_a_server_that_refuses_or_is_none(
     reply: Reply, kind: type[Exception], asked: int, stand_in: Callable[[], StandIn], environ: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(add_url.random, "random", lambda: 0.0)
+    monkeypatch.setattr(site_walk.random, "random", lambda: 0.0)
     server = stand_in()
     server.answers["/add_url"] = reply
     sink = server_sink(server)

@@ -19,9 +19,12 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
     ),
-    frozenset({"sources"}),
-    frozenset({"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}),
-    frozenset({"download_stream_file"}),
+    frozenset({"source_messages", "source_table", "sources"}),
+    frozenset(
+        {"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}
+        | {"site_walk", "source_walk"}
+    ),
+    frozenset({"download_stream_file", "source_reader"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -31,7 +34,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"source_ids", "sources"}
+    | {"source_ids", "source_messages", "source_walk", "sources"}
 )
 
 DOORS = {
@@ -39,12 +42,16 @@ DOORS = {
     "flask": {"web_server"},
     "werkzeug": {"web_server"},
     "waitress": {"web_server"},
-    "requests": {"add_url"},
+    "requests": {"add_url", "site_walk"},
     "aiohttp": {"bili_client", "media_client", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
-"""Who may import what leads out of this process; ``demo`` stands for all modules of that folder."""
+"""Who may import what leads out of this process; ``demo`` stands for all modules of that folder.
+
+``site_walk`` is the half of add_url.py that asks the site; with requests, because add_url.py waits for one answer at a
+time and for nothing else.
+"""
 
 IMPURE = frozenset(
     {"asyncio", "datetime", "http", "logging", "multiprocessing", "random", "secrets", "select", "signal"}

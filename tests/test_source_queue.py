@@ -312,9 +312,7 @@ def test_a_quick_pass_goes_on_where_news_stand_at_the_end(queue: Queue, connecti
     assert ledger(queue)["complete"]
 
 
-def test_once_a_day_all_is_read_and_videos_with_pages_are_asked_for_more(
-    queue: Queue, connection: redis.Redis
-) -> None:
+def test_once_a_day_all_is_read_and_videos_with_pages_are_asked_for_more(queue: Queue, connection: redis.Redis) -> None:
     watch_it(queue, connection, *VIDEOS[:2])
     single, several = queue.lease("w9", 2)
     queue.expand(single.url, single.token, pages(1))
