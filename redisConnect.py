@@ -297,7 +297,7 @@ class Queue:
         keys, args = [], []
         for source in due:
             identity = _identity(_container(source))
-            keys.append(_bucket("closed", identity))
+            keys += [_bucket("seen", identity), _bucket("closed", identity)]
             args += [source, identity.member]
         return int(self._run("revisit", keys, args))
 

@@ -234,8 +234,11 @@ def test_a_file_named_as_a_target_gets_a_hint(queue: Queue, tmp_path: Path, caps
     [
         (["--file", "/does/not/exist"], {}, "/does/not/exist cannot be read"),
         (["--file", "/"], {}, "/ cannot be read"),
-        (["--match", "x"], {}, "--retry-failed"),
+        (["--match", "x"], {}, "a source to choose from"),
         (["--retry-failed", "av1"], {}, "--retry-failed"),
+        (["--sources", "mid:1"], {}, "--sources"),
+        (["--unwatch", "mid:1", "--watch", "60"], {}, "--unwatch"),
+        (["av1", "--json"], {}, "--sources"),
         (["--file", "-", "--watch", "10"], {}, "only once"),
         (["--category", "unheard of"], {}, "科学科普"),
         (["av1"], {"BILI_LEASE_SECONDS": "soon"}, "BILI_LEASE_SECONDS"),
@@ -836,8 +839,7 @@ def test_what_the_server_rejects_is_named(
     rejected = [{"url": "ep7", "reason": "not\x1b[31m here"}, {"url": "other", "reason": "odd"}]
     server.answers["/add_url"] = Reply(body=json.dumps({"added": 1, "known": 0, "rejected": rejected}))
     sink = server_sink(server)
-    options = argparse.Namespace(targets=["https://www.bilibili.com/bangumi/play/ep7", "ep8"], file=None, category="")
-    options.limit, options.refresh, options.watch = 10, False, None
+    options = watch_options(targets=["https://www.bilibili.com/bangumi/play/ep7", "ep8"], watch=None)
     tally = add_url.Tally()
     add_url.add_all(sink, Settings(), options, tally)
     sink.close()
@@ -902,8 +904,8 @@ class Hiccups:
 
 
 def watch_options(**changed: Any) -> argparse.Namespace:
-    options = {"targets": [], "file": None, "category": "", "limit": 10, "refresh": False, "watch": 0.01}
-    return argparse.Namespace(**{**options, **changed})
+    options = vars(add_url.make_parser().parse_args([]))
+    return argparse.Namespace(**{**options, "category": "", "watch": 0.01, **changed})
 
 
 def test_a_watch_reads_its_file_again_and_survives_hiccups(
