@@ -77,8 +77,9 @@ local function note_page(added)
 end
 
 -- Nothing on a page is new, and no more was announced than the last time and since: further on nothing is new either.
+-- An answer that lists nothing says nothing of that: it may only name the source, or have lost what it lists.
 local function has_no_more_news(added)
-  return wanted.quick and added == 0
+  return wanted.quick and added == 0 and (known > 0 or #(news.skipped or {}) > 0)
     and (not ledger.announced or ledger.announced <= (ledger.before or 0) + ledger.fresh)
 end
 
