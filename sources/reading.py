@@ -56,7 +56,7 @@ class Place:
             ):
                 raise ValueError
             return cls(found, str(step), *numbers)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError(_("{cursor} is no place in a listing").format(cursor=repr(cursor[:80]))) from None
 
     def cursor(self) -> Cursor:
@@ -153,6 +153,6 @@ def video_item(node: Object, published: str = "pubdate") -> ListItem:
 
 
 def linked_number(link: object, before: str) -> int:
-    """Return the number behind a word such as ``/ep`` in an address of the site, 0 where there is none."""
-    match = re.search(rf"{re.escape(before)}([0-9]{{1,16}})", link) if isinstance(link, str) else None
+    """Return the number behind a word such as ``/ep`` in an address of the site or its app, 0 where there is none."""
+    match = re.search(rf"{re.escape(before)}/?([0-9]{{1,16}})", link) if isinstance(link, str) else None
     return whole_number(match[1]) if match else 0
