@@ -23,6 +23,10 @@ MAX_BLANK_PAGES = 3
 """The site loses a page now and then; so many in a row are the end of what it has."""
 
 DELETED = _("it is deleted or was never there")
+_REFUSALS = {
+    -404: _("there is no such list: it is deleted or was never there"),
+    -403: _("the site does not show this list to this account; another BILI_SESSDATA may see it"),
+}
 UNREADABLE = _("the site's entry does not say which video it is")
 
 
@@ -103,10 +107,10 @@ def params(**values: str | int) -> tuple[tuple[str, str], ...]:
 
 def answer(text: str, part: str = "data", refusals: Mapping[int, str] | None = None) -> Object:
     """Return a part of an answer; ``refusals`` says which codes mean for this listing that it cannot be had."""
-    refusals = refusals or {}
-    whole = envelope(text, frozenset(refusals))
-    if whole["code"] in refusals:
-        raise PermanentError(refusals[whole["code"]], whole["code"])
+    meanings = {**_REFUSALS, **(refusals or {})}
+    whole = envelope(text, frozenset(meanings))
+    if whole["code"] in meanings:
+        raise PermanentError(meanings[whole["code"]], whole["code"])
     found = whole.get(part)
     if not isinstance(found, dict):
         raise nonsense()

@@ -315,6 +315,12 @@ def test_an_uploader_without_videos_is_told_from_one_who_is_not_there() -> None:
         read("mid:5", nothing, {"code": -404, "message": "啥都木有", "ttl": 1})
 
 
+def test_a_space_that_takes_us_for_a_machine_is_no_uploader_who_is_gone() -> None:
+    for answers in ([{"code": -403, "message": "访问权限不足"}], [uploads([], 0), {"code": -403}]):
+        with pytest.raises(RiskControl):
+            read("mid:5", *answers)
+
+
 def test_a_page_that_lost_items_shows_in_the_counts() -> None:
     pages = read(
         "mid:1", uploads([upload(n) for n in range(1, 30)], 61), uploads([], 61, 2), uploads([upload(61)], 61, 3)
@@ -380,6 +386,11 @@ def test_a_series_tells_its_uploader_first() -> None:
     assert (first.title, first.items, first.announced) == ("JavaSE基础路线", (), None)
     assert [item.id for item in second.items] == ["BV1YP4y1o75f", "BV1G84y1v7Vj"]
     assert (second.announced, second.next) == (2, None)
+
+
+def test_a_series_without_a_description_is_none() -> None:
+    with pytest.raises(PermanentError, match="no such series"):
+        one("series:1", data({"meta": None, "recent_aids": None}))
 
 
 def favourite(aid: int, **changes: object) -> dict[str, object]:
@@ -545,6 +556,15 @@ def test_a_media_page_leads_to_its_season() -> None:
     assert asked("md28220978", media) == {"season_id": "1172"}
     pages = read("md28220978", media, season(episodes=[episode(1)]))
     assert [item.id for page in pages for item in page.items] == ["ep1"]
+
+
+def test_a_list_that_is_not_shown_is_spoken_of_as_a_list() -> None:
+    for source in ("popular", "precious", "rank:1010", "season:1", "ss1", "cheese:ss1", "search:a"):
+        with pytest.raises(PermanentError, match="list to this account"):
+            one(source, {"code": -403, "message": "访问权限不足"})
+    for source in ("popular", "precious", "rank:1010", "search:a", "later"):
+        with pytest.raises(PermanentError, match="no such list"):
+            one(source, {"code": -404, "message": "啥都木有"})
 
 
 def lesson(number: int, **changes: object) -> dict[str, object]:
