@@ -34,6 +34,8 @@ STAMP_BYTES = len(PLACEHOLDER)
 FIRST_AID, AID_STEP, FIRST_CID = 900_000_000_000_000, 1_000_003, 20_000_000_000
 FIRST_LARGE_AID, FIRST_LARGE_CID = 1_800_000_000_000_000, 30_000_000_000
 CIDS_OF_A_VIDEO = 10
+CROWD_MID = 20000
+"""Of the uploader of all small ones."""
 _REGIONS = (SCIENCE, HUMANITIES, CAMPUS, CAREER, CRAFTS, MUSIC)
 
 
@@ -49,7 +51,7 @@ def small_video(number: int) -> VideoRecord:
     later = (PageRecord(cid + count + 1, titles[1], "tiny", 1),) if count > 1 else ()
     region = _REGIONS[number % len(_REGIONS)]
     name, title = f"crowd-{number}", f"人群{number:05d}"
-    return VideoRecord(name, aid, aid_to_bvid(aid), title, pages, region, mid=20000 + number, later_pages=later)
+    return VideoRecord(name, aid, aid_to_bvid(aid), title, pages, region, mid=CROWD_MID, later_pages=later)
 
 
 def large_video(number: int) -> VideoRecord:

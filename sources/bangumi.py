@@ -92,7 +92,7 @@ def _plan_course(place: Place) -> ListRequest:
 def _read_course(place: Place, text: str) -> ListPage:
     """Return a course; a long one has its lessons in pages of their own, which are asked for next."""
     course = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
-    title, lessons = plain_title(course.get("title")), listed(course.get("episodes"))
+    title, lessons = plain_title(course.get("title")), listed(course["episodes"])
     about = as_object(course.get("episode_page"))
     announced = count(about["total"]) if "total" in about else len(lessons)
     pages = -(-announced // LESSONS_PAGE_SIZE)
@@ -122,7 +122,7 @@ def _plan_lesson(place: Place) -> ListRequest:
 def _read_lesson(place: Place, text: str) -> ListPage:
     """Return the one lesson of its course that was named."""
     course = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
-    items = items_of(listed(course.get("episodes")), _lesson)
+    items = items_of(listed(course["episodes"]), _lesson)
     mine = tuple(item for item in items if item.id == str(place.source))
     if not mine:
         raise PermanentError(_("the course does not have this lesson any more"), -404)

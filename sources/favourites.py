@@ -5,6 +5,8 @@ Answers as bilibili-API-collect documents them: docs/fav/info.md, docs/fav/list.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from errors import PermanentError
 from i18n import _
 from parse_ import as_object, envelope, plain_title, reads_site, whole_number
@@ -101,7 +103,9 @@ def _favourite(node: Object) -> ListItem:
         return ListItem(f"season:{_number(node)}", title, published)
     if kind == _EPISODE:
         number = linked_number(node.get("link"), "/ep")
-        return ListItem(f"ep{number}" if number else "", title, published, "" if number else OTHER_KIND)
+        return (
+            ListItem(f"ep{number}", title, published) if number else replace(video_item(node), published_at=published)
+        )
     if kind != _VIDEO:
         return ListItem("", title, published, AUDIO if kind == _AUDIO else OTHER_KIND)
     return ListItem(video_item({**node, "aid": node.get("id")}).id, title, published, _why_gone(node))

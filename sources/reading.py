@@ -23,6 +23,10 @@ MAX_BLANK_PAGES = 3
 """The site loses a page now and then; so many in a row are the end of what it has."""
 
 DELETED = _("it is deleted or was never there")
+_REFUSALS = {
+    -404: _("there is no such list: it is deleted or was never there"),
+    -403: _("the site does not show this list to this account; another BILI_SESSDATA may see it"),
+}
 UNREADABLE = _("the site's entry does not say which video it is")
 
 
@@ -56,7 +60,7 @@ class Place:
             ):
                 raise ValueError
             return cls(found, str(step), *numbers)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError(_("{cursor} is no place in a listing").format(cursor=repr(cursor[:80]))) from None
 
     def cursor(self) -> Cursor:
@@ -103,10 +107,10 @@ def params(**values: str | int) -> tuple[tuple[str, str], ...]:
 
 def answer(text: str, part: str = "data", refusals: Mapping[int, str] | None = None) -> Object:
     """Return a part of an answer; ``refusals`` says which codes mean for this listing that it cannot be had."""
-    refusals = refusals or {}
-    whole = envelope(text, frozenset(refusals))
-    if whole["code"] in refusals:
-        raise PermanentError(refusals[whole["code"]], whole["code"])
+    meanings = {**_REFUSALS, **(refusals or {})}
+    whole = envelope(text, frozenset(meanings))
+    if whole["code"] in meanings:
+        raise PermanentError(meanings[whole["code"]], whole["code"])
     found = whole.get(part)
     if not isinstance(found, dict):
         raise nonsense()
@@ -153,6 +157,6 @@ def video_item(node: Object, published: str = "pubdate") -> ListItem:
 
 
 def linked_number(link: object, before: str) -> int:
-    """Return the number behind a word such as ``/ep`` in an address of the site, 0 where there is none."""
-    match = re.search(rf"{re.escape(before)}([0-9]{{1,16}})", link) if isinstance(link, str) else None
+    """Return the number behind a word such as ``/ep`` in an address of the site or its app, 0 where there is none."""
+    match = re.search(rf"{re.escape(before)}/?([0-9]{{1,16}})", link) if isinstance(link, str) else None
     return whole_number(match[1]) if match else 0

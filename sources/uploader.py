@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from errors import PermanentError
 from i18n import _
-from parse_ import as_object, plain_title, reads_site, whole_number
+from parse_ import as_object, envelope, plain_title, reads_site, risk_control, whole_number
 from sources.reading import (
     Object,
     Place,
@@ -32,6 +32,7 @@ PAGE_SIZE = 30
 HIDDEN_COLLECTION = 156
 """The ``attribute`` of a collection that stands in its uploader's list in place of its videos."""
 
+_NOT_GOOD = frozenset({-403, -404, -626})
 _NO_UPLOADER = _("there is no such uploader: the account is closed or was never there")
 _NO_COLLECTION = _("there is no such collection: it is deleted or was never there")
 _NO_SERIES = _("there is no such series: it is deleted or was never there")
@@ -49,13 +50,20 @@ def _plan_videos(place: Place) -> ListRequest:
 @reads_site
 def _read_videos(place: Place, text: str) -> ListPage:
     """Return a page of an uploader's videos; of none at all, the next question is whether there is an uploader."""
-    data = answer(text, refusals={-404: _NO_UPLOADER})
+    data = _space(text)
     announced = count(as_object(data["page"])["count"])
     nodes = listed(as_object(data["list"]).get("vlist"))
     page = counted_page(place, _author(nodes, place.source.number), items_of(nodes, _entry), announced, PAGE_SIZE)
     if announced == 0 and not nodes and place.page == 1:
         return replace(page, next=replace(place, step="uploader").cursor())
     return page
+
+
+def _space(text: str) -> Object:
+    """Return what an address of a space answers; it refuses whom it takes for a machine with a code of permissions."""
+    if envelope(text, _NOT_GOOD)["code"] == -403:
+        raise risk_control(-403)
+    return answer(text, refusals={-404: _NO_UPLOADER, -626: _NO_UPLOADER})
 
 
 def _author(nodes: list[Object], mid: int) -> str:
@@ -83,7 +91,7 @@ def _plan_uploader(place: Place) -> ListRequest:
 @reads_site
 def _read_uploader(place: Place, text: str) -> ListPage:
     """Return the empty listing of an uploader who has no videos."""
-    data = answer(text, refusals={-404: _NO_UPLOADER, -626: _NO_UPLOADER})
+    data = _space(text)
     return ListPage(plain_title(data["name"]), (), 0, 1, None)
 
 
@@ -122,6 +130,8 @@ def _read_series(place: Place, text: str) -> ListPage:
     How many there are, the next answer says: this one counts those that are gone as well.
     """
     meta = answer(text, refusals={-404: _NO_SERIES, -400: _NO_SERIES})["meta"]
+    if not meta:
+        raise PermanentError(_NO_SERIES, -404)
     following = replace(place, step="series videos", number=count(meta["mid"])).cursor()
     return ListPage(plain_title(meta.get("name")), (), None, None, following)
 
