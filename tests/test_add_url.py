@@ -780,6 +780,20 @@ def test_a_refresh_through_the_server(web_server: str, queue: Queue) -> None:
     assert queue.counts().ready == 1
 
 
+def test_a_source_is_left_to_a_worker_behind_a_server(environ: dict[str, str], web_server: str, queue: Queue) -> None:
+    far = {**environ, "BILI_SERVER_URL": web_server, "BILI_TOKEN": TOKEN}
+    done = run(far, "https://space.bilibili.com/7", "--limit", "5", "--match", "x", "--category", "远")
+    assert (done.returncode, last_line(done.stdout)) == (0, "added 1, known 0, rejected 0")
+    (lease,) = queue.lease("w", 1)
+    assert lease.walk is not None
+    assert (lease.url, lease.category, lease.walk.limit, lease.walk.match) == ("mid:7", "远", 5, "x")
+    queue.expand(lease.url, lease.token, (), ())
+    assert last_line(run(far, "mid:7").stdout) == "added 0, known 1, rejected 0"
+    assert queue.counts().ready == 1, "a source that is named is read again"
+    assert json.loads(run(far, "--sources", "--json").stdout)[0]["source"] == "mid:7"
+    assert run(far, "--unwatch", "mid:7").returncode == 1
+
+
 def server_sink(server: StandIn) -> add_url.ServerSink:
     return add_url.ServerSink(Settings(server_url=server.url, token=TOKEN))
 
