@@ -47,6 +47,7 @@ from model import Added, Failure, Lease
 from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
 from site_walk import Site, body, new_session, persist, place, problem, shown
+from source_ids import LESSON
 from source_table import chosen_pages, facts, parse_date, parse_pages
 from source_walk import SourceWalk
 from sources import first_cursor, parse_source, plan_request
@@ -267,7 +268,7 @@ class ServerSink:
 
 def is_listing(id_: str) -> bool:
     """Tell a source from a video, an episode or a lesson."""
-    return parse_job_id(id_).is_source and not id_.startswith("cheese:ep")
+    return parse_job_id(id_).is_source and not id_.startswith(LESSON)
 
 
 def source_wishes(options: argparse.Namespace) -> dict[str, Any]:
@@ -347,13 +348,17 @@ class Adder:
             source = self._source(entry.text)
             if source and source.startswith("rank:") and not self._is_source_of_its_own(source):
                 self._take_ranking(Entry(source, entry.where))
-            elif source:
-                self._take_source(entry, source)
             else:
-                self._take_ids(entry, self._pages(self._id(entry.text)))
+                self._take_named(entry, source or self._id(entry.text))
         except (ValueError, JobError) as error:
             code = f" ({error.code})" if isinstance(error, JobError) else ""
             self._reject(entry, f"{error}{code}{_hint(entry)}")
+
+    def _take_named(self, entry: Entry, id_: str) -> None:
+        if is_listing(id_):
+            self._take_source(entry, id_)
+        else:
+            self._take_ids(entry, self._pages(id_))
 
     def _take_ids(self, entry: Entry, ids: Iterable[str]) -> None:
         self._waiting_since = self._waiting_since or time.monotonic()
@@ -401,9 +406,12 @@ class Adder:
             raise ValueError(_("--pages is for videos, and this is none"))
         if self._options.watch and not self._again:
             self._sink.watch(source, self._options.watch)
-        sink = self._sink
+        sink, wishes = self._sink, self._wishes
+        if source.startswith("rank:"):
+            wishes = {"limit": RANKED, **wishes}
         if not isinstance(sink, Queue) or plan_request(first_cursor(source)).login:
-            self._send([(source, entry)], self._category, "")
+            if not self._again:  # then the watch of the server does it
+                self._send([(source, entry)], self._category, "")
             return
         waiting = [source]
         while waiting:
@@ -412,7 +420,7 @@ class Adder:
                 source,
                 f"add_url {socket.gethostname()}"[:64],
                 self._category,
-                self._wishes,
+                wishes,
                 bool(self._options.refresh),
                 if_due=self._again,
             )

@@ -24,7 +24,7 @@ import aiohttp
 from yarl import URL
 
 from config import USER_AGENT, Settings, tls_context
-from errors import JobError, NoWayOut, SiteError
+from errors import JobError, NoWayOut, PermanentError, SiteError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
 from parse_ import (
@@ -39,7 +39,8 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
-from sources import ListRequest
+from source_ids import LESSON, find_source
+from sources import LessonSearch, ListRequest
 
 log = logging.getLogger(__name__)
 
@@ -216,13 +217,16 @@ class BiliClient:
         For a page job the answer may be two minutes old, so that a long series does not ask for each of its pages; a
         container is asked for anew, because a page that came since must not be missed. Errors are those of JobError.
         """
-        key = job.bvid or f"ep{job.episode_id}"
+        key = job.bvid or job.source or f"ep{job.episode_id}"
         if not job.is_page:
             self._videos.forget(key)
         return await self._videos.get(key, partial(self._describe, job))
 
     async def playinfo(self, video: Video, page: Page) -> Playinfo:
         """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
+        if video.lesson_id:
+            lesson = {"avid": video.aid, "cid": page.cid, "ep_id": video.lesson_id, **_STREAMS_WANTED}
+            return parse_playurl(await self._ask_api("/pugv/player/web/playurl", lesson))
         try:
             if video.episode_id:
                 params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
@@ -243,7 +247,18 @@ class BiliClient:
             return read(await self._fetch_page(self._settings.web_url + wanted.path + ("?" + query if query else "")))
         return read(await self._ask_api(wanted.path, params))
 
+    async def _find_lesson(self, job: JobId) -> Video:
+        lesson = find_source(job.source)
+        if lesson is None or lesson.kind != LESSON:
+            raise PermanentError(_("{id} is a list, not a video").format(id=job.source))
+        search = LessonSearch(lesson.number)
+        while search.found is None:
+            search = await self.listing(search.next, search.read)
+        return search.found
+
     async def _describe(self, job: JobId) -> tuple[Video, float]:
+        if job.source:
+            return await self._find_lesson(job), VIDEO_SECONDS
         try:
             if job.episode_id:
                 answer = await self._ask_api("/pgc/view/web/season", {"ep_id": job.episode_id})

@@ -39,7 +39,8 @@ class Video:
     """A described container: a video (稿件) with all its pages, in order.
 
     ``episode_id`` is set where the site serves the pages through its bangumi player; it is the episode that was
-    asked for, or the one that the video redirects to. ``notes`` are sentences that a user should read.
+    asked for, or the one that the video redirects to. ``lesson_id`` is set where the video is a lesson of a course.
+    ``notes`` are sentences that a user should read.
     """
 
     bvid: str
@@ -49,6 +50,7 @@ class Video:
     owner: str = ""
     episode_id: int | None = None
     notes: tuple[str, ...] = ()
+    lesson_id: int = 0
 
     def page_with_cid(self, cid: int) -> Page | None:
         """Return the page whose identity is ``cid``, or None when the uploader took it away."""
@@ -134,7 +136,7 @@ class JobId:
 
     Exactly one of ``bvid``, ``episode_id`` and ``source`` is set. ``cid`` makes it a page job; without it the job is
     a container, of all pages or, with ``number``, of that page only. ``source`` is the canonical id of a container
-    that lists others; nothing else is set then.
+    that lists others; nothing else is set then, save the ``cid`` of the page that a lesson of a course has.
     """
 
     bvid: str = ""
@@ -155,7 +157,7 @@ class JobId:
 
     def __str__(self) -> str:
         if self.source:
-            return self.source
+            return f"{self.source}?cid={self.cid}" if self.cid else self.source
         base = self.bvid or f"ep{self.episode_id}"
         query = "&".join(f"{name}={value}" for name, value in (("p", self.number), ("cid", self.cid)) if value > 0)
         return f"{base}?{query}" if query else base

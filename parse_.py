@@ -32,7 +32,7 @@ from model import (
     Video,
     Wishes,
 )
-from source_ids import find_source
+from source_ids import LESSON, find_source
 
 # ------------------------------------------------------------------------------------------ ids
 
@@ -52,6 +52,7 @@ _BV = rf"BV1[{_BV_ALPHABET}]{{9}}"
 _JOB_ID = re.compile(
     rf"(?P<bvid>{_BV})(?:\?p=(?P<number>[1-9][0-9]{{0,4}})(?:&cid=(?P<cid>[1-9][0-9]{{0,15}}))?)?"
     r"|ep(?P<episode>[1-9][0-9]{0,15})(?:\?cid=(?P<episode_cid>[1-9][0-9]{0,15}))?"
+    rf"|(?P<lesson>{LESSON}[1-9][0-9]{{0,15}})\?cid=(?P<lesson_cid>[1-9][0-9]{{0,15}})"
 )
 
 
@@ -97,9 +98,10 @@ def parse_job_id(text: str) -> JobId:
         bvid=match["bvid"] or "",
         episode_id=int(match["episode"] or 0),
         number=int(match["number"] or 0),
-        cid=int(match["cid"] or match["episode_cid"] or 0),
+        cid=int(match["cid"] or match["episode_cid"] or match["lesson_cid"] or 0),
+        source=match["lesson"] or "",
     )
-    if job.cid > MAX_CID or job.episode_id > MAX_CID:
+    if job.cid > MAX_CID or job.episode_id > MAX_CID or (job.source and find_source(job.source) is None):
         raise ValueError(_("{text} is no job id").format(text=repr(text[:80])))
     return job
 

@@ -666,6 +666,8 @@ def _container(text: str) -> JobId:
 
 
 def _page_job(container: JobId, page: Page) -> JobId:
+    if container.is_source:
+        return JobId(source=container.source, cid=page.cid)
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
@@ -683,10 +685,10 @@ class _Identity(NamedTuple):
 
 
 def _identity(job: JobId) -> _Identity:
-    if job.is_source:
-        return _Identity("s", zlib.crc32(job.source.encode()) % SOURCE_BUCKETS, job.source)
     if job.is_page:
         return _Identity("c", job.cid, str(job.cid))
+    if job.is_source:
+        return _Identity("s", zlib.crc32(job.source.encode()) % SOURCE_BUCKETS, job.source)
     if job.episode_id:
         return _Identity("e", job.episode_id, str(job.episode_id))
     aid = bvid_to_aid(job.bvid)

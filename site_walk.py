@@ -31,7 +31,7 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
-from sources import ListRequest
+from sources import ListRequest, parse_source
 
 MAX_HOPS = 3
 MAX_BODY_BYTES = 8 * MIB
@@ -183,6 +183,8 @@ class Site:
         for _hop in range(MAX_HOPS):
             # Parsed and put together again, so that no other parser can read another host in it.
             link = urlsplit(urljoin(link, self._location(link))).geturl()
+            if source := self._source(link):
+                return source
             try:
                 target = parse_target(link, self.hosts)
             except ValueError as error:
@@ -195,6 +197,11 @@ class Site:
                 return job.bvid if job.number == 1 else target.id
             link = self._short(target.short_link)
         raise ValueError(_("the short link leads to no video within {hops} redirects").format(hops=MAX_HOPS))
+
+    def _source(self, link: str) -> str | None:
+        with suppress(ValueError):
+            return parse_source(link, self.hosts)
+        return None
 
     def _short(self, link: str) -> str:
         """Return a short link at the stand-in for the real host, where the settings name one."""

@@ -398,8 +398,7 @@ class Verbs:
             expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
         log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
         lease = lease_fields(expanded.lease) if expanded.lease else None
-        ended = {"ended": expanded.ended} if parse_job_id(body["url"]).is_source else {}
-        return jsonify(added=expanded.added, known=expanded.known, lease=lease, **ended)
+        return jsonify(added=expanded.added, known=expanded.known, lease=lease, ended=expanded.ended)
 
     def heartbeat(self) -> Response:
         """Keep a worker's leases, and what it tells of itself for the status page."""

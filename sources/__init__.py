@@ -10,11 +10,13 @@ Nothing here asks anyone anything. Whoever walks a listing asks what ``plan_requ
 """
 
 from sources.addresses import parse_source
+from sources.lessons import LessonSearch
 from sources.listings import first_cursor, narrow, plan_request, read_page
 from sources.records import Cursor, ListItem, ListPage, ListRequest, ListWishes
 
 __all__ = [
     "Cursor",
+    "LessonSearch",
     "ListItem",
     "ListPage",
     "ListRequest",

@@ -16,7 +16,8 @@ from config import Settings
 from demo import shelves
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
 from errors import JobError, PermanentError, RiskControl, SiteError
-from model import Expanded, Failure, Lease
+from model import Expanded, Failure, Lease, Result
+from parse_ import parse_job_id
 from redisConnect import Queue
 from source_reader import read_source
 from source_walk import Told
@@ -276,3 +277,32 @@ async def test_a_visit_without_news_is_one_request_and_once_a_day_all_of_them(
         reader.queue.revisit()
         assert await reader.read(SERIES) == (pages if is_new_day else 2), "a series is asked what it is called first"
         assert reader.ledger(SERIES)["complete"]
+
+
+# ------------------------------------------------------------------------------------------ lessons
+
+
+@pytest.mark.parametrize(("course", "index"), [(shelves.COURSES[0], 1), (shelves.COURSES[2], 119)])
+async def test_a_lesson_is_a_video_of_one_page(
+    course: shelves.Course, index: int, reader: Reader, queue: Queue
+) -> None:
+    """Also one that stands on a later page of its course's list; its page keeps the lesson's number."""
+    lesson = shelves.lessons(course, reader.site.state.videos)[index]
+    (page,) = reader.site.state.pages[lesson.record.bvid][:1]
+    queue.add([f"cheese:ep{lesson.ep_id}"])
+    (lease,) = queue.lease("w1", 1)
+    assert lease.walk is None
+    video = await reader.client.describe(parse_job_id(lease.url))
+    assert (video.bvid, [one.cid for one in video.pages]) == (lesson.record.bvid, [page.cid])
+    assert course.title in video.title
+    first = queue.expand(lease.url, lease.token, video.pages).lease
+    assert first is not None and first.url == f"cheese:ep{lesson.ep_id}?cid={page.cid}"
+    again = await reader.client.describe(parse_job_id(first.url))
+    assert (await reader.client.playinfo(again, again.pages[0])).videos
+    assert queue.ack(first.url, first.token, Result("a.mp4", 1, 1.0)) == "done"
+
+
+async def test_a_lesson_that_is_not_there_is_said(reader: Reader) -> None:
+    for lesson in ("cheese:ep404", "cheese:ep700999"):
+        with pytest.raises(PermanentError):
+            await reader.client.describe(parse_job_id(lesson))
