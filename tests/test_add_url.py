@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -949,6 +950,26 @@ def test_a_watch_that_never_worked_ends(queue: Queue, tmp_path: Path) -> None:
         add_url.watch(Hiccups(queue, [EngineError("no")]), Settings(), watch_options(targets=["av1"]), add_url.Tally())
     with pytest.raises(UsageError):
         add_url.watch(queue, Settings(), watch_options(file=[str(tmp_path / "none")]), add_url.Tally())
+
+
+def test_a_watched_ranking_is_remembered_and_its_next_round_waits_until_it_is_due(
+    use_site: StandIn, queue: Queue, connection: redis.Redis
+) -> None:
+    """The first ten of it, as without a watch; a round that comes too early asks the site nothing."""
+    shared = Queue(connection, Settings(category=""))
+    options = watch_options(targets=["rank:1010", "av7"], watch=3600)
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
+    first, second = add_url.Tally(), add_url.Tally()
+    add_url.add_all(shared, settings, options, first)
+    assert (first.added, first.known) == (11, 0)
+    (found,) = shared.sources("", 9)[0]
+    assert (found["source"], found["watched"], found["queued"], found["ended"]) == ("rank:1010", 3600, 10, "end")
+    asked = len(use_site.requests)
+    add_url.add_all(shared, settings, options, second, again=True)
+    assert (second.added, second.known, len(use_site.requests)) == (0, 1, asked)
+    connection.zadd("{bili:0}:watch", {"rank:1010": 1})
+    add_url.add_all(shared, settings, options, second, again=True)
+    assert (second.added, second.known) == (0, 12)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
