@@ -53,6 +53,8 @@ from source_walk import SourceWalk
 from sources import first_cursor, parse_source, plan_request
 
 BATCH = 1000
+_REFUSED = frozenset({"-101", "-403"})
+"""Codes of what a guest may not see, and an account perhaps."""
 RANKED = 10
 """So many of a ranking, unless --limit says otherwise."""
 MAX_LINE_CHARACTERS = 4096
@@ -271,6 +273,11 @@ def is_listing(id_: str) -> bool:
     return parse_job_id(id_).is_source and not id_.startswith(LESSON)
 
 
+def needs_account(source: str) -> bool:
+    """Tell whether what is listed depends on the account: which lessons of a course it owns, what it put aside."""
+    return source.startswith("cheese:") or plan_request(first_cursor(source)).login
+
+
 def source_wishes(options: argparse.Namespace) -> dict[str, Any]:
     """Return what is wished of sources."""
     wishes = {"since": options.since, "match": options.match, "limit": options.limit}
@@ -409,7 +416,7 @@ class Adder:
         sink, wishes = self._sink, self._wishes
         if source.startswith("rank:"):
             wishes = {"limit": RANKED, **wishes}
-        if not isinstance(sink, Queue) or plan_request(first_cursor(source)).login:
+        if not isinstance(sink, Queue) or needs_account(source):
             if not self._again:  # then the watch of the server does it
                 self._send([(source, entry)], self._category, "")
             return
@@ -446,6 +453,10 @@ class Adder:
                     if answer.ended or not told.more:
                         return nested
         except JobError as error:
+            if error.code in _REFUSED and self._site.has_account:
+                queue.release(lease.url, lease.token)
+                say(_("{source}: {reason}; a worker asks with its account").format(source=lease.url, reason=error))
+                return nested
             queue.nack(lease.url, lease.token, Failure(error.kind, error.code, str(error), walk.title))
             if isinstance(error, PermanentError):
                 raise

@@ -119,6 +119,8 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.hosts = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
         self._interval_seconds = settings.api_interval_seconds
+        self.has_account = bool(settings.sessdata)
+        """It is never used here, but workers have it."""
         self._session = new_session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
         self._next_request_at = 0.0

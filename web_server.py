@@ -50,7 +50,7 @@ from config import Settings, category_problem, is_loopback, load
 from errors import EngineError, EngineFull, StaleToken, UsageError
 from i18n import _, catalogue
 from model import JOB_ID_CHARACTERS, KIB, MIB, Counts, Failure, Page, Result
-from parse_ import MAX_CID, SiteHosts, parse_job_id, parse_target
+from parse_ import MAX_CID, SiteHosts, parse_job_id
 from redisConnect import Queue, open_queue
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
 from source_messages import (
@@ -60,9 +60,9 @@ from source_messages import (
     lease_fields,
     ledger_shape,
     listed_page,
-    source_address,
 )
 from sources import parse_source
+from submitted import job_address, sort_out
 
 log = logging.getLogger(__name__)
 
@@ -461,7 +461,7 @@ class Verbs:
         category = body.get("category") or self._settings.category
         if problem := category_problem(category):
             raise BadRequest(f"category: {problem}")
-        ids, rejected = self._targets(body["urls"])
+        ids, rejected = sort_out(body["urls"], self._site)
         unique = list(dict.fromkeys(ids))
         added = self._queue.add(
             unique,
@@ -476,24 +476,6 @@ class Verbs:
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
         self._count("added", added.added)
         return jsonify(added=added.added, known=known, rejected=rejected)
-
-    def _targets(self, texts: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
-        ids, rejected = [], []
-        for text in texts:
-            try:
-                if source := parse_source(text, self._site):
-                    ids.append(source)
-                    continue
-                target = parse_target(text, self._site)
-            except ValueError as error:
-                rejected.append({"url": text, "reason": str(error)})
-                continue
-            if target.short_link:
-                reason = _("the server fetches nothing: give this short link to add_url.py, or what it leads to")
-                rejected.append({"url": text, "reason": reason})
-            else:
-                ids.append(target.id)
-        return ids, rejected
 
     def watch(self) -> Response:
         """Have a source read again and again, or no more."""
@@ -601,7 +583,7 @@ class Dashboard:
             size=size_text,
             span=lambda seconds: span_text(seconds, speak),
             now=time.time(),
-            link=self._link,
+            link=lambda url: job_address(url, self._settings.web_url),
             **content,
         )
         headers = {"Vary": "Accept-Language"}
@@ -649,16 +631,6 @@ class Dashboard:
             for worker in self._queue.workers()
         ]
         return sorted(workers, key=lambda worker: (worker["away"], worker["worker"]))
-
-    def _link(self, url: str) -> str:
-        """Return the address on the site of what a job id names."""
-        job = parse_job_id(url)
-        if job.is_source:
-            return source_address(job.source, self._settings.web_url)
-        if job.episode_id:
-            return f"{self._settings.web_url}/bangumi/play/ep{job.episode_id}"
-        page = f"?p={job.number}" if job.number else ""
-        return f"{self._settings.web_url}/video/{job.bvid}{page}"
 
     def count_request(self, response: Response) -> None:
         """Note a request for the metrics, by its route, so that no client makes up names."""

@@ -22,7 +22,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"source_messages", "source_table", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}
-        | {"site_walk", "source_walk"}
+        | {"site_walk", "source_walk", "submitted"}
     ),
     frozenset({"download_stream_file", "source_reader"}),
     frozenset({"download_scheduler"}),
