@@ -149,6 +149,18 @@ def test_a_listing_that_moves_while_it_is_read_counts_each_one_once(queue: Queue
     assert (ledger(queue)["listed"], ledger(queue)["complete"]) == (6, False)
 
 
+def test_a_pass_that_begins_anew_counts_anew(queue: Queue, connection: redis.Redis) -> None:
+    """As one that lists the oldest first does when it broke off."""
+    queue.add([UPLOADER])
+    tell(queue, lease_source(queue), 1, VIDEOS[:3], more=True)
+    let_expire(connection, UPLOADER)
+    lease = lease_source(queue, worker="w2")
+    tell(queue, lease, 1, VIDEOS[:3], more=True)
+    tell(queue, lease, 2, VIDEOS[3:6])
+    found = ledger(queue)
+    assert (found["listed"], found["queued"], found["known"], found["complete"]) == (6, 3, 3, True)
+
+
 def test_what_was_not_read_to_its_end_by_wish_is_not_complete(queue: Queue) -> None:
     queue.add([UPLOADER])
     read_all(queue, *VIDEOS[:3], ended="wished")
@@ -228,7 +240,7 @@ def test_sources_in_a_source_are_read_whenever_it_is(queue: Queue) -> None:
     lease = lease_source(queue, FOLDER)
     assert lease.category == "music" and lease.walk is not None and lease.walk.match == "x"
     tell(queue, lease, 1, [], announced=0)
-    queue.add([FOLDERS], refresh=True)
+    queue.add([FOLDERS], again=True)
     tell(queue, lease_source(queue, FOLDERS), 1, [FOLDER], announced=1)
     assert lease_source(queue, FOLDER)
 
@@ -246,6 +258,26 @@ def test_a_claim_reads_a_known_source_at_once(queue: Queue) -> None:
     assert queue.claim(UPLOADER, "add_url") == "open"
     tell(queue, lease, 1, VIDEOS[:2], announced=2)
     assert queue.lease("w1", 9)[-1].url == UPLOADER, "it was claimed while it was read"
+
+
+def test_a_claim_takes_what_waits_or_has_failed_and_begins_anew(queue: Queue) -> None:
+    for failure in (None, Failure("transient", "site", "hiccup"), Failure("permanent", "-404", "gone")):
+        queue.add([UPLOADER], again=True)
+        if failure is not None:
+            lease = lease_source(queue)
+            tell(queue, lease, 1, VIDEOS[:3], more=True)
+            queue.nack(UPLOADER, lease.token, failure)
+            queue.lease("w9", 9)
+        claimed = queue.claim(UPLOADER, "add_url")
+        assert isinstance(claimed, Lease) and claimed.walk is not None
+        assert (claimed.walk.page, claimed.walk.cursor, claimed.attempt) == (0, "", 1)
+        tell(queue, claimed, 1, [], announced=0)
+        assert (queue.counts().ready, queue.counts().dead, queue.counts().delayed) == (0, 0, 0)
+
+
+def test_a_claim_of_what_is_watched_does_not_wait_for_its_time(queue: Queue) -> None:
+    queue.watch(UPLOADER, 60)
+    assert isinstance(queue.claim(UPLOADER, "add_url"), Lease)
 
 
 def test_a_claim_that_ends_in_the_middle_is_gone_on_with_by_a_worker(queue: Queue, connection: redis.Redis) -> None:
@@ -294,6 +326,7 @@ def test_a_quick_pass_ends_at_the_first_page_without_news(queue: Queue, connecti
     queue.lease("w9", 99)
     queue.revisit()
     lease = lease_source(queue)
+    assert lease.walk is not None and lease.walk.quick
     assert not tell(queue, lease, 1, [VIDEOS[6], *VIDEOS[:2]], more=True, announced=7).ended
     assert tell(queue, lease, 2, VIDEOS[2:4], more=True, announced=7).ended
     found = ledger(queue)
@@ -345,6 +378,17 @@ def test_a_watched_source_that_failed_is_tried_again_after_a_day(queue: Queue, c
     let_it_be_time(connection)
     connection.zadd("{bili:0}:dead", {UPLOADER: 1})
     assert queue.revisit() == 1
+
+
+def test_what_is_due_and_waits_already_is_not_in_the_way_of_others(queue: Queue, connection: redis.Redis) -> None:
+    waiting = [f"mid:{number}" for number in range(1, 121)]
+    queue.add(["season:1"])
+    tell(queue, lease_source(queue, "season:1"), 1, [], announced=0)
+    queue.add(waiting)
+    for source in (*waiting, "season:1"):
+        queue.watch(source, 60)
+        let_it_be_time(connection, source)
+    assert (queue.revisit(), queue.revisit()) == (0, 1)
 
 
 def test_ledgers_come_in_pages(queue: Queue) -> None:
