@@ -804,8 +804,8 @@ def test_whatever_comes_is_a_page_or_an_error_of_ours(cursor: str, content: obje
 
 
 def test_an_entry_that_cannot_be_read_hides_no_other() -> None:
-    page = one("mid:1", uploads([upload(1), {"title": "坏的", "aid": "x"}, upload(2, bvid="BV1")], 3))
-    assert [bool(item.unavailable) for item in page.items] == [False, True, True]
+    page = one("mid:1", uploads([upload(1), {"title": "坏的", "aid": "x"}, upload(2, bvid="BV1"), None], 4))
+    assert [bool(item.unavailable) for item in page.items] == [False, True, True, True]
     with pytest.raises(SiteError):
         one("mid:1", uploads([{"title": "坏的"}, {"title": "也坏"}], 2))
 
