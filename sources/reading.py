@@ -10,7 +10,7 @@ from typing import Any
 
 from errors import PermanentError
 from i18n import _
-from parse_ import as_objects, envelope, nonsense, plain_title, video_ids, whole_number
+from parse_ import as_object, envelope, nonsense, plain_title, video_ids, whole_number
 from source_ids import MAX_ID, Source, find_source
 from sources.records import Cursor, ListItem, ListPage, ListRequest
 
@@ -23,11 +23,12 @@ MAX_BLANK_PAGES = 3
 """The site loses a page now and then; so many in a row are the end of what it has."""
 
 DELETED = _("it is deleted or was never there")
+UNREADABLE = _("the site's entry does not say which video it is")
+
 _REFUSALS = {
     -404: _("there is no such list: it is deleted or was never there"),
     -403: _("the site does not show this list to this account; another BILI_SESSDATA may see it"),
 }
-UNREADABLE = _("the site's entry does not say which video it is")
 
 
 # ------------------------------------------------------------------------------------------ where it goes on
@@ -125,10 +126,13 @@ def count(node: object) -> int:
 
 
 def listed(node: object) -> list[Object]:
-    """Return the entries of a list, which the site leaves out or writes as null where there are none."""
+    """Return the entries of a list, which the site leaves out or writes as null where there are none.
+
+    What is no object stays as an empty one: it is an entry that cannot be read, not one that is not there.
+    """
     if node is not None and not isinstance(node, list):
         raise nonsense()
-    return as_objects(node)
+    return [as_object(entry) for entry in node or ()]
 
 
 # ------------------------------------------------------------------------------------------ entries

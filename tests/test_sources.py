@@ -68,6 +68,7 @@ NAMES = [
     (f"{SPACE}/1958703906/lists/547718?type=series", "series:547718"),
     (f"{SPACE}/3546619/lists?sid=3221717&spm_id_from=x&type=series", "series:3221717"),
     (f"{SPACE}/3546619/lists?sid=3221717?type=season", "season:3221717"),
+    (f"{SPACE}/3546619/lists?sid=3221717?type=series", "series:3221717"),
     (f"{SPACE}/2142762/channel/collectiondetail?sid=57445&ctype=0", "season:57445"),
     (f"{SPACE}/1958703906/channel/seriesdetail?sid=547718&ctype=0", "series:547718"),
     (f"{WEB}/list/1958703906?sid=547718&oid=687146339&bvid=BV1DU4y1r7tz", "series:547718"),
@@ -319,6 +320,12 @@ def test_a_space_that_takes_us_for_a_machine_is_no_uploader_who_is_gone() -> Non
     for answers in ([{"code": -403, "message": "访问权限不足"}], [uploads([], 0), {"code": -403}]):
         with pytest.raises(RiskControl):
             read("mid:5", *answers)
+
+
+@pytest.mark.parametrize("count", [None, "1", 1.5, True, -1, 2**60, []])
+def test_a_count_that_is_none_makes_no_listing(count: object) -> None:
+    with pytest.raises(SiteError):
+        one("mid:137137", uploads([upload(1)], count))
 
 
 def test_a_page_that_lost_items_shows_in_the_counts() -> None:
@@ -609,6 +616,13 @@ def test_a_long_course_is_read_in_pages_from_its_first_lesson() -> None:
     assert pages[-1].next is None
 
 
+def test_a_course_that_counts_more_than_it_lists_is_read_in_pages() -> None:
+    page = one("cheese:ss61", course([lesson(1)], episode_page={"next": False, "num": 1, "size": 50, "total": 2}))
+    assert (page.items, page.announced) == ((), 2)
+    assert page.next is not None
+    assert plan_request(page.next).path == "/pugv/view/web/ep/list"
+
+
 def test_one_lesson_is_found_in_its_course() -> None:
     assert asked("cheese:ep2") == {"ep_id": "2"}
     page = one("cheese:ep2", course([lesson(1), lesson(2)]))
@@ -632,6 +646,8 @@ def test_a_ranking_is_read_if_it_is_the_regions() -> None:
     with pytest.raises(SiteError, match="another region"):
         one("rank:1003", chart([48918074, 706]))
     assert len(one("rank:0", chart([48918074, 706])).items) == 2
+    stray = [archive(2, pid_v2=1003), *(archive(aid, pid_v2=1010) for aid in (48918074, 706))]
+    assert [item.title for item in one("rank:1010", data({"list": stray})).items] == ["第48918074号", "第706号"]
     assert asked("rank:1010") == {"rid": "1010", "type": "all"}
 
 
@@ -788,8 +804,8 @@ def test_whatever_comes_is_a_page_or_an_error_of_ours(cursor: str, content: obje
 
 
 def test_an_entry_that_cannot_be_read_hides_no_other() -> None:
-    page = one("mid:1", uploads([upload(1), {"title": "坏的", "aid": "x"}, upload(2, bvid="BV1")], 3))
-    assert [bool(item.unavailable) for item in page.items] == [False, True, True]
+    page = one("mid:1", uploads([upload(1), {"title": "坏的", "aid": "x"}, upload(2, bvid="BV1"), None], 4))
+    assert [bool(item.unavailable) for item in page.items] == [False, True, True, True]
     with pytest.raises(SiteError):
         one("mid:1", uploads([{"title": "坏的"}, {"title": "也坏"}], 2))
 

@@ -20,7 +20,7 @@ from errors import PermanentError, RiskControl, SiteError
 from source_ids import find_source
 from sources import Cursor, ListItem, ListPage, ListRequest, first_cursor, plan_request, read_page
 
-CROWD = 400
+CROWD, PAGES = 400, 300
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -78,7 +78,7 @@ class Walker:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def crowded() -> AsyncIterator[RunningSite]:
-    async with running_site(DEFAULT_CACHE, crowd=CROWD) as site:
+    async with running_site(DEFAULT_CACHE, crowd=CROWD, crowd_pages=PAGES) as site:
         yield site
 
 
@@ -122,8 +122,17 @@ async def test_an_uploader_of_several_hundred_is_all_found_through_the_hidden_co
     direct = [id_ for id_ in own.ids if find_source(id_) is None]
     (hidden,) = [id_ for id_ in own.ids if find_source(id_) is not None]
     through = (await walker.walk(hidden)).ids
-    assert sorted([*direct, *through]) == sorted(record.bvid for record in walker.site.state.crowd.videos)
+    assert sorted([*direct, *through]) == sorted(record.bvid for record in shelves.of_crowd(walker.site.state.videos))
     assert Counter([*direct, *through]).most_common(1)[0][1] == 1
+
+
+async def test_a_course_of_many_pages_is_listed_described_and_served(walker: Walker) -> None:
+    record = walker.site.state.crowd.video("crowd-pages")
+    assert record.bvid in (await walker.walk(f"mid:{record.mid}")).ids
+    video = parse_.parse_view(await walker._get("/x/web-interface/view", {"bvid": record.bvid}))
+    assert [page.number for page in video.pages] == list(range(1, PAGES + 1))
+    assert len({page.cid for page in video.pages}) == PAGES
+    assert all(walker.site.state.streams_of(page.cid) for page in video.pages)
 
 
 async def test_all_favourites_of_a_user_are_found_folder_by_folder(walker: Walker) -> None:
@@ -136,7 +145,7 @@ async def test_all_favourites_of_a_user_are_found_folder_by_folder(walker: Walke
 
 async def test_a_search_finds_each_video_once(walker: Walker) -> None:
     walked = await walker.walk("search:" + quote("人群"))
-    assert sorted(walked.ids) == sorted(record.bvid for record in walker.site.state.crowd.videos)
+    assert sorted(walked.ids) == sorted(record.bvid for record in shelves.of_crowd(walker.site.state.videos))
     assert all("<" not in item.title for item in walked.items)
     assert (await walker.walk("search:nothing%20of%20this")).announced == 0
 
