@@ -333,7 +333,7 @@ class Queue:
             "source": source,
             "state": state,
             "code": tries.get("code", "") if failed else "",
-            "reason": tries.get("reason", "") if failed else "",
+            "reason": _reason(tries) if failed else "",
             "category": ledger.get("category") or self._category,
             "wishes": ledger.get("wishes") or {},
             **{name: ledger.get(name, default) for name, default in _LEDGER.items()},
@@ -737,13 +737,17 @@ def _success(entry: str, fields: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _reason(tries: dict[str, Any]) -> str:
+    return _POISON_REASON if tries.get("code") == "poison" else str(tries.get("reason", ""))
+
+
 def _failed(url: str, tries: dict[str, Any], due_ms: float | None, at: float) -> dict[str, Any]:
     return {
         "url": url,
         "state": "dead" if due_ms is None else "delayed",
         "title": tries.get("title", ""),
         "code": tries.get("code", ""),
-        "reason": _POISON_REASON if tries.get("code") == "poison" else tries.get("reason", ""),
+        "reason": _reason(tries),
         "attempts": tries.get("attempts", 0),
         "worker": tries.get("worker", ""),
         "time": tries.get("time", 0) / 1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -123,11 +124,25 @@ def test_a_worker_that_is_killed_in_a_listing_is_followed_by_another(make_farm: 
     assert ledgers(farm)[SERIES]["pages_read"] == pages + 1
 
 
-def test_what_add_url_could_not_read_to_its_end_is_read_by_a_worker(make_farm: Callable[..., Farm]) -> None:
-    farm = make_farm(BILI_LEASE_SECONDS="2")
-    script = farm.start("add_url.py", SERIES, BILI_API_INTERVAL="0.4")
+@pytest.mark.parametrize(
+    ("script", "lease_seconds"), [(("add_url.py", SERIES), "600"), (("run.py",), "600"), (("add_url.py", SERIES), "2")]
+)
+def test_what_is_not_read_to_its_end_goes_on_elsewhere(
+    script: tuple[str, ...], lease_seconds: str, make_farm: Callable[..., Farm]
+) -> None:
+    """Ctrl-C gives the source back at once, with its place; after a kill the lease runs out first."""
+    farm = make_farm(BILI_LEASE_SECONDS=lease_seconds)
+    if script == ("run.py",):
+        post(farm, "/add_url", urls=[SERIES])
+    reader = farm.start(*script, BILI_API_INTERVAL="0.4")
     wait_until("it has read some", lambda: ledgers(farm).get(SERIES, {}).get("pages_read", 0) >= 2)
-    script.kill()
+    if lease_seconds == "2":
+        reader.kill()
+    else:
+        reader.interrupt(signal.SIGINT)
+        reader.wait()
+        found = ledgers(farm)[SERIES]
+        assert found["state"] == "ready" and found["cursor"]
     farm.worker()
     wait_until("a worker has read the rest", lambda: agrees(farm, SERIES))
 
