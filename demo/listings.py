@@ -333,7 +333,7 @@ class Listings:
         return {"code": 0, "message": "success", "result": {"media": media}}
 
     def _course(self, request: web.Request) -> Json:
-        """Answer with at most fifty lessons: the rest is in pages of its own."""
+        """Answer with all lessons to who names one, else with at most fifty: the rest is in pages of its own."""
         wanted = _number(request, "ep_id")
         course = _find(shelves.COURSES, _number(request, "season_id")) or next(
             (one for one in shelves.COURSES if one.first_lesson <= wanted < one.first_lesson + one.lessons), None
@@ -341,7 +341,7 @@ class Listings:
         if course is None:
             return NOT_FOUND
         lessons = shelves.lessons(course, self._videos)
-        shown = lessons[:50]
+        shown = lessons if wanted else lessons[:50]
         data = {
             "cover": COVER,
             "ep_count": len(lessons),

@@ -49,7 +49,7 @@ def _plan_media(place: Place) -> ListRequest:
 @reads_site
 def _read_media(place: Place, text: str) -> ListPage:
     """Return what a media page is called; its episodes are those of the season that it names."""
-    media = as_object(answer(text, "result", {-404: _NO_SEASON, -400: _NO_SEASON})["media"])
+    media = as_object(answer(text, "result", {-404: _NO_SEASON})["media"])
     season = whole_number(media["season_id"])
     if not season:
         raise PermanentError(_NO_SEASON, -404)
@@ -63,7 +63,7 @@ def _plan_season(place: Place) -> ListRequest:
 @reads_site
 def _read_season(place: Place, text: str) -> ListPage:
     """Return all episodes of a season: the main ones, then those of its sections (trailers, extras)."""
-    season = answer(text, "result", {-404: _NO_SEASON, -400: _NO_SEASON})
+    season = answer(text, "result", {-404: _NO_SEASON})
     nodes = listed(season["episodes"])
     for section in as_objects(season.get("section")):
         if section.get("type") != _RECOMMENDATIONS:
@@ -91,7 +91,7 @@ def _plan_course(place: Place) -> ListRequest:
 @reads_site
 def _read_course(place: Place, text: str) -> ListPage:
     """Return a course; a long one has its lessons in pages of their own, which are asked for next."""
-    course = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
+    course = answer(text, refusals={-404: _NO_COURSE})
     title, lessons = plain_title(course.get("title")), listed(course["episodes"])
     about = as_object(course.get("episode_page"))
     announced = count(about["total"]) if "total" in about else len(lessons)
@@ -108,7 +108,7 @@ def _plan_lessons(place: Place) -> ListRequest:
 
 @reads_site
 def _read_lessons(place: Place, text: str) -> ListPage:
-    data = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
+    data = answer(text, refusals={-404: _NO_COURSE})
     announced = count(as_object(data["page"])["total"])
     items = items_of(listed(data.get("items")), _lesson)
     return counted_page(place, "", items, announced, LESSONS_PAGE_SIZE)
@@ -121,7 +121,7 @@ def _plan_lesson(place: Place) -> ListRequest:
 @reads_site
 def _read_lesson(place: Place, text: str) -> ListPage:
     """Return the one lesson of its course that was named."""
-    course = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
+    course = answer(text, refusals={-404: _NO_COURSE})
     items = items_of(listed(course["episodes"]), _lesson)
     mine = tuple(item for item in items if item.id == str(place.source))
     if not mine:

@@ -82,7 +82,7 @@ def _plan_week(place: Place) -> ListRequest:
 
 @reads_site
 def _read_week(place: Place, text: str) -> ListPage:
-    data = answer(text, refusals={-404: _NO_WEEK, -400: _NO_WEEK})
+    data = answer(text, refusals={-404: _NO_WEEK})
     title = plain_title(as_object(data.get("config")).get("name"))
     return whole_list(title, items_of(listed(data["list"]), video_item))
 

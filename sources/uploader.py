@@ -27,7 +27,7 @@ from sources.reading import (
 from sources.records import ListItem, ListPage, ListRequest
 
 PAGE_SIZE = 30
-"""What the site's own pages ask for; other sizes fail now and then."""
+"""What the site's own pages ask for; other sizes fail now and then (yutto, src/yutto/api/space.py)."""
 
 HIDDEN_COLLECTION = 156
 """The ``attribute`` of a collection that stands in its uploader's list in place of its videos."""
@@ -107,7 +107,7 @@ def _plan_collection(place: Place) -> ListRequest:
 
 @reads_site
 def _read_collection(place: Place, text: str) -> ListPage:
-    data = answer(text, refusals={-404: _NO_COLLECTION, -400: _NO_COLLECTION})
+    data = answer(text, refusals={-404: _NO_COLLECTION})
     meta = as_object(data.get("meta"))
     announced = count(as_object(data["page"])["total"])
     if not announced and not whole_number(meta.get("season_id")):
@@ -129,7 +129,7 @@ def _read_series(place: Place, text: str) -> ListPage:
 
     How many there are, the next answer says: this one counts those that are gone as well.
     """
-    meta = answer(text, refusals={-404: _NO_SERIES, -400: _NO_SERIES})["meta"]
+    meta = answer(text, refusals={-404: _NO_SERIES})["meta"]
     if not meta:
         raise PermanentError(_NO_SERIES, -404)
     following = replace(place, step="series videos", number=count(meta["mid"])).cursor()

@@ -745,6 +745,12 @@ def test_a_broken_answer_is_no_empty_listing(cursor: str, answer: str) -> None:
     assert type(caught.value) in (SiteError, PermanentError)
 
 
+@pytest.mark.parametrize("source", [source for source in EVERY_SOURCE if source != "later"])
+def test_a_request_that_the_site_calls_wrong_ends_no_source(source: str) -> None:
+    with pytest.raises(SiteError):
+        one(source, {"code": -400, "message": "请求错误", "ttl": 1})
+
+
 @pytest.mark.parametrize("cursor", cursors())
 def test_the_sites_wish_to_slow_down_is_obeyed_everywhere(cursor: str) -> None:
     for answer in ({"code": -352, "data": {"v_voucher": "x"}}, {"code": 0, "data": {"v_voucher": "x"}}, {"code": -412}):

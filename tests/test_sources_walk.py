@@ -204,6 +204,7 @@ async def test_a_guest_gets_what_is_public(guest: Walker) -> None:
 
 async def test_one_lesson_is_found_by_its_own_id(walker: Walker) -> None:
     assert (await walker.walk("cheese:ep700102")).ids == ["cheese:ep700102"]
+    assert (await walker.walk("cheese:ep700420")).ids == ["cheese:ep700420"], "also the last of a long course"
     (other,) = (await walker.walk("cheese:ep700203")).items
     assert "own" in other.unavailable
 
