@@ -46,7 +46,7 @@ class LessonSearch:
 
 @reads_site
 def _read_course(search: LessonSearch, text: str) -> LessonSearch:
-    course = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
+    course = answer(text, refusals={-404: _NO_COURSE})
     lessons = listed(course.get("episodes"))
     title = plain_title(course.get("title"))
     owner = plain_title(as_object(course.get("up_info")).get("uname"))
@@ -61,7 +61,7 @@ def _read_course(search: LessonSearch, text: str) -> LessonSearch:
 
 @reads_site
 def _read_lessons(search: LessonSearch, text: str) -> LessonSearch:
-    data = answer(text, refusals={-404: _NO_COURSE, -400: _NO_COURSE})
+    data = answer(text, refusals={-404: _NO_COURSE})
     total = count(as_object(data["page"])["total"])
     found = _find(search.number, listed(data.get("items")), search.title, search.owner)
     if found is None and search.page * LESSONS_PAGE_SIZE >= total:
