@@ -147,6 +147,17 @@ def test_what_is_not_read_to_its_end_goes_on_elsewhere(
     wait_until("a worker has read the rest", lambda: agrees(farm, SERIES))
 
 
+def test_what_the_site_refuses_in_the_middle_stays_in_the_queue_and_naming_it_again_reads_it(farm: Farm) -> None:
+    farm.site.post("faults", kind="voucher", scope="api", path="/x/series/archives", skip=3, count=1)
+    status, output = output_of(farm, SERIES)
+    assert (status, output.splitlines()[-1]) == (0, "added 90, known 0, rejected 0")
+    assert f"{SERIES}: " in output and "a worker goes on with it later" in output
+    found = ledgers(farm)[SERIES]
+    assert (found["state"], found["complete"], found["listed"]) == ("ready", False, 90)
+    assert farm.add(SERIES) == f"added {CROWD - 90}, known 90, rejected 0"
+    assert agrees(farm, SERIES)
+
+
 def test_a_watch_goes_on_after_its_terminal_and_finds_a_new_video(farm: Farm) -> None:
     """The first pass meets a list without its newest entry, the server's own visit one with it."""
     farm.site.post("faults", kind="lose_item", scope="api", path="/x/space/wbi/arc/search", count=1)
