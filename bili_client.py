@@ -24,7 +24,7 @@ import aiohttp
 from yarl import URL
 
 from config import USER_AGENT, Settings, tls_context
-from errors import JobError, NoWayOut, SiteError
+from errors import JobError, NoWayOut, PermanentError, SiteError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
 from parse_ import (
@@ -39,6 +39,8 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
+from source_ids import LESSON, find_source
+from sources import LessonSearch, ListRequest
 
 log = logging.getLogger(__name__)
 
@@ -215,13 +217,16 @@ class BiliClient:
         For a page job the answer may be two minutes old, so that a long series does not ask for each of its pages; a
         container is asked for anew, because a page that came since must not be missed. Errors are those of JobError.
         """
-        key = job.bvid or f"ep{job.episode_id}"
+        key = job.bvid or job.source or f"ep{job.episode_id}"
         if not job.is_page:
             self._videos.forget(key)
         return await self._videos.get(key, partial(self._describe, job))
 
     async def playinfo(self, video: Video, page: Page) -> Playinfo:
         """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
+        if video.lesson_id:
+            lesson = {"avid": video.aid, "cid": page.cid, "ep_id": video.lesson_id, **_STREAMS_WANTED}
+            return parse_playurl(await self._ask_api("/pugv/player/web/playurl", lesson))
         try:
             if video.episode_id:
                 params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
@@ -232,7 +237,28 @@ class BiliClient:
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
         return await self._read_page(path, partial(parse_playinfo_html, cid=page.cid), refused)
 
+    async def listing(self, wanted: ListRequest, read: Callable[[str], _Value]) -> _Value:
+        """Ask for a page of a listing and return what ``read`` makes of the answer."""
+        params = dict(wanted.params)
+        if wanted.signed:
+            return await self._signed(wanted.path, params, read)
+        if wanted.host == "web":
+            query = urlencode(params, quote_via=quote, safe="")
+            return read(await self._fetch_page(self._settings.web_url + wanted.path + ("?" + query if query else "")))
+        return read(await self._ask_api(wanted.path, params))
+
+    async def _find_lesson(self, job: JobId) -> Video:
+        lesson = find_source(job.source)
+        if lesson is None or lesson.kind != LESSON:
+            raise PermanentError(_("{id} is a list, not a video").format(id=job.source))
+        search = LessonSearch(lesson.number)
+        while search.found is None:
+            search = await self.listing(search.next, search.read)
+        return search.found
+
     async def _describe(self, job: JobId) -> tuple[Video, float]:
+        if job.source:
+            return await self._find_lesson(job), VIDEO_SECONDS
         try:
             if job.episode_id:
                 answer = await self._ask_api("/pgc/view/web/season", {"ep_id": job.episode_id})
@@ -270,9 +296,13 @@ class BiliClient:
             raise refused from None
 
     async def _signed_playinfo(self, params: Mapping[str, str | int]) -> Playinfo:
+        return await self._signed("/x/player/wbi/playurl", params, parse_playurl)
+
+    async def _signed(self, path: str, params: Mapping[str, str | int], read: Callable[[str], _Value]) -> _Value:
+        """Ask with a signature; where the answer looks as if the keys were no longer good, once more with new ones."""
         keys, asked_at = await self._wbi_keys()
         try:
-            return await self._ask_signed(params, keys)
+            return await self._ask_signed(path, params, keys, read)
         except JobError as error:
             if error.code not in _KEY_SYMPTOMS or self._monotonic() - asked_at < KEYS_TRUSTED_SECONDS:
                 raise
@@ -281,11 +311,12 @@ class BiliClient:
         renewed, _asked_at = await self._wbi_keys()
         if renewed == keys:
             raise refused
-        return await self._ask_signed(params, renewed)
+        return await self._ask_signed(path, params, renewed, read)
 
-    async def _ask_signed(self, params: Mapping[str, str | int], keys: tuple[str, str]) -> Playinfo:
-        signed = sign_wbi(params, keys, int(self._unix_time()))
-        return parse_playurl(await self._ask_api("/x/player/wbi/playurl", signed))
+    async def _ask_signed(
+        self, path: str, params: Mapping[str, str | int], keys: tuple[str, str], read: Callable[[str], _Value]
+    ) -> _Value:
+        return read(await self._ask_api(path, sign_wbi(params, keys, int(self._unix_time()))))
 
     async def _wbi_keys(self) -> tuple[tuple[str, str], float]:
         """Return the keys of the day and when they were asked for; the site changes them at midnight in Beijing."""

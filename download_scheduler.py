@@ -43,6 +43,7 @@ from model import (
     HAVE_LIMIT,
     MIB,
     Choice,
+    Expanded,
     Failure,
     JobId,
     Lease,
@@ -62,6 +63,8 @@ from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_
 from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import ResultLog, log_path
+from source_reader import read_source
+from source_walk import Told
 
 log = logging.getLogger(__name__)
 
@@ -473,7 +476,8 @@ class Scheduler:
             return 0
         running = board.in_stages(("downloading",))
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
-        held = len(board.in_stages(_BEFORE_MERGE))
+        # One listing is read beside the downloads; more of them take the places of some.
+        held = len(board.in_stages(_BEFORE_MERGE)) + max(0, len(board.in_stages(("listing",))) - 1)
         missing = min(count + ahead - held, LEASES_AT_ONCE, LEASES_AT_MOST - len(self._jobs))
         if held >= count and missing < (ahead + 1) // 2:
             return 0  # nothing waits for it: several in one request are cheaper
@@ -652,6 +656,9 @@ class Scheduler:
     async def _perform(self, held: Held, view: JobView) -> Held | None:
         lease = held.lease
         job = parse_job_id(lease.url)
+        if lease.walk is not None:
+            await self._read_source(held, view)
+            return None
         video = await self._site.describe(job)
         if not job.is_page:
             return await self._expand(held, view, job, video)
@@ -691,6 +698,22 @@ class Scheduler:
             raise
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
         return None if expanded.lease is None else self._hold(expanded.lease, asked, view.since)
+
+    async def _read_source(self, held: Held, view: JobView) -> None:
+        """Read the listing of a source, from where it was read before; each page is told on its own."""
+        view.stage = "listing"
+
+        async def tell(told: Told) -> Expanded:
+            held.settling = True  # the queue may end the lease with any page
+            answer = await self._queue.expand_source(held.lease, told.urls, told.ledger, told.more)
+            held.settling = answer.ended or not told.more
+            return answer
+
+        def name(title: str) -> None:
+            view.title = title
+
+        await read_source(self._site, held.lease, tell, name)
+        self._park_failures = 0
 
     # -------------------------------------------------------------------------------- one page
 

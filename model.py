@@ -6,6 +6,7 @@ half-open ranges ``[start, stop)``. Tokens and signed URLs have no repr, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 KIB = 1024
@@ -13,6 +14,9 @@ MIB = 1024 * KIB
 
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
+
+JOB_ID_CHARACTERS = 1300
+"""The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""
 
 HAVE_LIMIT = 64
 """A lease request names so many unfinished jobs at most."""
@@ -35,7 +39,8 @@ class Video:
     """A described container: a video (稿件) with all its pages, in order.
 
     ``episode_id`` is set where the site serves the pages through its bangumi player; it is the episode that was
-    asked for, or the one that the video redirects to. ``notes`` are sentences that a user should read.
+    asked for, or the one that the video redirects to. ``lesson_id`` is set where the video is a lesson of a course.
+    ``notes`` are sentences that a user should read.
     """
 
     bvid: str
@@ -45,6 +50,7 @@ class Video:
     owner: str = ""
     episode_id: int | None = None
     notes: tuple[str, ...] = ()
+    lesson_id: int = 0
 
     def page_with_cid(self, cid: int) -> Page | None:
         """Return the page whose identity is ``cid``, or None when the uploader took it away."""
@@ -128,21 +134,30 @@ class Target:
 class JobId:
     """A job id taken apart; ``str`` is the id exactly as it stands in ``ready``.
 
-    Exactly one of ``bvid`` and ``episode_id`` is set. ``cid`` makes it a page job; without it the job is a
-    container, of all pages or, with ``number``, of that page only.
+    Exactly one of ``bvid``, ``episode_id`` and ``source`` is set. ``cid`` makes it a page job; without it the job is
+    a container, of all pages or, with ``number``, of that page only. ``source`` is the canonical id of a container
+    that lists others; nothing else is set then, save the ``cid`` of the page that a lesson of a course has.
     """
 
     bvid: str = ""
     episode_id: int = 0
     number: int = 0
     cid: int = 0
+    source: str = ""
 
     @property
     def is_page(self) -> bool:
         """Tell a page to download from a container to expand."""
         return self.cid > 0
 
+    @property
+    def is_source(self) -> bool:
+        """Tell a container that lists other containers from one that has pages."""
+        return bool(self.source)
+
     def __str__(self) -> str:
+        if self.source:
+            return f"{self.source}?cid={self.cid}" if self.cid else self.source
         base = self.bvid or f"ep{self.episode_id}"
         query = "&".join(f"{name}={value}" for name, value in (("p", self.number), ("cid", self.cid)) if value > 0)
         return f"{base}?{query}" if query else base
@@ -169,10 +184,47 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """How a source is to be read: where an earlier reader stopped, and what the user wishes of it.
+
+    ``page`` pages were told to the queue, ``cursor`` is what the listing goes on with (empty: from its beginning), and
+    ``taken`` items count towards the limit. ``since`` is in Unix seconds. A ``quick`` pass ends where nothing is new.
+    """
+
+    cursor: str = ""
+    page: int = 0
+    taken: int = 0
+    since: int = 0
+    match: str = ""
+    limit: int = 0
+    oldest_first: bool = False
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPage:
+    """What the ledger of a source is told of one page of its listing, beside the ids that are queued.
+
+    ``page`` counts from 1 in each pass: a page that is told twice counts once. ``skipped`` are listed but not wished;
+    ``ended`` says of the last page why it is the last: ``end`` of the listing, or ``wished``.
+    """
+
+    page: int
+    title: str = ""
+    announced: int | None = None
+    pages: int | None = None
+    unavailable: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    taken: int = 0
+    cursor: str = ""
+    ended: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to work on one job until ``lease_seconds`` from the request, renewed by heartbeats.
 
-    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1.
+    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1. ``walk`` comes with a source.
     """
 
     url: str
@@ -180,6 +232,7 @@ class Lease:
     category: str
     attempt: int
     lease_seconds: float
+    walk: Walk | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +245,15 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one."""
+    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one.
+
+    ``ended`` is said of a source: its pass is over, also where more was to follow.
+    """
 
     added: int
     known: int
     lease: Lease | None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from model import (
     Video,
     Wishes,
 )
+from source_ids import LESSON, find_source
 
 # ------------------------------------------------------------------------------------------ ids
 
@@ -51,6 +52,7 @@ _BV = rf"BV1[{_BV_ALPHABET}]{{9}}"
 _JOB_ID = re.compile(
     rf"(?P<bvid>{_BV})(?:\?p=(?P<number>[1-9][0-9]{{0,4}})(?:&cid=(?P<cid>[1-9][0-9]{{0,15}}))?)?"
     r"|ep(?P<episode>[1-9][0-9]{0,15})(?:\?cid=(?P<episode_cid>[1-9][0-9]{0,15}))?"
+    rf"|(?P<lesson>{LESSON}[1-9][0-9]{{0,15}})\?cid=(?P<lesson_cid>[1-9][0-9]{{0,15}})"
 )
 
 
@@ -85,6 +87,8 @@ def bvid_to_aid(bvid: str) -> int:
 
 def parse_job_id(text: str) -> JobId:
     """Return the parts of a job id exactly as ``str`` writes it; ValueError for any other text."""
+    if find_source(text) is not None:
+        return JobId(source=text)
     match = _JOB_ID.fullmatch(text)
     if match is None:
         raise ValueError(_("{text} is no job id").format(text=repr(text[:80])))
@@ -94,9 +98,10 @@ def parse_job_id(text: str) -> JobId:
         bvid=match["bvid"] or "",
         episode_id=int(match["episode"] or 0),
         number=int(match["number"] or 0),
-        cid=int(match["cid"] or match["episode_cid"] or 0),
+        cid=int(match["cid"] or match["episode_cid"] or match["lesson_cid"] or 0),
+        source=match["lesson"] or "",
     )
-    if job.cid > MAX_CID or job.episode_id > MAX_CID:
+    if job.cid > MAX_CID or job.episode_id > MAX_CID or (job.source and find_source(job.source) is None):
         raise ValueError(_("{text} is no job id").format(text=repr(text[:80])))
     return job
 
@@ -828,3 +833,12 @@ def _belongs(item: _Object, category: Region) -> bool | None:
 
 def _sub_regions(item: _Object) -> set[int]:
     return {_integer(item.get(name)) for name in ("tid", "tidv2", "tid_v2")} - {0}
+
+
+# ------------------------------------------------------------------------------------------ for sources/
+
+# The listings of the site are read with the same care as its videos, by the same tools.
+reads_site, envelope, nonsense = _reads_site, _envelope, _nonsense
+as_object, as_objects, whole_number, plain_title, video_ids = _object, _objects, _integer, _title, _ids
+split_address, path_below, has_default_port = _split_address, _path_below, _has_default_port
+WEB_HOSTS, SHORT_HOSTS = _WEB_HOSTS, _SHORT_HOSTS

@@ -26,9 +26,10 @@ import retry
 from config import Settings, category_problem, tls_context
 from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from i18n import _
-from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
+from model import JOB_ID_CHARACTERS, MIB, Counts, Expanded, Failure, Lease, Leased, ListedPage, Page, Result
 from parse_ import parse_job_id
 from shapes import Check, flag, line, list_of, number, record
+from source_messages import WALK, read_lease
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class QueueClient:
             if any(have_bytes):
                 query["have_bytes"] = ",".join(map(str, have_bytes))
         answer, headers = await self._call("GET", "/get_url", query=query, patience_seconds=2.0)
-        leases = tuple(Lease(**lease) for lease in _understood(_LEASES, answer))
+        leases = tuple(map(read_lease, _understood(_LEASES, answer)))
         if len(leases) > count:
             raise ServerError(_("The server gave more leases than were asked for"))
         self._unanswered = None
@@ -150,7 +151,14 @@ class QueueClient:
             added += answer["added"]
             known += answer["known"]
             lease_fields = answer.get("lease")
-        return Expanded(added, known, Lease(**lease_fields) if lease_fields else None)
+        return Expanded(added, known, read_lease(lease_fields) if lease_fields else None)
+
+    async def expand_source(self, lease: Lease, urls: Sequence[str], ledger: ListedPage, more: bool) -> Expanded:
+        """Report what a page of a source's listing names; the answer may say that no more is wanted."""
+        told = {name: value for name, value in asdict(ledger).items() if value not in (None, "", (), {})}
+        body = {"url": lease.url, "token": lease.token, "urls": list(urls), "more": more, "ledger": told}
+        answer = _understood(_EXPANDED, await self._post("/expand", body, lease.lease_seconds))
+        return Expanded(answer["added"], answer["known"], None, answer.get("ended", False))
 
     async def heartbeat(
         self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any], finished: Sequence[str] = ()
@@ -311,7 +319,7 @@ def _understood(shape: Check, answer: Any) -> Any:
 
 
 def _job_id(value: Any) -> str:
-    text: str = line(200)(value)
+    text: str = line(JOB_ID_CHARACTERS)(value)
     parse_job_id(text)
     return text
 
@@ -332,18 +340,19 @@ _LEASE = record(
         "category": _category,
         "attempt": number(1, 1000, whole=True),
         "lease_seconds": number(1, 86400),
-    }
+    },
+    walk=WALK,
 )
 _LEASES = list_of(_LEASE, 64)
-_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE)
-_BEAT = record({"lost": list_of(line(200), 256)}, heartbeat_seconds=_SECONDS, replay=flag)
+_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
+_BEAT = record({"lost": list_of(line(JOB_ID_CHARACTERS), 256)}, heartbeat_seconds=_SECONDS, replay=flag)
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
 _STATUS = record(
     {"jobs": record(dict.fromkeys(("ready", "leased", "delayed", "done", "dead"), _COUNT))}, next_due_seconds=_SECONDS
 )
-_FAILURE = record({"url": line(200), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000))
-_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(200))
+_FAILURE = record({"url": line(JOB_ID_CHARACTERS), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000))
+_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(JOB_ID_CHARACTERS))
 
 
 def _header_seconds(text: str | None) -> float | None:

@@ -66,6 +66,7 @@ _WORDS = {
     "parked": _("parked"),
     "stopping": _("stopping"),
     "describing": _("reading"),
+    "listing": _("reading a list"),
     "waiting": _("waiting"),
     "downloading": _("downloading"),
     "merging": _("merging"),

@@ -49,10 +49,20 @@ from werkzeug.exceptions import (
 from config import Settings, category_problem, is_loopback, load
 from errors import EngineError, EngineFull, StaleToken, UsageError
 from i18n import _, catalogue
-from model import KIB, MIB, Counts, Failure, Page, Result
-from parse_ import MAX_CID, SiteHosts, parse_job_id, parse_target
+from model import JOB_ID_CHARACTERS, KIB, MIB, Counts, Failure, Page, Result
+from parse_ import MAX_CID, SiteHosts, parse_job_id
 from redisConnect import Queue, open_queue
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
+from source_messages import (
+    LEAST_WATCH_SECONDS,
+    WATCH_SECONDS,
+    WISHES,
+    lease_fields,
+    ledger_shape,
+    listed_page,
+)
+from sources import parse_source
+from submitted import job_address, sort_out
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +86,14 @@ SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
 SHOWN_FAILURES = 50
 SHOWN_SUCCESSES = 12
+SHOWN_SOURCES = 50
 
 # ------------------------------------------------------------------------------------------ what requests look like
 
 
 def job_id(value: Any) -> str:
     """Check a job id, exactly as it stands in the queue."""
-    text: str = line(200)(value)
+    text: str = line(JOB_ID_CHARACTERS)(value)
     parse_job_id(text)
     return text
 
@@ -109,7 +120,12 @@ _PAGE = record(
     duration_seconds=number(0, 1e9),
 )
 _EXPAND = record(
-    _LEASE_FIELDS, title=_TITLE, pages=list_of(_PAGE, MAX_PAGES), urls=list_of(job_id, MAX_PAGES), more=flag
+    _LEASE_FIELDS,
+    title=_TITLE,
+    pages=list_of(_PAGE, MAX_PAGES),
+    urls=list_of(job_id, MAX_PAGES),
+    more=flag,
+    ledger=ledger_shape(job_id),
 )
 _STREAM = lenient(
     name=line(40, cut=True),
@@ -154,7 +170,10 @@ _ADD = record(
     source=line(200),
     refresh=flag,
     request=_REQUEST,
+    wishes=WISHES,
+    again=flag,
 )
+_WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
 _REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag)
 
 
@@ -359,7 +378,7 @@ class Verbs:
         again = read_query("request", _REQUEST, "")
         instance = read_query("instance", _REQUEST, "")
         leases = self._queue.lease(worker, count, have, again, instance, sizes)
-        response = jsonify([asdict(lease) for lease in leases])
+        response = jsonify([lease_fields(lease) for lease in leases])
         if leases:
             log.info(_("leased %d to %s: %s"), len(leases), worker, ", ".join(lease.url for lease in leases))
             self._count("leased", len(leases))
@@ -374,11 +393,12 @@ class Verbs:
             raise BadRequest(_("pages or urls are expected"))
         pages = [Page(**page) for page in body.get("pages", ())]
         more = body.get("more", False)
+        ledger = listed_page(body.get("ledger"))
         with bad_request():
-            expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more)
+            expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
         log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
-        lease = asdict(expanded.lease) if expanded.lease else None
-        return jsonify(added=expanded.added, known=expanded.known, lease=lease)
+        lease = lease_fields(expanded.lease) if expanded.lease else None
+        return jsonify(added=expanded.added, known=expanded.known, lease=lease, ended=expanded.ended)
 
     def heartbeat(self) -> Response:
         """Keep a worker's leases, and what it tells of itself for the status page."""
@@ -441,30 +461,38 @@ class Verbs:
         category = body.get("category") or self._settings.category
         if problem := category_problem(category):
             raise BadRequest(f"category: {problem}")
-        ids, rejected = self._targets(body["urls"])
+        ids, rejected = sort_out(body["urls"], self._site)
         unique = list(dict.fromkeys(ids))
         added = self._queue.add(
-            unique, category, body.get("source", ""), body.get("refresh", False), body.get("request", "")
+            unique,
+            category,
+            body.get("source", ""),
+            body.get("refresh", False),
+            body.get("request", ""),
+            body.get("wishes"),
+            body.get("again", False),
         )
         known = added.known + len(ids) - len(unique)
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
         self._count("added", added.added)
         return jsonify(added=added.added, known=known, rejected=rejected)
 
-    def _targets(self, texts: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
-        ids, rejected = [], []
-        for text in texts:
-            try:
-                target = parse_target(text, self._site)
-            except ValueError as error:
-                rejected.append({"url": text, "reason": str(error)})
-                continue
-            if target.short_link:
-                reason = _("the server fetches nothing: give this short link to add_url.py, or what it leads to")
-                rejected.append({"url": text, "reason": reason})
-            else:
-                ids.append(target.id)
-        return ids, rejected
+    def watch(self) -> Response:
+        """Have a source read again and again, or no more."""
+        body = read_body(_WATCH)
+        if 0 < body["seconds"] < LEAST_WATCH_SECONDS:
+            raise BadRequest(_("seconds: 0, or at least {count}").format(count=LEAST_WATCH_SECONDS))
+        with bad_request():
+            source = parse_source(body["source"], self._site)
+            if source is None:
+                raise BadRequest(_("source: this is no source: {text}").format(text=body["source"][:80]))
+            before = self._queue.watch(source, body["seconds"])
+        log.info(_("watching %s: every %d s"), source, body["seconds"])
+        return jsonify(source=source, before=before)
+
+    def sources(self) -> Response:
+        """List what is known of each source."""
+        return self._listing(self._queue.sources)
 
     def redrive(self) -> Response:
         """Give dead or delayed jobs all their attempts back."""
@@ -493,7 +521,7 @@ class Verbs:
         return self._listing(self._queue.failed)
 
     def _listing(self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]]) -> Response:
-        after = read_query("after", line(200), "")
+        after = read_query("after", line(JOB_ID_CHARACTERS), "")
         limit = read_query("limit", _decimal(1, 1000), 100)
         with bad_request():
             items, following = verb(after, limit)
@@ -555,7 +583,7 @@ class Dashboard:
             size=size_text,
             span=lambda seconds: span_text(seconds, speak),
             now=time.time(),
-            link=self._link,
+            link=lambda url: job_address(url, self._settings.web_url),
             **content,
         )
         headers = {"Vary": "Accept-Language"}
@@ -572,6 +600,7 @@ class Dashboard:
                 "successes": self._queue.latest_success(SHOWN_SUCCESSES),
                 "replayed": self._replayed(),
                 "unsafe": self._queue.unsafe(),
+                "sources": self._queue.sources("", SHOWN_SOURCES),
                 "failures": failures,
                 "more_failures": more_failures is not None,
                 "full": self._full(),
@@ -602,14 +631,6 @@ class Dashboard:
             for worker in self._queue.workers()
         ]
         return sorted(workers, key=lambda worker: (worker["away"], worker["worker"]))
-
-    def _link(self, url: str) -> str:
-        """Return the address on the site of what a job id names."""
-        job = parse_job_id(url)
-        if job.episode_id:
-            return f"{self._settings.web_url}/bangumi/play/ep{job.episode_id}"
-        page = f"?p={job.number}" if job.number else ""
-        return f"{self._settings.web_url}/video/{job.bvid}{page}"
 
     def count_request(self, response: Response) -> None:
         """Note a request for the metrics, by its route, so that no client makes up names."""
@@ -695,11 +716,14 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
 
     verbs = Verbs(settings, queue)
     dashboard = Dashboard(settings, queue, verbs.totals)
-    for view in (verbs.get_url, verbs.status, verbs.success, verbs.failed, verbs.healthz, dashboard.metrics):
+    for view in (
+        *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
+        dashboard.metrics,
+    ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
-        *(verbs.add_url, verbs.redrive),
+        *(verbs.add_url, verbs.watch, verbs.redrive),
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     app.add_url_rule("/", "dashboard", dashboard.page)
@@ -759,6 +783,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
         try:
             while queue.sweep() >= SWEEP_LIMIT and not ended.is_set():
                 pass
+            queue.revisit()
             poisoned, looked_ms = queue.poisoned(looked_ms)
             for url in poisoned:
                 log.warning(_("%s has failed for good: its workers died with it again and again"), url)

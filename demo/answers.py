@@ -14,6 +14,8 @@ from typing import Any
 
 from demo.catalogue import (
     EPISODES,
+    EXTRA_EPISODES,
+    MEDIA_ID,
     RANKING_RIDS,
     RISKY,
     SEASON_ID,
@@ -23,13 +25,13 @@ from demo.catalogue import (
     VideoRecord,
 )
 from demo.media import AVC, FRAME_RATE, TINY_SIZE, StreamFile
+from demo.shelves import PUBLISHED, published_at
 from demo.signing import wbi_image_urls
 from demo.state import SiteState
 
 Json = dict[str, Any]
 
 LOGGED_OUT_QN, TRY_LOOK_QN, LOGGED_IN_QN = 32, 80, 127
-PUBLISHED = 1_700_000_000
 QUALITIES = {
     80: ("flv", "高清 1080P", "1080P 高清"),
     64: ("flv720", "高清 720P", "720P 高清"),
@@ -116,8 +118,8 @@ def pages(state: SiteState, record: VideoRecord) -> list[Json]:
     return [_page(page, number) for number, page in enumerate(state.pages[record.bvid], 1)]
 
 
-def _summary(state: SiteState, record: VideoRecord) -> Json:
-    """Return what view and ranking say alike of a video."""
+def summary(state: SiteState, record: VideoRecord) -> Json:
+    """Return what view, rankings and lists say alike of a video."""
     now = state.pages[record.bvid]
     return {
         "bvid": record.bvid,
@@ -128,8 +130,8 @@ def _summary(state: SiteState, record: VideoRecord) -> Json:
         "copyright": 1,
         "pic": "http://i0.hdslb.com/bfs/archive/demo.jpg",
         "title": record.title,
-        "pubdate": PUBLISHED,
-        "ctime": PUBLISHED,
+        "pubdate": published_at(record),
+        "ctime": published_at(record),
         "desc": f"stand-in for the odd case {record.name}",
         "state": 0,
         "duration": sum(_page_seconds(page) for page in now),
@@ -149,7 +151,7 @@ def _summary(state: SiteState, record: VideoRecord) -> Json:
 def view_data(state: SiteState, record: VideoRecord) -> Json:
     """Return the ``data`` of x/web-interface/view."""
     data = {
-        **_summary(state, record),
+        **summary(state, record),
         "tid_v2": record.region.tid_v2,
         "tname_v2": record.region.name_v2,
         "desc_v2": [{"raw_text": record.name, "type": 1, "biz_id": 0}],
@@ -200,7 +202,7 @@ def ranking(state: SiteState, rid: int) -> Json:
     wanted = rid if rid in RANKING_RIDS else 0
     listed = (
         {
-            **_summary(state, record),
+            **summary(state, record),
             "tidv2": record.region.tid_v2,
             "tnamev2": record.region.name_v2,
             "pid_v2": record.region.pid_v2,
@@ -388,6 +390,16 @@ def _episode(state: SiteState, record: EpisodeRecord) -> Json:
     }
 
 
+def _sections(state: SiteState) -> list[Json]:
+    """Return what a season has beside its main episodes, and last what the site recommends of other works."""
+    extras = [_episode(state, record) for record in EXTRA_EPISODES]
+    other = {**_episode(state, EPISODES[0]), "id": 999001, "ep_id": 999001, "share_copy": "另一部作品"}
+    return [
+        {"attr": 0, "episodes": extras, "id": 50001, "title": "PV", "type": 1},
+        {"attr": 0, "episodes": [other], "id": 50002, "title": "编辑推荐", "type": 5},
+    ]
+
+
 def season(state: SiteState) -> Json:
     """Return pgc/view/web/season."""
     episodes = [_episode(state, record) for record in EPISODES]
@@ -402,7 +414,7 @@ def season(state: SiteState) -> Json:
         "evaluate": "",
         "jp_title": "",
         "link": link,
-        "media_id": 28000000,
+        "media_id": MEDIA_ID,
         "mode": 2,
         "new_ep": {"desc": "已完结", "id": EPISODES[-1].ep_id, "is_new": 0, "title": EPISODES[-1].title},
         "positive": {"id": 50000, "title": "正片"},
@@ -411,8 +423,8 @@ def season(state: SiteState) -> Json:
         "rights": {"allow_download": 0, "area_limit": 0, "copyright": "bilibili", "is_preview": 0},
         "season_id": SEASON_ID,
         "season_title": SEASON_TITLE,
-        "seasons": [{"season_id": SEASON_ID, "season_title": SEASON_TITLE, "media_id": 28000000}],
-        "section": [],
+        "seasons": [{"season_id": SEASON_ID, "season_title": SEASON_TITLE, "media_id": MEDIA_ID}],
+        "section": _sections(state),
         "series": {"display_type": 0, "series_id": 4141, "series_title": SEASON_TITLE},
         "share_url": link,
         "square_cover": "http://i0.hdslb.com/bfs/bangumi/demo.jpg",

@@ -26,7 +26,9 @@ from demo.catalogue import (
     find_episode,
 )
 from demo.cdn import STALL_SECONDS, close_connection, status_response
-from demo.faults import API_FAULTS, CDN_FAULTS, Fault
+from demo.faults import API_FAULTS, CDN_FAULTS, LISTING_FAULTS, Fault
+from demo.listings import Listings, spoil
+from demo.shelves import found_in
 from demo.signing import wbi_is_valid
 from demo.state import SiteState
 
@@ -82,6 +84,7 @@ class Site:
             "/pgc/view/web/season": self._season,
             "/pgc/player/web/playurl": lambda request: self._episode_playurl(request, 1),
             "/pgc/player/web/v2/playurl": lambda request: self._episode_playurl(request, 2),
+            **Listings(self._state, self._signed, is_logged_in).routes(),
         }
 
     # -------------------------------------------------------------------------------------- around every request
@@ -94,6 +97,8 @@ class Site:
         route = "/" + path.split("/", 2)[-1]
         self._state.counters.routes[path if path.startswith(("/web/", "/short/")) else route] += 1
         for fault in self._state.faults.take("api", route).values():
+            if fault.kind in LISTING_FAULTS:
+                return spoil(await handler(request), fault.kind)
             return await _api_fault(request, fault)
         if "Mozilla/" not in request.headers.get("User-Agent", ""):
             return _json(answers.BANNED, status=412)
@@ -289,6 +294,7 @@ class Control:
         reading: dict[str, Callable[[], Any]] = {
             "stats": self._state.counters.listing,
             "catalogue": lambda: catalogue_listing(self._state),
+            "sources": lambda: found_in(self._state.videos),
             "faults": lambda: {"on": self._state.faults.listing(), "cdn": dict(CDN_FAULTS), "api": dict(API_FAULTS)},
         }
         writing: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -930,6 +930,9 @@ def test_a_crowd_of_thousands_has_ids_of_its_own_that_are_always_the_same() -> N
     cids = [p.cid for r in records for p in (*r.pages, *r.later_pages)] + [p.cid for p in catalogue.all_pages()]
     assert len(set(cids)) == len(cids)
     assert all(parse_.bvid_to_aid(record.bvid) == record.aid for record in records)
+    paged = crowd_module.paged_video(1000)
+    assert paged.bvid not in {record.bvid for record in everything}
+    assert len({page.cid for page in paged.pages} - set(cids)) == 1000
     assert {len(record.pages) for record in records} == {1, 2, 3, 4, 5}
     assert sum(len(record.pages) > 1 for record in records) == 500
     assert all(later.title == r.pages[1].title for r in records for later in r.later_pages)

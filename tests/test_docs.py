@@ -23,7 +23,7 @@ from tests.test_layers import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
-IN_DOCS = ("docs/api.md", "docs/architecture.md", "docs/performance.md", "docs/reliability.md")
+IN_DOCS = ("docs/api.md", "docs/architecture.md", "docs/performance.md", "docs/reliability.md", "docs/sources.md")
 DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
 EMPTY = {"README.md": "empty", "README.zh-CN.md": "空"}
 FROM_ELSEWHERE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
@@ -160,7 +160,7 @@ def test_the_chinese_readme_is_chinese_and_promises_in_chinese() -> None:
 
 # ------------------------------------------------------------------------------------------ the file map
 
-FOLDERS = ("Download", "benchmarks", "demo", "docs", "ffmpeg", "locales", "static", "templates", "tests")
+FOLDERS = ("Download", "benchmarks", "demo", "docs", "ffmpeg", "locales", "sources", "static", "templates", "tests")
 MADE_LATER = ("Download/",)
 """By the first worker."""
 
@@ -181,7 +181,7 @@ def test_every_file_is_in_the_map(readme: str) -> None:
 
 def test_the_levels_in_the_architecture_are_those_of_the_code() -> None:
     table = [row for row in rows(text_of("docs/architecture.md")) if re.match(r"\d ", row[0])]
-    said = {int(row[0][0]): frozenset(re.findall(r"`(\w+)\.py`", row[1])) for row in table}
+    said = {int(row[0][0]): frozenset(re.findall(r"`(\w+)(?:\.py|/)`", row[1])) for row in table}
     assert said == dict(enumerate(LEVELS))
 
 
@@ -195,6 +195,8 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "answer:<token or request id>",
         "seen:<namespace>:<bucket>",
         "closed:<namespace>:<bucket>",
+        "paged:<namespace>:<bucket>",
+        "listed:<source>",
         "done:<bucket>",
     }
 
@@ -317,7 +319,11 @@ def test_the_paper_speaks_of_the_project_alone(name: str) -> None:
 
 
 def test_the_code_speaks_of_the_project_alone() -> None:
-    files = [path for pattern in ("*.py", "demo/*.py", "lua/*.lua", "templates/*") for path in ROOT.glob(pattern)]
+    files = [
+        path
+        for pattern in ("*.py", "demo/*.py", "sources/*.py", "lua/*.lua", "templates/*")
+        for path in ROOT.glob(pattern)
+    ]
     assert {path.name: found for path in files if (found := strange(path.read_text("utf-8")))} == {}
 
 

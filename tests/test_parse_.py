@@ -37,6 +37,7 @@ from parse_ import (
     parse_wbi_keys,
     sign_wbi,
 )
+from source_ids import MAX_KEYWORD_CHARACTERS, NAMED, NUMBERED, SEARCH, Source
 
 DATA = Path(__file__).parent / "data"
 STAND_IN = SiteHosts("http://127.0.0.1:8000/site", "http://127.0.0.1:8000/api", "http://127.0.0.1:8000/b23")
@@ -112,10 +113,18 @@ def test_aids_out_of_range_are_refused(aid: int) -> None:
         aid_to_bvid(aid)
 
 
+keywords = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=MAX_KEYWORD_CHARACTERS)
+sources = st.one_of(
+    st.builds(Source, st.sampled_from(NUMBERED), st.integers(1, MAX_CID)),
+    st.builds(Source, st.sampled_from(NAMED)),
+    st.builds(Source, st.just(SEARCH), keyword=keywords),
+    st.just(Source("rank:", 0)),
+)
 job_ids = st.one_of(
     st.builds(JobId, bvid=aids.map(aid_to_bvid)),
     st.builds(JobId, bvid=aids.map(aid_to_bvid), number=st.integers(1, 99_999), cid=st.integers(0, MAX_CID)),
     st.builds(JobId, episode_id=st.integers(1, MAX_CID), cid=st.integers(0, MAX_CID)),
+    st.builds(JobId, source=sources.map(str)),
 )
 
 
@@ -126,7 +135,15 @@ def test_a_job_id_comes_back(job: JobId) -> None:
 
 
 @unhurried
-@given(st.one_of(st.text(), st.from_regex(r"(BV1xx411c7mD|ep\d+)[?p=&cid\d]*", fullmatch=True)))
+@given(
+    st.one_of(
+        st.text(),
+        st.from_regex(r"(BV1xx411c7mD|ep\d+)[?p=&cid\d]*", fullmatch=True),
+        st.from_regex(
+            r"(mid|favs?|season|rank|cheese):(ss|ep)?\d+|weekly(:\d+)?|search:(%[0-9A-Fa-f]{2}|.)+", fullmatch=True
+        ),
+    )
+)
 def test_no_other_text_is_a_job_id(text: str) -> None:
     try:
         job = parse_job_id(text)
@@ -140,6 +157,20 @@ def test_no_other_text_is_a_job_id(text: str) -> None:
     [
         *("BV1xx411c7mD?cid=9", "BV1xx411c7mD?p=0", "BV1xx411c7mD?p=03", "BV1xx411c7mD?p=3&cid=0", "ep1?p=1&cid=9"),
         *("av2", "ep0", "ep١", "BV1xx411c7mD?p=3&cid=9\n", "BV1ZZZZZZZZZ?p=1", "ep9999999999999999", ""),
+        *(
+            "mid:0",
+            "mid:01",
+            "mid:٣",
+            "MID:1",
+            "mid:1 ",
+            "mid:9007199254740992",
+            "ss0",
+            "ss1\n",
+            "cheese:1",
+            "weekly:0",
+        ),
+        *("rank:", "rank:00", "later:1", "search:", "search:%20", "search:a b", "search:%e7%8c%ab", "search:%FF"),
+        *("search:%61", "search:a%20%20b", "search:%0A", "search:" + "a" * 101),
     ],
 )
 def test_texts_that_are_no_job_id(text: str) -> None:
