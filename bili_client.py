@@ -17,18 +17,24 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin
 from urllib.request import getproxies
 
 import aiohttp
 from yarl import URL
 
+from account import Login, Scope
+from account import origin as _origin
 from config import USER_AGENT, Settings, tls_context
 from errors import JobError, NoWayOut, SiteError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
+from pace import Pace
 from parse_ import (
+    answer_code,
+    is_refusal,
     parse_initial_state,
+    parse_login,
     parse_playinfo_html,
     parse_playurl,
     parse_season,
@@ -39,6 +45,7 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
+from visitor import TICKET_PATH, browser_marks, parse_ticket, ticket_request
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ MAX_VIDEOS = 256
 VIDEO_SECONDS = 120.0
 KEYS_TRUSTED_SECONDS = 60.0
 """Keys that are younger than this are not the reason of a refusal."""
-BUVID_RETRY_SECONDS = 600.0
+BUVID_RETRY_SECONDS = TICKET_RETRY_SECONDS = 600.0
 UNREACHED_SECONDS = 15.0
 MAX_RETRY_AFTER_SECONDS = 6 * 3600.0
 CLOCK_TOLERANCE_SECONDS = 300.0
@@ -137,25 +144,6 @@ class _Shared(Generic[_Value]):
         self._kept[key] = (value, self._monotonic() + good_seconds)
 
 
-class _Pace:
-    """Places in time, one each ``interval_seconds``, given out in the order of asking."""
-
-    def __init__(
-        self, interval_seconds: float, monotonic: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
-    ) -> None:
-        self._interval_seconds = interval_seconds
-        self._monotonic = monotonic
-        self._sleep = sleep
-        self._next = float("-inf")
-
-    async def wait(self) -> None:
-        now = self._monotonic()
-        place = max(self._next, now)
-        self._next = place + self._interval_seconds
-        if place > now:
-            await self._sleep(place - now)
-
-
 # ------------------------------------------------------------------------------------------ the client
 
 
@@ -173,14 +161,6 @@ class _Unreachable(Exception):
 
 class _Cut(Exception):
     """Somebody was there, but no whole answer came."""
-
-
-_Origin = tuple[str, str, int]
-
-
-def _origin(url: str) -> _Origin:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class BiliClient:
@@ -203,11 +183,14 @@ class BiliClient:
         self._monotonic = monotonic
         self._sleep = sleep
         self._draw = draw
-        self._pace = _Pace(settings.api_interval_seconds, monotonic, sleep)
+        self.pace = Pace(settings.api_interval_seconds, monotonic)
+        self.login = Login(settings)
         self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
         self._keys: _Shared[tuple[tuple[str, str], float]] = _Shared(monotonic, 1)
         self._buvids: _Shared[tuple[str, str]] = _Shared(monotonic, 1)
-        self._cookie_origins = {_origin(url) for url in (settings.web_url, settings.api_url, settings.passport_url)}
+        self._tickets: _Shared[str] = _Shared(monotonic, 1)
+        self._marks = browser_marks(draw)
+        self._scope = Scope(settings)
 
     async def describe(self, job: JobId) -> Video:
         """Return the video or the episode of a job with all its pages; the page is read where the API is of no use.
@@ -231,6 +214,12 @@ class BiliClient:
             refused = error
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
         return await self._read_page(path, partial(parse_playinfo_html, cid=page.cid), refused)
+
+    async def check_login(self) -> None:
+        """Ask the site whether it knows the account, if there is one; ``login`` has the answer. Raise JobError."""
+        if self.login.account() is not None:
+            self._keys.forget(self._today())
+            await self._wbi_keys()
 
     async def _describe(self, job: JobId) -> tuple[Video, float]:
         try:
@@ -284,7 +273,7 @@ class BiliClient:
         return await self._ask_signed(params, renewed)
 
     async def _ask_signed(self, params: Mapping[str, str | int], keys: tuple[str, str]) -> Playinfo:
-        signed = sign_wbi(params, keys, int(self._unix_time()))
+        signed = sign_wbi({**params, **self._marks}, keys, int(self._unix_time()))
         return parse_playurl(await self._ask_api("/x/player/wbi/playurl", signed))
 
     async def _wbi_keys(self) -> tuple[tuple[str, str], float]:
@@ -295,7 +284,9 @@ class BiliClient:
         return str(int(self._unix_time() + _BEIJING_SECONDS) // 86400)
 
     async def _ask_keys(self) -> tuple[tuple[tuple[str, str], float], float]:
-        keys = parse_wbi_keys(await self._ask_api("/x/web-interface/nav", {}))
+        text = await self._ask_api("/x/web-interface/nav", {})
+        keys = parse_wbi_keys(text)
+        self.login.heard(*parse_login(text))
         return (keys, self._monotonic()), 86400.0
 
     # -------------------------------------------------------------------------------------- the time
@@ -322,7 +313,17 @@ class BiliClient:
         reply = await self._fetch(self._settings.api_url + path + ("?" + query if query else ""))
         if reply.status // 100 == 3:
             raise SiteError(_("the API of the site sent us elsewhere (HTTP {status})").format(status=reply.status))
+        self._note_answer(answer_code(reply.text))
         return reply.text
+
+    def _note_answer(self, code: str) -> None:
+        """Slow down, come back, or take note that the login is over, by what every answer begins with."""
+        if is_refusal(code):
+            self.pace.refused()
+        elif code == "0":
+            self.pace.answered()
+        elif code == "-101":
+            self.login.heard(False)
 
     async def _fetch_page(self, url: str) -> str:
         """Return the text of a page, following redirects on its own host only."""
@@ -336,36 +337,43 @@ class BiliClient:
                 raise SiteError(_("a page of the site sent us to another host"))
         raise SiteError(_("a page of the site sent us on more than {hops} times").format(hops=MAX_HOPS))
 
-    async def _fetch(self, url: str, with_buvid: bool = True) -> _Reply:
+    async def _fetch(self, url: str, as_visitor: bool = True, method: str = "GET", tries: int = TRIES) -> _Reply:
         """Return a whole reply below 500; quick second and third tries for what passes quickly."""
         host = _origin(url)[1]
-        headers = await self._headers(url, with_buvid)
+        headers = await self._headers(url, as_visitor)
         cut = False
         reply: _Reply | None = None
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, tries + 1):
             if attempt > 1:
                 await self._sleep(full_jitter_seconds(attempt - 1, 1.0, 4.0, self._draw))
-            await self._pace.wait()
+            if (wait_seconds := self.pace.take()) > 0:
+                await self._sleep(wait_seconds)
             try:
-                reply = await self._try(url, headers)
+                reply = await self._try(method, url, headers)
             except _Unreachable:
                 continue
             except _Cut:
                 cut = True
                 continue
             if reply.status in (412, 429):
+                self.pace.refused()
                 raise risk_control(reply.status, reply.retry_after_seconds)
             if reply.status < 500:
                 return reply
         raise _failure(host, reply, cut)
 
-    async def _try(self, url: str, headers: Mapping[str, str]) -> _Reply:
+    async def _try(self, method: str, url: str, headers: Mapping[str, str]) -> _Reply:
         # What aiohttp raises holds the request with its cookie: it must end here, not in a traceback.
         try:
-            async with self._session.get(
-                URL(url, encoded=True), headers=headers, allow_redirects=False, auto_decompress=False, timeout=_TIMEOUT
+            async with self._session.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                allow_redirects=False,
+                auto_decompress=False,
+                timeout=_TIMEOUT,
             ) as response:
-                if _origin(url) in self._cookie_origins:
+                if url in self._scope:
                     self._note_clock(response.headers.get("Date", ""))
                 return _Reply(
                     status=response.status,
@@ -384,29 +392,39 @@ class BiliClient:
             failure = _Cut()
         raise failure
 
-    async def _headers(self, url: str, with_buvid: bool) -> dict[str, str]:
+    async def _headers(self, url: str, as_visitor: bool) -> dict[str, str]:
         headers = {
             "User-Agent": USER_AGENT,
             "Referer": self._settings.web_url + "/",
             "Accept": "*/*",
             "Accept-Encoding": "gzip",
         }
-        if _origin(url) not in self._cookie_origins:
+        if url not in self._scope:
             return headers
-        cookies = []
-        if self._settings.sessdata:
-            cookies.append("SESSDATA=" + quote(self._settings.sessdata, safe="%*"))
-        if with_buvid:
-            buvids = await self._buvids.get("", self._ask_buvids)
-            cookies += [f"{name}={quote(value, safe='')}" for name, value in zip(_BUVIDS, buvids, strict=True) if value]
+        account = self.login.account()
+        cookies = [account.cookie_header(url)] if account is not None else []
+        if as_visitor:
+            visitor = (*await self._buvids.get("", self._ask_buvids), await self._tickets.get("", self._ask_ticket))
+            cookies += [
+                f"{name}={quote(value, safe='')}" for name, value in zip(_VISITOR, visitor, strict=True) if value
+            ]
         if cookies:
             headers["Cookie"] = "; ".join(cookies)
         return headers
 
+    async def _ask_ticket(self) -> tuple[str, float]:
+        """Return a ticket, with which the site's risk control is milder; one quick try, it is no condition."""
+        query = urlencode(ticket_request(int(self._unix_time())), quote_via=quote, safe="")
+        try:
+            url = f"{self._settings.api_url}{TICKET_PATH}?{query}"
+            return parse_ticket((await self._fetch(url, as_visitor=False, method="POST", tries=1)).text)
+        except JobError:
+            return "", TICKET_RETRY_SECONDS
+
     async def _ask_buvids(self) -> tuple[tuple[str, str], float]:
         """Return a visitor's cookies; without them the site is stricter, but not shut."""
         try:
-            reply = await self._fetch(self._settings.api_url + "/x/frontend/finger/spi", with_buvid=False)
+            reply = await self._fetch(self._settings.api_url + "/x/frontend/finger/spi", as_visitor=False)
             return parse_spi(reply.text), float("inf")
         except SiteError:
             return ("", ""), BUVID_RETRY_SECONDS
@@ -414,7 +432,7 @@ class BiliClient:
             return ("", ""), UNREACHED_SECONDS
 
 
-_BUVIDS = ("buvid3", "buvid4")
+_VISITOR = ("buvid3", "buvid4", "bili_ticket")
 
 
 def _followed(url: str, location: str) -> str:

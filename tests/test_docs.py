@@ -196,6 +196,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "seen:<namespace>:<bucket>",
         "closed:<namespace>:<bucket>",
         "done:<bucket>",
+        "risk:<mark>",
     }
 
 

@@ -18,8 +18,10 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
+        | {"account", "pace", "visitor"}
     ),
-    frozenset({"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}),
+    frozenset({"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"})
+    | {"passport"},
     frozenset({"download_stream_file"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
@@ -30,6 +32,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
+    | {"pace", "visitor"}
 )
 
 DOORS = {
@@ -38,7 +41,7 @@ DOORS = {
     "werkzeug": {"web_server"},
     "waitress": {"web_server"},
     "requests": {"add_url"},
-    "aiohttp": {"bili_client", "media_client", "queue_client", "demo"},
+    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
