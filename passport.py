@@ -32,10 +32,12 @@ POLL_SECONDS = 1.5
 CODE_SECONDS = 180.0
 CODES = 3
 """So many codes are shown, one after the other, before nobody is expected any more."""
-CHECK_SECONDS = 86400.0
+CHECK_SECONDS = 3600.0
+"""Between two questions whether the site still knows the account: few answers say by themselves that it does not."""
+RENEWAL_SECONDS = 86400.0
 """Between two questions whether the cookies want to be renewed, as the site's page asks at its first use of a day."""
-RETRY_SECONDS = 1800.0
-LOOK_SECONDS = 15.0
+RETRY_SECONDS = 600.0
+LOOK_SECONDS = 5.0
 """Between two looks whether the account has become another one."""
 ANSWER_LIMIT_BYTES = MIB
 
@@ -258,7 +260,7 @@ async def _until_decided(
 
 
 class Keeper:
-    """Asks daily whether the login still stands, and renews it when the site wants that."""
+    """Asks now and then whether the login still stands, and renews it when the site wants that, at most daily."""
 
     def __init__(
         self, settings: Settings, passport: Passport, login: Login, check: Callable[[], Awaitable[None]]
@@ -268,7 +270,7 @@ class Keeper:
         self._lock = FileLock(settings.data_dir / "account.lock", timeout=0)
 
     async def keep(self) -> None:
-        """Look at the account now, once a day, and when it has become another one; until cancelled."""
+        """Look at the account now, every hour, and when it has become another one; until cancelled."""
         looked_at: Account | None = None
         next_look = 0.0
         while True:
@@ -303,7 +305,7 @@ class Keeper:
                     return
                 if kept.unconfirmed:
                     kept = await self._confirm(kept)
-                if 0 <= time.time() - kept.checked < CHECK_SECONDS:
+                if 0 <= time.time() - kept.checked < RENEWAL_SECONDS:
                     return
                 await self._renew(kept)
         except Timeout:
