@@ -45,7 +45,7 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
-from visitor import TICKET_PATH, browser_marks, parse_ticket, ticket_request
+from visitor import TICKET_PATH, browser_marks, page_origin, parse_ticket, ticket_request
 
 log = logging.getLogger(__name__)
 
@@ -399,6 +399,8 @@ class BiliClient:
             "Accept": "*/*",
             "Accept-Encoding": "gzip",
         }
+        if not url.startswith(self._settings.web_url):
+            headers["Origin"] = page_origin(self._settings.web_url)
         if url not in self._scope:
             return headers
         account = self.login.account()

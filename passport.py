@@ -25,6 +25,7 @@ from errors import JobError, NoWayOut, SiteError
 from i18n import _
 from model import MIB
 from shapes import Check, line, number, record
+from visitor import page_origin
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ class Passport:
         query: Mapping[str, str] | None = None,
         form: Mapping[str, str] | None = None,
     ) -> tuple[int, str, Mapping[str, str]]:
-        headers = {"User-Agent": USER_AGENT, "Referer": self._settings.web_url + "/", "Origin": self._settings.web_url}
+        web_url = self._settings.web_url
+        headers = {"User-Agent": USER_AGENT, "Referer": f"{web_url}/", "Origin": page_origin(web_url)}
         if kept is not None and (cookie := kept.cookie_header(url)):
             headers["Cookie"] = cookie
         # What aiohttp raises holds the request with its cookie: it must end here, not in a traceback.

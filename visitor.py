@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from string import ascii_letters, digits
+from urllib.parse import urlsplit
 
 from errors import SiteError
 from i18n import _
@@ -21,6 +22,12 @@ TICKET_MARGIN_SECONDS = 600.0
 TICKET_LIMIT_SECONDS = 7 * 86400.0
 _TICKET_KEY = b"XgwSnGZ1p"
 """The site's own script has it, for everybody (docs/misc/sign/bili_ticket.md of bilibili-API-collect)."""
+
+
+def page_origin(web_url: str) -> str:
+    """Return the header Origin of calls that the site's pages make to its other hosts."""
+    parts = urlsplit(web_url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def ticket_request(unix_seconds: int) -> dict[str, str]:

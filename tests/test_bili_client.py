@@ -179,6 +179,7 @@ async def test_describe(site: Site, made: Made) -> None:
     assert (asked.path, dict(asked.query)) == (VIEW, {"bvid": BVID})
     assert asked.headers["User-Agent"] == USER_AGENT
     assert asked.headers["Referer"] == site.url + "/site/"
+    assert asked.headers["Origin"] == site.url
 
 
 async def test_an_episode_is_asked_from_its_season(site: Site, made: Made) -> None:
@@ -207,6 +208,12 @@ async def test_definite_answers_do_not_go_to_the_page(site: Site, made: Made) ->
     with pytest.raises(PermanentError):
         await made.client.describe(job())
     assert PAGE not in site.paths
+
+
+async def test_pages_are_asked_for_as_by_a_click_and_without_an_origin(site: Site, made: Made) -> None:
+    site.texts[VIEW] = "<html>"
+    assert await made.client.describe(job()) == VIDEO
+    assert site.requests[-1].path == PAGE and "Origin" not in site.requests[-1].headers
 
 
 async def test_another_video_than_the_one_asked_for_is_refused(made: Made) -> None:

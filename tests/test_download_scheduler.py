@@ -204,6 +204,7 @@ async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.5)
+    monkeypatch.setattr("pace.LEAST_SECONDS", 0.01)
     site.state.risky.add(PLAIN.bvid)
     queue.add([PLAIN.bvid])
     worker = await start_worker()
