@@ -26,7 +26,7 @@ from yarl import URL
 from account import Login, Scope
 from account import origin as _origin
 from config import USER_AGENT, Settings, tls_context
-from errors import JobError, NoWayOut, SiteError
+from errors import JobError, NoWayOut, PermanentError, SiteError, TransientError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
 from pace import Pace
@@ -62,6 +62,10 @@ MAX_RETRY_AFTER_SECONDS = 6 * 3600.0
 CLOCK_TOLERANCE_SECONDS = 300.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=20)
+LOGIN_TRUSTED_SECONDS = 10.0
+"""What the site said of the login is believed for so long, where it may be the reason of a refusal."""
+_FOR_AN_ACCOUNT = frozenset({"-101", "-106", "-650", "-403", "-10403", "87007", "87008", "preview"})
+"""Refusals that may only mean that the login is over."""
 _KEY_SYMPTOMS = frozenset({"-403", "-352", "v_voucher"})
 _STREAMS_WANTED: dict[str, str | int] = {"qn": 127, "fnval": 4048, "fnver": 0, "fourk": 1}
 """All of DASH at once (docs/video/videostream_url.md of bilibili-API-collect): HDR, 4K, 8K, Dolby and AV1 included."""
@@ -201,7 +205,11 @@ class BiliClient:
         key = job.bvid or f"ep{job.episode_id}"
         if not job.is_page:
             self._videos.forget(key)
-        return await self._videos.get(key, partial(self._describe, job))
+        try:
+            return await self._videos.get(key, partial(self._describe, job))
+        except PermanentError as error:
+            refused = error
+        raise await self.judged(refused)
 
     async def playinfo(self, video: Video, page: Page) -> Playinfo:
         """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
@@ -210,10 +218,24 @@ class BiliClient:
                 params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
                 return parse_playurl(await self._ask_api("/pgc/player/web/playurl", params))
             return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
+        except PermanentError as error:
+            raise await self.judged(error) from None
         except (SiteError, NoWayOut) as error:
             refused = error
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
         return await self._read_page(path, partial(parse_playinfo_html, cid=page.cid), refused)
+
+    async def judged(self, refused: PermanentError) -> JobError:
+        """Return a refusal as it is, or as one that passes: where only the login is over, no job fails for good."""
+        if refused.code not in _FOR_AN_ACCOUNT or self.login.account() is None:
+            return refused
+        try:
+            _keys, asked_at = await self._wbi_keys()
+            if self._monotonic() - asked_at > LOGIN_TRUSTED_SECONDS:
+                await self.check_login()
+        except JobError as error:
+            log.debug("check_login: %s", error)
+        return TransientError(self.login.problem, "login") if self.login.problem else refused
 
     async def check_login(self) -> None:
         """Ask the site whether it knows the account, if there is one; ``login`` has the answer. Raise JobError."""
@@ -317,13 +339,11 @@ class BiliClient:
         return reply.text
 
     def _note_answer(self, code: str) -> None:
-        """Slow down, come back, or take note that the login is over, by what every answer begins with."""
+        """Slow down or come back, by what every answer begins with."""
         if is_refusal(code):
             self.pace.refused()
         elif code == "0":
             self.pace.answered()
-        elif code == "-101":
-            self.login.heard(False)
 
     async def _fetch_page(self, url: str) -> str:
         """Return the text of a page, following redirects on its own host only."""

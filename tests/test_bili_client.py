@@ -98,6 +98,11 @@ def real_texts() -> dict[str, str | Handler]:
     }
 
 
+def logged_in_nav() -> str:
+    guest = json.loads(golden("nav_guest.json"))
+    return json.dumps({**guest, "code": 0, "data": {**guest["data"], "isLogin": True, "mid": 4711}})
+
+
 async def serve(site: Site) -> web.AppRunner:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", site.answer)
@@ -424,6 +429,7 @@ async def test_risk_control_by_status(
     "answer", ['{"code":-352}', '{"code":-412}', '{"code":0,"data":{"v_voucher":"v"}}', '{"code":-403}']
 )
 async def test_fresh_keys_are_not_blamed(site: Site, made: Made, answer: str) -> None:
+    site.texts[NAV] = logged_in_nav()
     site.texts[PLAYURL] = answer
     with pytest.raises(JobError) as raised:
         await made.client.playinfo(VIDEO, VIDEO.pages[0])
@@ -453,6 +459,7 @@ async def test_old_keys_are_renewed_and_the_call_made_once_more(site: Site, made
 
 
 async def test_the_same_keys_again_are_not_tried_again(site: Site, made: Made) -> None:
+    site.texts[NAV] = logged_in_nav()
     await made.client.playinfo(VIDEO, VIDEO.pages[0])
     site.texts[PLAYURL] = '{"code":-403}'
     made.time.now += 61
@@ -667,15 +674,44 @@ async def test_a_login_that_is_over_is_said_once_with_what_to_do(
     said = [record.getMessage() for record in caplog.records if "login" in record.getMessage()]
     assert len(said) == 1 and "set BILI_SESSDATA anew" in said[0] and "run.py --login" in said[0]
     assert made.client.login.problem == said[0]
-    guest = json.loads(golden("nav_guest.json"))
-    site.texts[NAV] = json.dumps({**guest, "code": 0, "data": {**guest["data"], "isLogin": True, "mid": 4711}})
+    site.texts[NAV] = logged_in_nav()
     await made.client.check_login()
     assert made.client.login.problem == ""
     assert re.fullmatch("[0-9a-f]{16}", made.client.login.digest)
-    site.texts[VIEW] = '{"code":-101,"message":"账号未登录"}'
+
+
+REFUSED = [
+    (VIEW, '{"code":-101,"message":"账号未登录"}', "-101"),
+    (VIEW, '{"code":-403,"message":"访问权限不足"}', "-403"),
+    (PLAYURL, '{"code":87008,"message":"当前视频为充电专属"}', "87008"),
+]
+
+
+@pytest.mark.parametrize(("path", "text", "code"), REFUSED)
+async def test_a_refusal_for_the_account_is_final_only_as_long_as_the_login_stands(
+    site: Site, made: Made, path: str, text: str, code: str
+) -> None:
+    site.texts[NAV] = logged_in_nav()
+    site.texts[path] = text
+
+    async def refused() -> JobError:
+        with pytest.raises(JobError) as caught:
+            await made.client.playinfo(await made.client.describe(job()), VIDEO.pages[0])
+        return caught.value
+
+    assert ((await refused()).kind, (await refused()).code) == ("permanent", code)
+    site.texts[NAV] = golden("nav_guest.json")  # it is over, and nobody has noticed
+    made.time.now += bili_client.LOGIN_TRUSTED_SECONDS + bili_client.VIDEO_SECONDS + 1
+    error = await refused()
+    assert (error.kind, error.code, str(error)) == ("transient", "login", made.client.login.problem)
+    assert "run.py --login" in str(error)
+
+
+async def test_a_refusal_stays_one_where_the_login_cannot_be_asked_about(site: Site, made: Made) -> None:
+    site.texts[VIEW] = '{"code":-403,"message":"访问权限不足"}'
+    site.texts[NAV] = "<html>"
     with pytest.raises(PermanentError):
         await made.client.describe(job())
-    assert made.client.login.problem == said[0]
 
 
 async def test_a_guest_is_not_asked_about(site: Site) -> None:
