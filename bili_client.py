@@ -17,18 +17,24 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin
 from urllib.request import getproxies
 
 import aiohttp
 from yarl import URL
 
+from account import Login, Scope
+from account import origin as _origin
 from config import USER_AGENT, Settings, tls_context
-from errors import JobError, NoWayOut, PermanentError, SiteError
+from errors import JobError, NoWayOut, PermanentError, SiteError, TransientError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
+from pace import Pace
 from parse_ import (
+    answer_code,
+    is_refusal,
     parse_initial_state,
+    parse_login,
     parse_playinfo_html,
     parse_playurl,
     parse_season,
@@ -41,6 +47,7 @@ from parse_ import (
 from retry import full_jitter_seconds
 from source_ids import LESSON, find_source
 from sources import LessonSearch, ListRequest
+from visitor import TICKET_PATH, browser_marks, page_origin, parse_ticket, ticket_request
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +58,16 @@ MAX_VIDEOS = 256
 VIDEO_SECONDS = 120.0
 KEYS_TRUSTED_SECONDS = 60.0
 """Keys that are younger than this are not the reason of a refusal."""
-BUVID_RETRY_SECONDS = 600.0
+BUVID_RETRY_SECONDS = TICKET_RETRY_SECONDS = 600.0
 UNREACHED_SECONDS = 15.0
 MAX_RETRY_AFTER_SECONDS = 6 * 3600.0
 CLOCK_TOLERANCE_SECONDS = 300.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=20)
+LOGIN_TRUSTED_SECONDS = 10.0
+"""What the site said of the login is believed for so long, where it may be the reason of a refusal."""
+_FOR_AN_ACCOUNT = frozenset({"-101", "-106", "-650", "-403", "-10403", "87007", "87008", "preview"})
+"""Refusals that may only mean that the login is over."""
 _KEY_SYMPTOMS = frozenset({"-403", "-352", "v_voucher"})
 _STREAMS_WANTED: dict[str, str | int] = {"qn": 127, "fnval": 4048, "fnver": 0, "fourk": 1}
 """All of DASH at once (docs/video/videostream_url.md of bilibili-API-collect): HDR, 4K, 8K, Dolby and AV1 included."""
@@ -139,25 +150,6 @@ class _Shared(Generic[_Value]):
         self._kept[key] = (value, self._monotonic() + good_seconds)
 
 
-class _Pace:
-    """Places in time, one each ``interval_seconds``, given out in the order of asking."""
-
-    def __init__(
-        self, interval_seconds: float, monotonic: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
-    ) -> None:
-        self._interval_seconds = interval_seconds
-        self._monotonic = monotonic
-        self._sleep = sleep
-        self._next = float("-inf")
-
-    async def wait(self) -> None:
-        now = self._monotonic()
-        place = max(self._next, now)
-        self._next = place + self._interval_seconds
-        if place > now:
-            await self._sleep(place - now)
-
-
 # ------------------------------------------------------------------------------------------ the client
 
 
@@ -175,14 +167,6 @@ class _Unreachable(Exception):
 
 class _Cut(Exception):
     """Somebody was there, but no whole answer came."""
-
-
-_Origin = tuple[str, str, int]
-
-
-def _origin(url: str) -> _Origin:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class BiliClient:
@@ -205,11 +189,14 @@ class BiliClient:
         self._monotonic = monotonic
         self._sleep = sleep
         self._draw = draw
-        self._pace = _Pace(settings.api_interval_seconds, monotonic, sleep)
+        self.pace = Pace(settings.api_interval_seconds, monotonic)
+        self.login = Login(settings)
         self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
         self._keys: _Shared[tuple[tuple[str, str], float]] = _Shared(monotonic, 1)
         self._buvids: _Shared[tuple[str, str]] = _Shared(monotonic, 1)
-        self._cookie_origins = {_origin(url) for url in (settings.web_url, settings.api_url, settings.passport_url)}
+        self._tickets: _Shared[str] = _Shared(monotonic, 1)
+        self._marks = browser_marks(draw)
+        self._scope = Scope(settings)
 
     async def describe(self, job: JobId) -> Video:
         """Return the video or the episode of a job with all its pages; the page is read where the API is of no use.
@@ -220,7 +207,11 @@ class BiliClient:
         key = job.bvid or job.source or f"ep{job.episode_id}"
         if not job.is_page:
             self._videos.forget(key)
-        return await self._videos.get(key, partial(self._describe, job))
+        try:
+            return await self._videos.get(key, partial(self._describe, job))
+        except PermanentError as error:
+            refused = error
+        raise await self.judged(refused)
 
     async def playinfo(self, video: Video, page: Page) -> Playinfo:
         """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
@@ -232,6 +223,8 @@ class BiliClient:
                 params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
                 return parse_playurl(await self._ask_api("/pgc/player/web/playurl", params))
             return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
+        except PermanentError as error:
+            raise await self.judged(error) from None
         except (SiteError, NoWayOut) as error:
             refused = error
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
@@ -255,6 +248,23 @@ class BiliClient:
         while search.found is None:
             search = await self.listing(search.next, search.read)
         return search.found
+    async def judged(self, refused: PermanentError) -> JobError:
+        """Return a refusal as it is, or as one that passes: where only the login is over, no job fails for good."""
+        if refused.code not in _FOR_AN_ACCOUNT or self.login.account() is None:
+            return refused
+        try:
+            _keys, asked_at = await self._wbi_keys()
+            if self._monotonic() - asked_at > LOGIN_TRUSTED_SECONDS:
+                await self.check_login()
+        except JobError as error:
+            log.debug("check_login: %s", error)
+        return TransientError(self.login.problem, "login") if self.login.problem else refused
+
+    async def check_login(self) -> None:
+        """Ask the site whether it knows the account, if there is one; ``login`` has the answer. Raise JobError."""
+        if self.login.account() is not None:
+            self._keys.forget(self._today())
+            await self._wbi_keys()
 
     async def _describe(self, job: JobId) -> tuple[Video, float]:
         if job.source:
@@ -316,7 +326,8 @@ class BiliClient:
     async def _ask_signed(
         self, path: str, params: Mapping[str, str | int], keys: tuple[str, str], read: Callable[[str], _Value]
     ) -> _Value:
-        return read(await self._ask_api(path, sign_wbi(params, keys, int(self._unix_time()))))
+        signed = sign_wbi({**params, **self._marks}, keys, int(self._unix_time()))
+        return read(await self._ask_api(path, signed))
 
     async def _wbi_keys(self) -> tuple[tuple[str, str], float]:
         """Return the keys of the day and when they were asked for; the site changes them at midnight in Beijing."""
@@ -326,7 +337,9 @@ class BiliClient:
         return str(int(self._unix_time() + _BEIJING_SECONDS) // 86400)
 
     async def _ask_keys(self) -> tuple[tuple[tuple[str, str], float], float]:
-        keys = parse_wbi_keys(await self._ask_api("/x/web-interface/nav", {}))
+        text = await self._ask_api("/x/web-interface/nav", {})
+        keys = parse_wbi_keys(text)
+        self.login.heard(*parse_login(text))
         return (keys, self._monotonic()), 86400.0
 
     # -------------------------------------------------------------------------------------- the time
@@ -353,7 +366,15 @@ class BiliClient:
         reply = await self._fetch(self._settings.api_url + path + ("?" + query if query else ""))
         if reply.status // 100 == 3:
             raise SiteError(_("the API of the site sent us elsewhere (HTTP {status})").format(status=reply.status))
+        self._note_answer(answer_code(reply.text))
         return reply.text
+
+    def _note_answer(self, code: str) -> None:
+        """Slow down or come back, by what every answer begins with."""
+        if is_refusal(code):
+            self.pace.refused()
+        elif code == "0":
+            self.pace.answered()
 
     async def _fetch_page(self, url: str) -> str:
         """Return the text of a page, following redirects on its own host only."""
@@ -367,36 +388,43 @@ class BiliClient:
                 raise SiteError(_("a page of the site sent us to another host"))
         raise SiteError(_("a page of the site sent us on more than {hops} times").format(hops=MAX_HOPS))
 
-    async def _fetch(self, url: str, with_buvid: bool = True) -> _Reply:
+    async def _fetch(self, url: str, as_visitor: bool = True, method: str = "GET", tries: int = TRIES) -> _Reply:
         """Return a whole reply below 500; quick second and third tries for what passes quickly."""
         host = _origin(url)[1]
-        headers = await self._headers(url, with_buvid)
+        headers = await self._headers(url, as_visitor)
         cut = False
         reply: _Reply | None = None
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, tries + 1):
             if attempt > 1:
                 await self._sleep(full_jitter_seconds(attempt - 1, 1.0, 4.0, self._draw))
-            await self._pace.wait()
+            if (wait_seconds := self.pace.take()) > 0:
+                await self._sleep(wait_seconds)
             try:
-                reply = await self._try(url, headers)
+                reply = await self._try(method, url, headers)
             except _Unreachable:
                 continue
             except _Cut:
                 cut = True
                 continue
             if reply.status in (412, 429):
+                self.pace.refused()
                 raise risk_control(reply.status, reply.retry_after_seconds)
             if reply.status < 500:
                 return reply
         raise _failure(host, reply, cut)
 
-    async def _try(self, url: str, headers: Mapping[str, str]) -> _Reply:
+    async def _try(self, method: str, url: str, headers: Mapping[str, str]) -> _Reply:
         # What aiohttp raises holds the request with its cookie: it must end here, not in a traceback.
         try:
-            async with self._session.get(
-                URL(url, encoded=True), headers=headers, allow_redirects=False, auto_decompress=False, timeout=_TIMEOUT
+            async with self._session.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                allow_redirects=False,
+                auto_decompress=False,
+                timeout=_TIMEOUT,
             ) as response:
-                if _origin(url) in self._cookie_origins:
+                if url in self._scope:
                     self._note_clock(response.headers.get("Date", ""))
                 return _Reply(
                     status=response.status,
@@ -415,29 +443,41 @@ class BiliClient:
             failure = _Cut()
         raise failure
 
-    async def _headers(self, url: str, with_buvid: bool) -> dict[str, str]:
+    async def _headers(self, url: str, as_visitor: bool) -> dict[str, str]:
         headers = {
             "User-Agent": USER_AGENT,
             "Referer": self._settings.web_url + "/",
             "Accept": "*/*",
             "Accept-Encoding": "gzip",
         }
-        if _origin(url) not in self._cookie_origins:
+        if not url.startswith(self._settings.web_url):
+            headers["Origin"] = page_origin(self._settings.web_url)
+        if url not in self._scope:
             return headers
-        cookies = []
-        if self._settings.sessdata:
-            cookies.append("SESSDATA=" + quote(self._settings.sessdata, safe="%*"))
-        if with_buvid:
-            buvids = await self._buvids.get("", self._ask_buvids)
-            cookies += [f"{name}={quote(value, safe='')}" for name, value in zip(_BUVIDS, buvids, strict=True) if value]
+        account = self.login.account()
+        cookies = [account.cookie_header(url)] if account is not None else []
+        if as_visitor:
+            visitor = (*await self._buvids.get("", self._ask_buvids), await self._tickets.get("", self._ask_ticket))
+            cookies += [
+                f"{name}={quote(value, safe='')}" for name, value in zip(_VISITOR, visitor, strict=True) if value
+            ]
         if cookies:
             headers["Cookie"] = "; ".join(cookies)
         return headers
 
+    async def _ask_ticket(self) -> tuple[str, float]:
+        """Return a ticket, with which the site's risk control is milder; one quick try, it is no condition."""
+        query = urlencode(ticket_request(int(self._unix_time())), quote_via=quote, safe="")
+        try:
+            url = f"{self._settings.api_url}{TICKET_PATH}?{query}"
+            return parse_ticket((await self._fetch(url, as_visitor=False, method="POST", tries=1)).text)
+        except JobError:
+            return "", TICKET_RETRY_SECONDS
+
     async def _ask_buvids(self) -> tuple[tuple[str, str], float]:
         """Return a visitor's cookies; without them the site is stricter, but not shut."""
         try:
-            reply = await self._fetch(self._settings.api_url + "/x/frontend/finger/spi", with_buvid=False)
+            reply = await self._fetch(self._settings.api_url + "/x/frontend/finger/spi", as_visitor=False)
             return parse_spi(reply.text), float("inf")
         except SiteError:
             return ("", ""), BUVID_RETRY_SECONDS
@@ -445,7 +485,7 @@ class BiliClient:
             return ("", ""), UNREACHED_SECONDS
 
 
-_BUVIDS = ("buvid3", "buvid4")
+_VISITOR = ("buvid3", "buvid4", "bili_ticket")
 
 
 def _followed(url: str, location: str) -> str:

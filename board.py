@@ -88,6 +88,7 @@ class Board:
         self.done = self.failed = self.dead = 0
         self.received_bytes = 0
         self.state = "starting"
+        self.note = ""
         self._samples: deque[tuple[float, int]] = deque(maxlen=64)
 
     def in_stages(self, stages: Iterable[str]) -> list[JobView]:

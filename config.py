@@ -93,6 +93,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     category: str = "other"
     sessdata: str = field(default="", repr=False)
+    cookies: Path | None = None
     lease_seconds: float = 60.0
     affinity_seconds: float = 120.0
     connections: int = 16
@@ -134,6 +135,7 @@ _VARIABLES = {
     "hosts": "BILI_HOSTS",
     "category": "BILI_CATEGORY",
     "sessdata": "BILI_SESSDATA",
+    "cookies": "BILI_COOKIES",
     "lease_seconds": "BILI_LEASE_SECONDS",
     "affinity_seconds": "BILI_AFFINITY_SECONDS",
     "connections": "BILI_CONNECTIONS",
@@ -288,6 +290,7 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "hosts": _names,
     "category": _category,
     "sessdata": _header,
+    "cookies": _path,
     "lease_seconds": _number(1, 3600),
     "affinity_seconds": _number(0, 86400),
     "connections": _connections,

@@ -30,6 +30,7 @@ from errors import (
     JobError,
     NameTaken,
     PermanentError,
+    RiskControl,
     ServerError,
     ServerUnreachable,
     StaleToken,
@@ -96,6 +97,8 @@ _WORDS = {
     "audio": _("audio"),
 }
 """What becomes of a failed job, and the parts of a page, for people."""
+
+_SLOWER = _("asking the site more slowly, because it wants fewer requests from this address or account")
 
 _BEFORE_MERGE = frozenset({"describing", "waiting", "downloading"})
 _WRITING = frozenset({"downloading", "merging"})
@@ -252,6 +255,7 @@ class Scheduler:
         self._obeyed: Working | None = None
         self._wishes = Wishes()
         self._note = ""
+        self._risk = ""
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
         self._is_replaying = False
         self.working = WorkingFile(settings.working_file)
@@ -265,6 +269,7 @@ class Scheduler:
             self._state,
             lambda beat: _call_soon(loop, self._take_beat, beat),
             self._results.unsure,
+            self._standing,
         )
 
     # -------------------------------------------------------------------------------- life
@@ -336,6 +341,7 @@ class Scheduler:
                 self._give_back_paused()
             self.board.sample(lease_clock())
             self.board.state = self._state_word()
+            self.board.note = self._notes()
             self._slots.look()  # the time of a parked worker may be over
             if self._running.is_set():
                 self._send_back(PREPARED_SECONDS)
@@ -391,6 +397,8 @@ class Scheduler:
         for held in beat.returned:  # given up by our own clock, while the server still kept it for us
             self._later(self._quietly(self._queue.release(held.lease)))
         self._results.confirm(beat.confirmed)
+        if beat.slow_seconds:
+            self._slow_down(beat.slow_seconds)
         if beat.replay and not self._is_replaying:
             self._is_replaying = True
             self._later(self._replay())
@@ -428,7 +436,14 @@ class Scheduler:
         seconds = max(retry.park_seconds(self._park_failures), error.retry_after_seconds or 0.0)
         self._parked_until = lease_clock() + seconds
         self._note = str(error)
+        self._risk = error.code if isinstance(error, RiskControl) else ""
         log.warning(_("This worker leases nothing for %.0f s: %s"), seconds, error)
+
+    def _slow_down(self, seconds: float) -> None:
+        """Ask the site for less for a while: it has asked another worker of our address or account for that."""
+        if not self._site.pace.slow_seconds and self._state_word() != "parked":
+            log.warning(_("%s, for %.0f s"), _SLOWER, seconds)
+        self._site.pace.slow_for(seconds)
 
     def _state_word(self) -> str:
         if self._stopping.is_set():
@@ -445,8 +460,24 @@ class Scheduler:
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
             "working": {"stop": working.stop, "count": working.count},
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
-            "note": self._note if self.board.state == "parked" else "",
+            "note": self.board.note,
         }
+
+    def _notes(self) -> str:
+        """Return what a person should know of this worker now, an empty text for nothing."""
+        slower = _SLOWER if self._site.pace.slow_seconds else ""
+        notes = (self._note if self.board.state == "parked" else slower, self._site.login.problem)
+        return " · ".join(filter(None, notes))
+
+    def _standing(self) -> Mapping[str, Any]:
+        """Return how this worker stands with the site, for the others; called in the heartbeat's thread."""
+        standing: dict[str, Any] = {}
+        if self._site.login.digest:
+            standing["account"] = self._site.login.digest
+        parked_seconds = self._parked_until - lease_clock()
+        if self._risk and parked_seconds > 0:
+            standing["risk"] = {"kind": self._risk, "seconds": round(parked_seconds, 1)}
+        return standing
 
     # -------------------------------------------------------------------------------- leasing
 

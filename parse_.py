@@ -324,7 +324,7 @@ def _title(node: object) -> str:
 
 _GONE = _("the video is deleted or never existed")
 _HIDDEN = _("the video is not public: its uploader or the site has hidden it")
-_LOGIN = _("the site shows this only to a logged-in account: set BILI_SESSDATA")
+_LOGIN = _("the site shows this only to a logged-in account: run.py --login, or set BILI_SESSDATA")
 _SUPPORTERS = _("the video is only for supporters of its uploader, and this account is none")
 _BUSY = _("the site has trouble of its own; it may work later")
 
@@ -362,6 +362,20 @@ def risk_control(code: object, retry_after_seconds: float | None = None) -> Risk
     """Return the error for the site's wish that we slow down; ``code`` is its number or word for it."""
     sentence = _("the site's risk control wants fewer requests from this address or account")
     return RiskControl(sentence, str(code), retry_after_seconds)
+
+
+_FIRST_CODE = re.compile(r'\s*\{\s*"code"\s*:\s*(-?\d{1,9})\b')
+
+
+def answer_code(text: str) -> str:
+    """Return the code that an answer of the API begins with, "v_voucher" for a puzzle, an empty text for neither."""
+    code = _FIRST_CODE.match(text)
+    return "v_voucher" if '"v_voucher"' in text[:400] else code[1] if code else ""
+
+
+def is_refusal(code: str) -> bool:
+    """Tell whether a code is the site's wish that we slow down."""
+    return code == "v_voucher" or (code.lstrip("-").isdecimal() and int(code) in _RISK_CODES)
 
 
 def _code_error(code: int, message: object) -> JobError:
@@ -742,6 +756,13 @@ def parse_wbi_keys(text: str) -> tuple[str, str]:
     if not all(re.fullmatch(r"[0-9A-Za-z]{32}", key) for key in keys):
         raise _nonsense()
     return keys[0], keys[1]
+
+
+@_reads_site
+def parse_login(text: str) -> tuple[bool, str]:
+    """Return whether an answer of /x/web-interface/nav is for an account, and the number of that account."""
+    data = _object(_envelope(text, frozenset({-101})).get("data"))
+    return data.get("isLogin") is True, str(_integer(data.get("mid"), 2**63 - 1) or "")
 
 
 def sign_wbi(params: Mapping[str, str | int], keys: tuple[str, str], unix_seconds: int) -> dict[str, str]:

@@ -73,14 +73,20 @@ class Beat:
     replay: bool = False
     """The queue does not know a page that we finished: it has lost data."""
     confirmed: tuple[str, ...] = ()
+    slow_seconds: float = 0.0
+    """The site asked a worker of this address or account for less, and this is how long that counts yet."""
 
 
 class Pulse(NamedTuple):
-    """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again."""
+    """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again.
+
+    And for how long to ask the site for less.
+    """
 
     lost: list[str]
     period_seconds: float | None
     replay: bool
+    slow_seconds: float = 0.0
 
 
 class QueueClient:
@@ -161,14 +167,22 @@ class QueueClient:
         return Expanded(answer["added"], answer["known"], None, answer.get("ended", False))
 
     async def heartbeat(
-        self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any], finished: Sequence[str] = ()
+        self,
+        jobs: Sequence[Mapping[str, Any]],
+        state: Mapping[str, Any],
+        finished: Sequence[str] = (),
+        standing: Mapping[str, Any] | None = None,
     ) -> Pulse:
-        """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known."""
-        body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
+        """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known.
+
+        ``standing`` is how this worker stands with the site: ``account`` and ``risk`` of the API.
+        """
+        body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state), **(standing or {})}
         if finished:
             body["finished"] = list(finished)
         answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
-        return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False))
+        slow_seconds = answer.get("control", {}).get("slow_seconds", 0.0)
+        return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False), slow_seconds)
 
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
         """Tell again what this worker has finished; return how many of these pages the queue had lost."""
@@ -345,7 +359,10 @@ _LEASE = record(
 )
 _LEASES = list_of(_LEASE, 64)
 _EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
-_BEAT = record({"lost": list_of(line(JOB_ID_CHARACTERS), 256)}, heartbeat_seconds=_SECONDS, replay=flag)
+_CONTROL = record({}, slow_seconds=_SECONDS)
+_BEAT = record(
+    {"lost": list_of(line(JOB_ID_CHARACTERS), 256)}, heartbeat_seconds=_SECONDS, replay=flag, control=_CONTROL
+)
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
 _STATUS = record(
@@ -385,7 +402,8 @@ class Heartbeat:
     """Renews all leases of a worker from a thread with a loop of its own, so that a busy worker is not taken for dead.
 
     ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread, and ``finished``,
-    which returns pages that this worker finished and the queue is to be asked about.
+    which returns pages that this worker finished and the queue is to be asked about, and ``standing``, which returns
+    how it stands with the site.
     """
 
     def __init__(
@@ -397,9 +415,10 @@ class Heartbeat:
         state: Callable[[], Mapping[str, Any]],
         on_beat: Callable[[Beat], None],
         finished: Callable[[], Sequence[str]] = tuple,
+        standing: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._settings = settings
-        self._finished = finished
+        self._finished, self._standing = finished, standing
         self._names = (worker, instance)
         self._held = held
         self._state = state
@@ -467,7 +486,9 @@ class Heartbeat:
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
                 finished = self._finished()
-                lost, period_seconds, replay = await client.heartbeat(_renewals(held), self._state(), finished)
+                lost, period_seconds, replay, slow_seconds = await client.heartbeat(
+                    _renewals(held), self._state(), finished, self._standing()
+                )
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
                 gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
         except (ServerError, TimeoutError) as error:
@@ -486,6 +507,7 @@ class Heartbeat:
                 returned=tuple(one for one in cut_off if one.lease.url not in gone),
                 replay=replay,
                 confirmed=() if replay else tuple(finished),
+                slow_seconds=slow_seconds,
             )
         )
 

@@ -413,6 +413,27 @@ class Queue:
         return list(self._run("heartbeat", [], args))
 
     @_engine_errors
+    def tell_risk(self, marks: Sequence[str], kind: str, seconds: float) -> None:
+        """Remember for a while that the site asked a worker for less; ``marks`` are its address and its account."""
+        told_ms = round(seconds * 1000)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for mark in marks:
+                pipe.pttl(_risk(mark))
+            left = pipe.execute()
+            for mark, left_ms in zip(marks, left, strict=True):
+                if told_ms > left_ms:  # a shorter time must not shorten what another worker told
+                    pipe.set(_risk(mark), kind, px=told_ms)
+            pipe.execute()
+
+    @_engine_errors
+    def risk_seconds(self, marks: Sequence[str]) -> float:
+        """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for mark in marks:
+                pipe.pttl(_risk(mark))
+            return float(max(0, *pipe.execute())) / 1000
+
+    @_engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
         """Tell whether all these pages are recorded as done; a result that is not shows that data were lost."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -656,6 +677,10 @@ def _bucket(kind: str, identity: _Identity) -> str:
 
 def _done(page: JobId) -> str:
     return _key(f"done:{page.cid % BUCKETS}")
+
+
+def _risk(mark: str) -> str:
+    return _key(f"risk:{mark}")
 
 
 def _container(text: str) -> JobId:

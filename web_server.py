@@ -26,7 +26,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from types import FrameType
 from typing import Any, NoReturn
@@ -72,6 +72,7 @@ MAX_BUFFERED_BYTES = 16 * MIB
 MAX_STATUS_BYTES = 16 * KIB
 MAX_URLS = 1000
 MAX_RESULTS = 200
+MAX_RISK_SECONDS = 6 * 3600
 NEWS_SECONDS = 7 * 86400
 """The dashboard tells for so long that the queue had lost results."""
 MAX_PAGES = 500
@@ -146,6 +147,8 @@ _HEARTBEAT = record(
     {"worker": _WORKER, "jobs": list_of(record(_LEASE_FIELDS, progress=_PROGRESS), 256)},
     state=_WORKER_STATE,
     finished=list_of(job_id, 64),
+    account=line(64, 1),
+    risk=record({"kind": line(40, 1), "seconds": number(0, MAX_RISK_SECONDS)}),
 )
 _ACK = record(
     {**_LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
@@ -408,10 +411,24 @@ class Verbs:
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._queue.worker_count() / 200)
-        answer = {"lost": lost, "control": None, "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace)}
+        answer = {
+            "lost": lost,
+            "control": self._control(body),
+            "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
+        }
         if "finished" in body:
             answer["replay"] = not self._queue.knows(body["finished"])
         return jsonify(answer)
+
+    def _control(self, body: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return what a worker should do because the site asked one of its address or account for less."""
+        marks = [f"address:{_egress()}", *(f"account:{body[name]}" for name in ("account",) if name in body)]
+        risk = body.get("risk", {"kind": "", "seconds": 0.0})
+        if risk["seconds"]:
+            with suppress(EngineFull):  # leases are kept all the same
+                self._queue.tell_risk(marks, risk["kind"], risk["seconds"])
+        seconds = self._queue.risk_seconds(marks)
+        return {"slow_seconds": seconds} if seconds else None
 
     def ack(self) -> Response:
         """Record a finished page."""
@@ -540,6 +557,16 @@ class Verbs:
     def _count(self, name: str, amount: int) -> None:
         with self._lock:
             self.totals[name] += amount
+
+
+def _egress() -> str:
+    """Return the address from which a worker comes: behind a proxy on this machine, the one that the proxy names.
+
+    Whoever forges it can only make others ask the site more slowly.
+    """
+    address = request.remote_addr or ""
+    named = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+    return named if named and _is_address(named) and ipaddress.ip_address(address or "::").is_loopback else address
 
 
 def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from demo.state import SiteState
 Answer = Callable[[web.Request], answers.Json]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_LOGGED_IN = web.RequestKey("logged_in", bool)
 HUGE_BYTES = 64 * 1024 * 1024
 DEEP = 200_000
 
@@ -60,7 +61,7 @@ class Site:
         app = web.Application(middlewares=[self._guard])
         for path, answer in self._api_routes().items():
             app.router.add_get(f"{self._prefix}/api{path}", self._api_handler(answer))
-        app.router.add_get(f"{self._prefix}/passport/x/passport-login/web/cookie/info", self._api_handler(_cookie_info))
+        self._state.passport.add_routes(app, self._prefix)
         app.router.add_get(f"{self._prefix}/web/", self._home)
         app.router.add_get(f"{self._prefix}/web/video/{{id}}", self._video_page)
         app.router.add_get(f"{self._prefix}/web/video/{{id}}/", self._video_page)
@@ -95,6 +96,8 @@ class Site:
         if path.startswith("/_control"):
             return await handler(request)
         route = "/" + path.split("/", 2)[-1]
+        request[_LOGGED_IN] = self._state.passport.knows(request.cookies.get("SESSDATA", ""))
+        self._state.passport.note_cookies(path.split("/", 2)[1], request)
         self._state.counters.routes[path if path.startswith(("/web/", "/short/")) else route] += 1
         for fault in self._state.faults.take("api", route).values():
             if fault.kind in LISTING_FAULTS:
@@ -112,9 +115,10 @@ class Site:
 
     def _signed(self, answer: Answer) -> Answer:
         def check(request: web.Request) -> answers.Json:
-            if wbi_is_valid(request.rel_url.raw_query_string, self._state.keys, time.time()):
-                return answer(request)
-            return answers.voucher()
+            is_valid = wbi_is_valid(request.rel_url.raw_query_string, self._state.keys, time.time())
+            if not is_valid or self._state.passport.misses_marks(request.query):
+                return answers.voucher()
+            return answer(request)
 
         return check
 
@@ -241,12 +245,8 @@ class Site:
 
 
 def is_logged_in(request: web.Request) -> bool:
-    """Tell whether the request has a session; any SESSDATA is one, save the word ``expired``."""
-    return request.cookies.get("SESSDATA", "") not in ("", "expired")
-
-
-def _cookie_info(request: web.Request) -> answers.Json:
-    return answers.ok({"refresh": False, "timestamp": int(time.time() * 1000)})
+    """Tell whether the request has a session, as the guard has found."""
+    return bool(request.get(_LOGGED_IN))
 
 
 def _found(location: str) -> web.Response:
@@ -293,6 +293,7 @@ class Control:
         """Add the routes below ``base``."""
         reading: dict[str, Callable[[], Any]] = {
             "stats": self._state.counters.listing,
+            "passport": self._state.passport.listing,
             "catalogue": lambda: catalogue_listing(self._state),
             "sources": lambda: found_in(self._state.videos),
             "faults": lambda: {"on": self._state.faults.listing(), "cdn": dict(CDN_FAULTS), "api": dict(API_FAULTS)},
@@ -306,6 +307,7 @@ class Control:
             "lose_page": lambda body: self._state.lose_page(self._state.video(body["name"]), int(body["number"])),
             "risk": self._risk,
             "rotate_wbi": self._rotate_wbi,
+            "passport": self._state.passport.control,
             "settings": self._settings,
         }
         for name, read in reading.items():

@@ -100,6 +100,7 @@ class Mirror:
         span = parse_range(wanted, target.size_bytes) if target else None
         record = RangeRecord(self._number, *(span or (0, None)))
         self._state.counters.opened(request.path, record)
+        self._state.passport.note_cookies("media", request)
         try:
             faults = self._state.faults.take(
                 "cdn", request.path, self._number, span[1] if span else 0, kinds=_REQUEST_FAULTS

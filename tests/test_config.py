@@ -74,7 +74,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {name: "http://host.example/prefix/" for name in VARIABLES if name.endswith("_URL")}
     values |= {"BILI_MAX_SPEED": "7M", "REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
+    values |= {"BILI_COOKIES": "cookies.txt"}
     settings = parse_settings(values)
+    assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"
     assert settings.api_url == "http://host.example/prefix"
     assert settings.media_hosts == ("a.example", "127.0.0.1:99")

@@ -198,6 +198,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "paged:<namespace>:<bucket>",
         "listed:<source>",
         "done:<bucket>",
+        "risk:<mark>",
     }
 
 

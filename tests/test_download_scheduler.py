@@ -204,6 +204,7 @@ async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.5)
+    monkeypatch.setattr("pace.LEAST_SECONDS", 0.01)
     site.state.risky.add(PLAIN.bvid)
     queue.add([PLAIN.bvid])
     worker = await start_worker()
@@ -211,6 +212,35 @@ async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
     assert queue.counts().dead == queue.counts().delayed == 0
     site.state.risky.clear()
     await until("done", lambda: queue.counts().done == 1)
+
+
+async def test_risk_control_of_one_worker_slows_the_others_for_as_long_as_it_is_parked(
+    site: RunningSite,
+    queue: Queue,
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 600.0)
+    first, second = await start_worker("w1", lease_seconds=1.5), await start_worker("w2", lease_seconds=1.5)
+    second.scheduler._site.login.problem = "log in"
+    await until("nothing to say", lambda: second.scheduler.board.note == "log in")
+    assert (first.scheduler._standing(), second.scheduler._site.pace.slow_seconds) == ({}, 0)
+    first.scheduler._park(RiskControl("slow down", "-352"))
+    assert first.scheduler._standing()["risk"].items() >= {"kind": "-352"}.items()
+    await until("told", lambda: second.scheduler._site.pace.slow_seconds > 500)
+    await until("shown", lambda: second.scheduler.board.note == f"{download_scheduler._SLOWER} · log in")
+    await until("shown", lambda: first.scheduler.board.note == "slow down")
+    assert second.scheduler._standing() == {}, "who only heard of it does not pass it on"
+    assert second.scheduler.board.state == "running"
+    second.scheduler._take_beat(Beat(lost=(), slow_seconds=500.0))
+    assert caplog.text.count(download_scheduler._SLOWER) == 1
+
+
+async def test_a_full_disk_is_nobody_else_s_business(start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    worker.scheduler._park(DiskFull("make room"))
+    assert worker.scheduler._standing() == {}
 
 
 async def test_a_surprise_in_one_job_ends_that_attempt_and_nothing_else(

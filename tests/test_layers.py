@@ -18,10 +18,11 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
+        | {"account", "pace", "visitor"}
     ),
     frozenset({"source_messages", "source_table", "sources"}),
     frozenset(
-        {"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}
+        {"bili_client", "media_client", "merge_stream_file", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"site_walk", "source_walk", "submitted"}
     ),
     frozenset({"download_stream_file", "source_reader"}),
@@ -34,7 +35,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"source_ids", "source_messages", "source_walk", "sources"}
+    | {"pace", "visitor", "source_ids", "source_messages", "source_walk", "sources"}
 )
 
 DOORS = {
@@ -43,7 +44,7 @@ DOORS = {
     "werkzeug": {"web_server"},
     "waitress": {"web_server"},
     "requests": {"add_url", "site_walk"},
-    "aiohttp": {"bili_client", "media_client", "queue_client", "demo"},
+    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
