@@ -56,8 +56,10 @@ CLOCK_TOLERANCE_SECONDS = 300.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=20)
 _KEY_SYMPTOMS = frozenset({"-403", "-352", "v_voucher"})
-_STREAMS_WANTED: dict[str, str | int] = {"qn": 127, "fnval": 4048, "fnver": 0, "fourk": 1}
-"""All of DASH at once (docs/video/videostream_url.md of bilibili-API-collect): HDR, 4K, 8K, Dolby and AV1 included."""
+_HIGHEST_QN = 127
+_EVERYTHING = 16 | 64 | 128 | 256 | 512 | 1024 | 2048
+"""The bits of fnval: DASH, HDR, 4K, Dolby Audio, Dolby Vision, 8K, AV1 (docs/video/videostream_url.md of
+bilibili-API-collect). All at once, whatever is wished: so the choice has all that there is to fall back on."""
 _BEIJING_SECONDS = 8 * 3600
 
 _Value = TypeVar("_Value")
@@ -207,6 +209,9 @@ class BiliClient:
         self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
         self._keys: _Shared[tuple[tuple[str, str], float]] = _Shared(monotonic, 1)
         self._buvids: _Shared[tuple[str, str]] = _Shared(monotonic, 1)
+        # DASH has all qualities whatever qn says; a joined stream comes in the one that is asked for.
+        qn = min(settings.wishes.qn, _HIGHEST_QN)
+        self._wanted: dict[str, str | int] = {"qn": qn, "fnval": _EVERYTHING, "fnver": 0, "fourk": 1}
         self._cookie_origins = {_origin(url) for url in (settings.web_url, settings.api_url, settings.passport_url)}
 
     async def describe(self, job: JobId) -> Video:
@@ -224,9 +229,9 @@ class BiliClient:
         """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
         try:
             if video.episode_id:
-                params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
+                params = {"ep_id": video.episode_id, "cid": page.cid, **self._wanted}
                 return parse_playurl(await self._ask_api("/pgc/player/web/playurl", params))
-            return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
+            return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **self._wanted})
         except (SiteError, NoWayOut) as error:
             refused = error
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"

@@ -1085,7 +1085,7 @@ async def test_a_job_that_was_given_up_while_the_server_kept_it_goes_back_at_onc
 async def test_a_file_whose_lease_ran_out_while_it_was_merged_gets_no_name(
     queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check, workers, merged = merge_stream_file._check_output, list[Worker](), asyncio.Event()
+    check, workers, merged = merge_stream_file.check_output, list[Worker](), asyncio.Event()
 
     def late(*arguments: Any) -> Any:
         answer = check(*arguments)
@@ -1095,7 +1095,7 @@ async def test_a_file_whose_lease_ran_out_while_it_was_merged_gets_no_name(
         return answer
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(merge_stream_file, "_check_output", late)
+    monkeypatch.setattr(merge_stream_file, "check_output", late)
     monkeypatch.setattr("queue_client.Heartbeat._beat", _no_beat)
     queue.add([PLAIN.bvid])
     workers.append(await start_worker())

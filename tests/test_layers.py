@@ -18,9 +18,10 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
+        | {"matroska", "merge_command", "stream_choice"}
     ),
-    frozenset({"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}),
-    frozenset({"download_stream_file"}),
+    frozenset({"bili_client", "media_client", "merge_proof", "mirrors", "queue_client", "redisConnect"}),
+    frozenset({"download_stream_file", "merge_stream_file"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -30,6 +31,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
+    | {"matroska", "merge_command", "stream_choice"}
 )
 
 DOORS = {
