@@ -157,7 +157,7 @@ def read_matroska(file: BinaryIO, size_bytes: int) -> Matroska:
     found = _Found()
     for element in reader.elements(*_segment(reader)):
         _READERS.get(element.id, _skip)(reader, element, found)
-    if not found.kinds or found.duration <= 0:
+    if not found.kinds or not found.duration > 0:
         raise MergeError(_("the file has no tracks, or no length"))
     tracks = tuple(
         MatroskaTrack(kind, codec, span.count, _seconds(span, found.scale))

@@ -217,6 +217,7 @@ def list_of_chapters(plan: MergePlan) -> str:
         start = max(round(chapter.start_seconds * 1000), 0)
         stop = max(round(chapter.stop_seconds * 1000), start + 1)
         title = re.sub(r"([=;#\\])", r"\\\1", one_line(chapter.title))
+        title += " " if title.endswith("\\") else ""  # else the line's end counts as escaped, and the next one is lost
         lines += ["[CHAPTER]", "TIMEBASE=1/1000", f"START={start}", f"END={stop}", f"title={title}"]
     return "\n".join(lines) + "\n"
 
