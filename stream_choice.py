@@ -19,6 +19,10 @@ HIGH_DYNAMIC_RANGE = frozenset({126, 125})
 SOUND_LADDER = (30251, 30250, 30255, 30280, 30232, 30216)
 ORDINARY_SOUND = frozenset({30280, 30232, 30216})
 DOLBY_SOUND = frozenset({30250, 30255})
+_FLAC = 30251
+
+BELOW_FLOOR = "login?"
+"""How the reason of a job begins that waits for a better cookie, in every language: people look for it."""
 
 AUDIO_EXTENSIONS = ("m4a", "mka")
 VIDEO_EXTENSIONS = ("mp4", "mkv")
@@ -114,11 +118,11 @@ def _check_floor(playinfo: Playinfo, qn: int, wishes: Wishes) -> None:
     better = [each for each in ladder(wishes.qn) if each in known and _height(each) > _height(qn)]
     if better:
         sentence = _(
-            "login? The video has {better}, this account gets {given}, the floor is {floor}: is BILI_SESSDATA "
-            "expired, or of no premium member? It is tried again later"
+            "the video has {better}, this account gets {given}, the floor is {floor}: is BILI_SESSDATA expired, or of "
+            "no premium member? It is tried again later"
         )
         names = {"better": quality_name(better[0]), "given": quality_name(qn), "floor": quality_name(wishes.min_qn)}
-        raise NotYet(sentence.format(**names), "below-floor")
+        raise NotYet(f"{BELOW_FLOOR} {sentence.format(**names)}", "below-floor")
 
 
 def _height(qn: int) -> int:
@@ -144,7 +148,7 @@ def extension(choice: Choice, wishes: Wishes) -> str:
         return "mka" if wishes.container == "mkv" else "m4a"
     if wishes.container != "auto":
         return wishes.container
-    is_flac = choice.audio is not None and choice.audio.codecs.lower() == "flac"
+    is_flac = choice.audio is not None and (choice.audio.codecs.lower() == "flac" or choice.audio.id == _FLAC)
     return "mkv" if is_flac else "mp4"
 
 

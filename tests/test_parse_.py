@@ -448,6 +448,18 @@ def test_dolby_and_flac_are_offered() -> None:
     assert {s.id for s in playinfo.audios} == {30280, 30232, 30216, 30250, 30251}
 
 
+def test_what_the_video_has_is_announced_in_two_lists_that_may_differ_or_be_broken() -> None:
+    def announced(**lists: object) -> tuple[int, ...]:
+        durl = [{"order": 1, "size": 1, "length": 1, "url": "https://a/"}]
+        return parse_playurl(json.dumps({"code": 0, "data": {"durl": durl, "quality": 32, **lists}})).announced
+
+    assert announced() == announced(accept_quality=None, support_formats="no") == ()
+    assert announced(accept_quality=[80, 64, 32], support_formats=[{"quality": 112}, {"quality": 80}, 7]) == (
+        *(112, 80, 64, 32),
+    )
+    assert announced(accept_quality=[80, "64", None, -1, True], support_formats=[{}]) == (80, 64)
+
+
 def test_a_video_without_sound() -> None:
     playinfo = parse_playurl(golden("playurl_no_audio.json"))
     assert playinfo.videos and not playinfo.audios
