@@ -258,11 +258,14 @@ def check_tracks(tracks: tuple[mp4_boxes.Track, ...], plan: MergePlan, inputs: I
 
 
 def _check_samples(track: mp4_boxes.Track, expected: int, seconds: float) -> None:
-    """Compare the frames one by one: at both ends an edit list may leave out some, half a second of them at most."""
+    """Raise MergeError where frames are missing, save half a second of them, which an edit list may leave out.
+
+    More of them are no harm: a frame of E-AC-3 that consists of several may be taken apart.
+    """
     if not expected or not track.samples:
         return
     tolerance = 1 + expected * min(0.5 / seconds, 1.0) if seconds > 0 else expected
-    if abs(track.samples - expected) > tolerance:
+    if expected - track.samples > tolerance:
         raise MergeError(
             _("its {kind} track has {found} frames, the input {expected}").format(
                 kind=_KINDS[track.kind], found=track.samples, expected=expected

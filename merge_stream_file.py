@@ -175,7 +175,9 @@ async def _merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool]) 
                 ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform, inputs.cover
             )
             timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
-            await _run(command, timeout_seconds, (str(scratch), *plan.segments, plan.video, plan.audio), processor)
+            names = (str(scratch), *plan.segments, plan.video, plan.audio, plan.cover)
+            names += tuple(subtitle.path for subtitle in plan.subtitles)
+            await _run(command, timeout_seconds, names, processor)
         merged = await asyncio.to_thread(check_output, temporary, plan, inputs, is_one_disk)
         if not is_one_disk:
             proved = temporary

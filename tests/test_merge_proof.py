@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -213,6 +214,20 @@ async def test_cover_chapters_tags_and_subtitles_come_into_the_file(media: Path,
     subtitles = run("-i", f"file:{plan.output}", "-map", "0:s:0", "-f", "srt", "-")
     assert "你好 = hi" in subtitles
     assert packets(plan.output, "v") == packets(plan.video, "v")
+
+
+async def test_sound_alone_has_room_for_chapters_too_and_words_of_damage_in_a_path_are_no_damage(
+    media: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    covers = tmp_path / "Invalid, Broken"
+    covers.mkdir()
+    shutil.copy(media / "cover.png", covers / "Corrupt.png")
+    chapters = (Chapter(0, 1, "a"), Chapter(1, SECONDS, "b"))
+    plan = plan_of(media, tmp_path / "out.m4a", "", "aac", cover=str(covers / "Corrupt.png"), chapters=chapters)
+    await merge(FFMPEG, plan)
+    assert "made without" not in caplog.text
+    text = shown(plan.output)
+    assert text.count("Chapter #") == 2 and "Video: png" in text and "attached pic" in text
 
 
 @pytest.mark.parametrize("cover", ["cover.webp", "missing.jpg"])
