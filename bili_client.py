@@ -69,8 +69,10 @@ LOGIN_TRUSTED_SECONDS = 10.0
 _FOR_AN_ACCOUNT = frozenset({"-101", "-106", "-650", "-403", "-10403", "87007", "87008", "preview"})
 """Refusals that may only mean that the login is over."""
 _KEY_SYMPTOMS = frozenset({"-403", "-352", "v_voucher"})
-_STREAMS_WANTED: dict[str, str | int] = {"qn": 127, "fnval": 4048, "fnver": 0, "fourk": 1}
-"""All of DASH at once (docs/video/videostream_url.md of bilibili-API-collect): HDR, 4K, 8K, Dolby and AV1 included."""
+_HIGHEST_QN = 127
+_EVERYTHING = 16 | 64 | 128 | 256 | 512 | 1024 | 2048
+"""The bits of fnval: DASH, HDR, 4K, Dolby Audio, Dolby Vision, 8K, AV1 (docs/video/videostream_url.md of
+bilibili-API-collect). All at once, whatever is wished: so the choice has all that there is to fall back on."""
 _BEIJING_SECONDS = 8 * 3600
 
 _Value = TypeVar("_Value")
@@ -197,6 +199,9 @@ class BiliClient:
         self._tickets: _Shared[str] = _Shared(monotonic, 1)
         self._marks = browser_marks(draw)
         self._scope = Scope(settings)
+        # DASH has all qualities whatever qn says; a joined stream comes in the one that is asked for.
+        qn = min(settings.wishes.qn, _HIGHEST_QN)
+        self._wanted: dict[str, str | int] = {"qn": qn, "fnval": _EVERYTHING, "fnver": 0, "fourk": 1}
 
     async def describe(self, job: JobId) -> Video:
         """Return the video or the episode of a job with all its pages; the page is read where the API is of no use.
@@ -216,13 +221,13 @@ class BiliClient:
     async def playinfo(self, video: Video, page: Page) -> Playinfo:
         """Return the streams of a page as the site offers them now; ask just before they are downloaded."""
         if video.lesson_id:
-            lesson = {"avid": video.aid, "cid": page.cid, "ep_id": video.lesson_id, **_STREAMS_WANTED}
+            lesson = {"avid": video.aid, "cid": page.cid, "ep_id": video.lesson_id, **self._wanted}
             return parse_playurl(await self._ask_api("/pugv/player/web/playurl", lesson))
         try:
             if video.episode_id:
-                params = {"ep_id": video.episode_id, "cid": page.cid, **_STREAMS_WANTED}
+                params = {"ep_id": video.episode_id, "cid": page.cid, **self._wanted}
                 return parse_playurl(await self._ask_api("/pgc/player/web/playurl", params))
-            return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **_STREAMS_WANTED})
+            return await self._any_playinfo({"bvid": video.bvid, "cid": page.cid, **self._wanted})
         except PermanentError as error:
             raise await self.judged(error) from None
         except (SiteError, NoWayOut) as error:

@@ -20,7 +20,7 @@ from dotenv import dotenv_values
 
 from errors import UsageError
 from i18n import _
-from model import KIB, Working
+from model import BEST, CODECS, KIB, NO_SOUND, QUALITIES, SOUNDS, Wishes, Working
 
 ROOT = Path(__file__).resolve().parent
 
@@ -101,6 +101,24 @@ class Settings:
     """0 is no limit; working.json may say otherwise while a worker runs."""
     scratch: Path | None = None
     api_interval_seconds: float = 0.5
+    quality: str = "best"
+    codecs: str = "avc,hevc,av1"
+    audio: str = "192k"
+    streams: str = "both"
+    container: str = "auto"
+    min_quality: str = ""
+
+    @property
+    def wishes(self) -> Wishes:
+        """What the settings say of the streams to take."""
+        return Wishes(
+            qn=_quality_number(self.quality),
+            codecids=tuple(CODECS[name] for name in self.codecs.split(",")),
+            sound=BEST if self.audio == "best" else SOUNDS.get(self.audio, NO_SOUND),
+            streams="video" if self.audio == "none" else self.streams,
+            container=self.container,
+            min_qn=_quality_number(self.min_quality) if self.min_quality else 0,
+        )
 
     @property
     def scratch_dir(self) -> Path:
@@ -142,6 +160,12 @@ _VARIABLES = {
     "max_bytes_per_second": "BILI_MAX_SPEED",
     "scratch": "BILI_SCRATCH_DIR",
     "api_interval_seconds": "BILI_API_INTERVAL",
+    "quality": "BILI_QUALITY",
+    "codecs": "BILI_CODECS",
+    "audio": "BILI_AUDIO",
+    "streams": "BILI_STREAMS",
+    "container": "BILI_CONTAINER",
+    "min_quality": "BILI_MIN_QUALITY",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -171,6 +195,8 @@ def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
         except ValueError as error:
             shown = "" if name in ("redis_url", "token", "sessdata") else f"={text!r}"
             wrong.append(f"{variable}{shown}: {error}")
+    if not wrong:
+        wrong = _contradictions(found)
     if wrong:
         raise UsageError("\n".join([_("These settings are wrong:"), *wrong]))
     for name, path in (("download_dir", "Download"), ("data_dir", ".data"), ("working_file", "working.json")):
@@ -253,6 +279,69 @@ def _connections(text: str, root: Path) -> int:
     return int(text)
 
 
+_QUALITY_ALIASES = {"dv": "dolby", "hdr10": "hdr", "1080phigh": "1080p+"}
+_SMART_REPAIR = 100
+
+
+def _quality_number(text: str) -> int:
+    """Return the qn of a quality's name, or of one that is a number itself."""
+    return BEST if text == "best" else QUALITIES.get(text) or int(text)
+
+
+def _quality(text: str, root: Path) -> str:
+    name = text.lower().replace(" ", "")
+    name = _QUALITY_ALIASES.get(name, name)
+    if name == "best" or name in QUALITIES:
+        return name
+    if name.isdecimal() and int(name) in (*QUALITIES.values(), _SMART_REPAIR):
+        return next((known for known, qn in QUALITIES.items() if qn == int(name)), name)
+    raise ValueError(
+        _("it must be best, one of {names}, or the qn of one, such as 80").format(names=", ".join(QUALITIES))
+    )
+
+
+def _least_quality(text: str, root: Path) -> str:
+    name = _quality(text, root)
+    if name == "best":
+        raise ValueError(_("name a quality, such as 1080p"))
+    return name
+
+
+def _codecs(text: str, root: Path) -> str:
+    """Return the codecs in the order that is wished; those that are not named come last."""
+    named = [name.strip().lower() for name in text.split(",")]
+    if len(set(named)) != len(named) or not set(named) <= set(CODECS):
+        raise ValueError(
+            _("it must be some of {names}, each once, with commas between").format(names=", ".join(CODECS))
+        )
+    return ",".join([*named, *(name for name in CODECS if name not in named)])
+
+
+def _audio(text: str, root: Path) -> str:
+    name = text.lower().replace("-", "")
+    by_id = {str(id_): known for known, id_ in SOUNDS.items()}
+    return _one_of("best", *SOUNDS, "none")(by_id.get(name, name), root)
+
+
+def _one_of(*words: str) -> Callable[[str, Path], str]:
+    def parse(text: str, root: Path) -> str:
+        if text.lower() not in words:
+            raise ValueError(_("it must be one of {words}").format(words=", ".join(words)))
+        return text.lower()
+
+    return parse
+
+
+def _contradictions(found: Mapping[str, object]) -> list[str]:
+    """Return what is wrong with settings that are good one by one."""
+    if found.get("audio") == "none" and found.get("streams") == "audio":
+        return [_("BILI_STREAMS=audio wants sound, BILI_AUDIO=none wants none")]
+    wishes = Settings(**{name: found[name] for name in ("quality", "min_quality") if name in found}).wishes  # type: ignore[arg-type]
+    if wishes.min_qn > wishes.qn:
+        return [_("BILI_MIN_QUALITY is above BILI_QUALITY: no video could be both")]
+    return []
+
+
 _SPEED = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+) ?([KMG]?)(?:I?B)?(?:/S)?", re.IGNORECASE)
 _LEAST_SPEED = 16 * KIB
 """With less, connections would wait so long for their share that the other side takes them for dead."""
@@ -297,6 +386,12 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "max_bytes_per_second": lambda text, root: parse_speed(text),
     "scratch": _path,
     "api_interval_seconds": _number(0, 60),
+    "quality": _quality,
+    "codecs": _codecs,
+    "audio": _audio,
+    "streams": _one_of("both", "video", "audio"),
+    "container": _one_of("auto", "mp4", "mkv"),
+    "min_quality": _least_quality,
 }
 
 

@@ -39,6 +39,7 @@ from errors import (
     Unauthorized,
 )
 from i18n import _
+from merge_proof import read_tag
 from merge_stream_file import merge
 from model import (
     HAVE_LIMIT,
@@ -58,14 +59,14 @@ from model import (
     Wishes,
     Working,
 )
-from mp4_boxes import read_comment
-from parse_ import choose_streams, parse_job_id, streams_bytes
+from parse_ import parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import ResultLog, log_path
 from source_reader import read_source
 from source_walk import Told
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, streams_bytes
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,11 @@ class PageStreams:
         """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
         return streams_bytes(self.choice, self.playinfo.duration_seconds or self._page.duration_seconds)
 
+    @property
+    def extension(self) -> str:
+        """The extension of the file that the chosen streams make."""
+        return extension(self.choice, self._wishes)
+
     def sources(self) -> dict[str, StreamSource]:
         """Return what to download, by part: video and audio, or the segments by their order."""
         choice = self.choice
@@ -253,7 +259,7 @@ class Scheduler:
         self._refusal = ""
         self._ends_when_empty = False
         self._obeyed: Working | None = None
-        self._wishes = Wishes()
+        self._wishes = settings.wishes
         self._note = ""
         self._risk = ""
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
@@ -750,7 +756,8 @@ class Scheduler:
 
     async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
         """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
-        relative, present = self._place(held.lease.category, video, page)
+        kind = "m4a" if self._wishes.streams == "audio" else "mp4"
+        relative, present = self._place(held.lease.category, video, page, kind)
         if present:
             result = self._result_there(held, view, relative, page)
             discard_parts(self._parts, page.cid)
@@ -769,8 +776,9 @@ class Scheduler:
                 title=view.title,
                 tag=_tag(video, page),
                 scratch=str(self._parts),
+                streams=self._wishes.streams,
             )
-            result = await self._merge(held, view, video, page, plan)
+            result = await self._merge(held, view, video, page, plan, streams.extension)
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)
@@ -779,7 +787,9 @@ class Scheduler:
                 file.close()
         return result
 
-    async def _merge(self, held: Held, view: JobView, video: Video, page: Page, plan: MergePlan) -> Result:
+    async def _merge(
+        self, held: Held, view: JobView, video: Video, page: Page, plan: MergePlan, extension: str
+    ) -> Result:
         """Merge a page under a name that is free at that moment, unless the page itself has come there meanwhile.
 
         A name may be taken between the look and the end of the merge: by another page of the same title, or by
@@ -788,7 +798,7 @@ class Scheduler:
         attempt = 0
         while True:
             attempt += 1
-            relative, present = self._place(held.lease.category, video, page)
+            relative, present = self._place(held.lease.category, video, page, extension)
             if present:
                 return self._result_there(held, view, relative, page)
             output = str(create_folder.create_folder(self._settings.download_dir, relative))
@@ -806,25 +816,32 @@ class Scheduler:
         size_bytes = (self._settings.download_dir / relative).stat().st_size
         return Result(str(relative), size_bytes, page.duration_seconds, view.title)
 
-    def _place(self, category: str, video: Video, page: Page) -> tuple[PurePosixPath, bool]:
-        """Return where a page's file belongs, and whether it is there already.
+    def _place(self, category: str, video: Video, page: Page, extension: str) -> tuple[PurePosixPath, bool]:
+        """Return where a page's file belongs, and whether it is there already, in whatever container.
 
         A file says in its comment which page it holds: one with our cid is the finished work of a worker that died
-        before it could tell; one with another cid keeps its name, and ours gets its cid into the name. Raise NameTaken
-        where a strange file has that one too.
+        before it could tell, unless it is sound only and the picture is wanted too, or the other way round; one with
+        another cid keeps its name, and ours gets its cid into the name. Raise NameTaken where a strange file has that
+        one too.
         """
-        relative = create_folder.page_path(category, video, page)
-        holder = _cid_of(self._settings.download_dir / relative)
-        if holder not in (None, page.cid):
-            relative = create_folder.page_path(category, video, page, with_cid=True)
-            holder = _cid_of(self._settings.download_dir / relative)
-        if holder not in (None, page.cid):
-            raise NameTaken(
-                _("{path} is there, but it is not this page: move it away, then try again").format(
-                    path=self._settings.download_dir / relative
-                )
+        kin = AUDIO_EXTENSIONS if extension in AUDIO_EXTENSIONS else VIDEO_EXTENSIONS
+        strange: list[PurePosixPath] = []
+        for with_cid in (False, True):
+            holders = {}
+            for each in (*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS):
+                relative = create_folder.page_path(category, video, page, with_cid, each)
+                holders[relative] = _cid_of(self._settings.download_dir / relative)
+            for relative, holder in holders.items():
+                if holder == page.cid and relative.suffix[1:] in kin:
+                    return relative, True
+            strange = [relative for relative, holder in holders.items() if holder not in (None, page.cid)]
+            if not strange:
+                return create_folder.page_path(category, video, page, with_cid, extension), False
+        raise NameTaken(
+            _("{path} is there, but it is not this page: move it away, then try again").format(
+                path=self._settings.download_dir / strange[0]
             )
-        return relative, holder == page.cid
+        )
 
     def _enter(self, view: JobView, stage: str) -> None:
         """Let a job come to its next stage, and others, perhaps, to its place."""
@@ -918,10 +935,8 @@ def _tag(video: Video, page: Page) -> str:
 def _cid_of(path: Path) -> int | None:
     """Return the cid that the file under a name says it holds, 0 if it says none or is cut, None without a file."""
     try:
-        size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            found = re.search(r" cid=(\d{1,19})$", read_comment(file, size_bytes))
-            return int(found[1]) if found else 0
+        found = re.search(r" cid=(\d{1,19})$", read_tag(path))
+        return int(found[1]) if found else 0
     except FileNotFoundError:
         return 0 if path.is_symlink() else None  # a link that leads nowhere has the name all the same
     except (OSError, JobError):

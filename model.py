@@ -89,7 +89,8 @@ class Segment:
 class Playinfo:
     """A page's streams as the site offers them now: DASH in ``videos`` and ``audios``, or durl ``segments``.
 
-    ``deadline`` is the Unix time in seconds at which the signed URLs die, None where they do not say.
+    ``deadline`` is the Unix time in seconds at which the signed URLs die, None where they do not say. ``announced`` are
+    the qn that the video has, by what the site tells everybody, also those that this account gets no stream of.
     """
 
     duration_seconds: float
@@ -98,20 +99,59 @@ class Playinfo:
     segments: tuple[Segment, ...] = ()
     segments_qn: int = 0
     deadline: int | None = None
+    announced: tuple[int, ...] = ()
+
+
+BEST = 1000
+"""The wish for the best of all, of pictures or of sound."""
+
+NO_SOUND = 0
+
+QUALITIES = {
+    "8k": 127,
+    "dolby": 126,
+    "hdr": 125,
+    "4k": 120,
+    "1080p60": 116,
+    "1080p+": 112,
+    "1080p": 80,
+    "720p60": 74,
+    "720p": 64,
+    "480p": 32,
+    "360p": 16,
+    "240p": 6,
+}
+"""The qn of each quality by the name that settings and sentences use, the best first.
+
+All numbers here: bilibili-API-collect, docs/video/videostream_url.md. 100 ("smart repair", sharpened by the site,
+between 1080p+ and 1080p) has no name; 129 (HDR Vivid) is for the site's apps only.
+"""
+
+CODECS = {"avc": 7, "hevc": 12, "av1": 13}
+SOUNDS = {"hires": 30251, "dolby": 30250, "192k": 30280, "132k": 30232, "64k": 30216}
+"""The ids of audio streams by name. 30250 is Dolby Atmos and 30255 Dolby Audio (yutto, media/quality.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user wants of the streams on offer: the highest qn, and codecs in order of preference."""
+    """What the user wants of the streams on offer; ``stream_choice.py`` says what follows from it."""
 
-    qn: int = 127
+    qn: int = BEST
     codecids: tuple[int, ...] = (7, 12, 13)
     """AVC 7, HEVC 12, AV1 13: AVC first, because it plays everywhere."""
+    sound: int = 30280
+    """An id of SOUNDS, or BEST: 192K, because Dolby and Hi-Res do not play everywhere."""
+    streams: str = "both"
+    """``both``, ``video`` (without sound) or ``audio`` (sound only)."""
+    container: str = "auto"
+    """``mp4``, ``mkv`` or ``auto``."""
+    min_qn: int = 0
+    """The floor, 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The streams to download of a page: a video with an audio stream or without, or durl segments."""
+    """The streams to download of a page: a video, an audio stream or both, or durl segments."""
 
     video: Stream | None = None
     audio: Stream | None = None
@@ -267,7 +307,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed, as it is sent with a nack. ``kind`` is transient, permanent or environment.
+    """Why an attempt failed, as it is sent with a nack. ``kind`` is transient, waiting, permanent or environment.
 
     ``code`` is the site's own number as text where there is one (``-404``), else a word (``disk-full``).
     """
@@ -331,12 +371,38 @@ class StreamProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Chapter:
+    """A part of a page with a title of its own."""
+
+    start_seconds: float
+    stop_seconds: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subtitle:
+    """A file of subtitles, .srt or .ass, to put into the video.
+
+    ``language`` is as the site writes it (``zh-Hans``, ``ai-en``), or a code of ISO 639-2.
+    """
+
+    path: str
+    language: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MergePlan:
     """What ffmpeg is to join: DASH ``video`` and ``audio`` files (either may be missing), or durl ``segments``.
 
     Paths are absolute texts. ``tag`` is written into the file as its comment and read back by
-    ``mp4_boxes.read_comment``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
-    this or another disk, or beside the output where that is empty.
+    ``merge_proof.read_tag``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
+    this or another disk, or beside the output where that is empty. The extension of the output says the container:
+    mp4, m4a (the same without a picture), mkv or mka.
+
+    ``streams`` picks out of segments: ``both``, ``video`` or ``audio``. What comes with the video never costs it: a
+    ``cover`` (JPEG or PNG), ``chapters``, ``tags`` (names of ffmpeg such as artist, date, description, and their texts)
+    and ``subtitles`` are left out, with a warning, where the file cannot be made with them.
     """
 
     output: str
@@ -347,6 +413,11 @@ class MergePlan:
     title: str = ""
     tag: str = ""
     scratch: str = ""
+    streams: str = "both"
+    cover: str = ""
+    chapters: tuple[Chapter, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    subtitles: tuple[Subtitle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from errors import CircumstanceError, JobError, PermanentError, RiskControl, Sit
 from i18n import _
 from model import (
     MIB,
-    Choice,
     JobId,
     Page,
     Playinfo,
@@ -30,7 +29,6 @@ from model import (
     Stream,
     Target,
     Video,
-    Wishes,
 )
 from source_ids import LESSON, find_source
 
@@ -533,8 +531,6 @@ def _script_value(page: str, assignment: str) -> object:
 
 _DEADLINE = re.compile(r"[?&]deadline=([0-9]{9,11})(?:&|$)")
 _CODECIDS = {"avc1": 7, "avc3": 7, "hev1": 12, "hvc1": 12, "dvh1": 12, "dvhe": 12, "av01": 13}
-_EXTRA_AUDIO_IDS = frozenset({30250, 30251, 30255})
-"""Dolby Atmos and Hi-Res: not every player knows them, so they are taken only where nothing else is."""
 
 
 @_reads_site
@@ -592,7 +588,16 @@ def _playinfo(answer: _Object) -> Playinfo:
         segments=segments,
         segments_qn=_integer(info.get("quality")) if segments else 0,
         deadline=_deadline(url for urls in mirrors for url in urls),
+        announced=_announced(info),
     )
+
+
+def _announced(info: _Object) -> tuple[int, ...]:
+    """Return the qn that the video has, whoever asks: two lists say so, and one of them may be missing."""
+    accepted = info.get("accept_quality")
+    found = [_integer(qn) for qn in accepted] if isinstance(accepted, list) else []
+    found += [_integer(node.get("quality")) for node in _objects(info.get("support_formats"))]
+    return tuple(sorted({qn for qn in found if qn}, reverse=True))
 
 
 def _deadline(urls: Iterable[str]) -> int | None:
@@ -704,37 +709,6 @@ def _segments(nodes: object) -> tuple[Segment, ...]:
     if not all(segment.urls for segment in segments):
         raise _nonsense()
     return tuple(segments)
-
-
-def choose_streams(playinfo: Playinfo, wishes: Wishes) -> Choice:
-    """Return the best streams on offer: the highest qn within the wish, or the lowest where all are above.
-
-    Within a qn the order of codecs decides, then the bandwidth.
-    """
-    if playinfo.segments:
-        return Choice(segments=playinfo.segments, qn=playinfo.segments_qn)
-    video = None
-    if playinfo.videos:
-        offered = {stream.id for stream in playinfo.videos}
-        qn = max((qn for qn in offered if qn <= wishes.qn), default=min(offered))
-        best = [stream for stream in playinfo.videos if stream.id == qn]
-        video = min(best, key=lambda stream: (_place(stream.codecid, wishes.codecids), -stream.bandwidth))
-    ordinary = [stream for stream in playinfo.audios if stream.id not in _EXTRA_AUDIO_IDS]
-    audio = max(ordinary or playinfo.audios, key=lambda stream: (stream.id, stream.bandwidth), default=None)
-    if video is None and audio is None:
-        raise SiteError(_("the site offers no streams of this page"))
-    return Choice(video=video, audio=audio, qn=video.id if video else 0)
-
-
-def streams_bytes(choice: Choice, duration_seconds: float) -> int:
-    """Return how large the chosen streams are together by what the site says of them; 0 where it says nothing."""
-    streams = [stream for stream in (choice.video, choice.audio) if stream is not None]
-    by_bandwidth = sum(stream.bandwidth for stream in streams) * duration_seconds / 8
-    return round(by_bandwidth) + sum(segment.size_bytes for segment in choice.segments)
-
-
-def _place(codecid: int, order: tuple[int, ...]) -> int:
-    return order.index(codecid) if codecid in order else len(order)
 
 
 # ------------------------------------------------------------------------------------------ signatures and cookies

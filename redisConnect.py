@@ -469,7 +469,8 @@ class Queue:
     @_engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
         """Record a failed attempt; return the state that follows from its class: delayed, dead or ready."""
-        delays = retry.redelivery_delays_seconds(self._draw)
+        waits = failure.kind == "waiting"
+        delays = retry.waiting_delays_seconds(self._draw) if waits else retry.redelivery_delays_seconds(self._draw)
         if failure.retry_after_seconds is not None:
             delays = (max(1.0, min(failure.retry_after_seconds, 6 * 3600.0)),) * len(delays)
         args: list[str | int] = [url, token, failure.kind, failure.code, failure.reason, failure.title]

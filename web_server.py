@@ -160,7 +160,7 @@ _REPLAY = record({"worker": _WORKER, "results": list_of(_RESULT, MAX_RESULTS)})
 _NACK = record(
     {
         **_LEASE_FIELDS,
-        "class": one_of("transient", "permanent", "environment"),
+        "class": one_of("transient", "waiting", "permanent", "environment"),
         "code": _code,
         "reason": line(1000, cut=True),
     },

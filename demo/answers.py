@@ -33,12 +33,23 @@ Json = dict[str, Any]
 
 LOGGED_OUT_QN, TRY_LOOK_QN, LOGGED_IN_QN = 32, 80, 127
 QUALITIES = {
+    127: ("hdflv2", "超高清 8K", "8K 超高清"),
+    126: ("hdflv2", "杜比视界", "杜比视界"),
+    125: ("hdflv2", "真彩 HDR", "HDR 真彩"),
+    120: ("hdflv2", "超清 4K", "4K 超清"),
+    116: ("flv_p60", "高清 1080P60", "1080P 60帧"),
+    112: ("hdflv2", "高清 1080P+", "1080P 高码率"),
+    74: ("flv720_p60", "高清 720P60", "720P 60帧"),
     80: ("flv", "高清 1080P", "1080P 高清"),
     64: ("flv720", "高清 720P", "720P 高清"),
     32: ("flv480", "清晰 480P", "480P 清晰"),
     16: ("mp4", "流畅 360P", "360P 流畅"),
 }
 DASH, DOLBY, AV1_WANTED = 16, 256, 2048
+FOUR_K = 128
+BITS = {127: 1024, 126: 512, 125: 64, 120: FOUR_K}
+"""Bits of fnval without which a quality is not given; 4K wants ``fourk=1`` besides."""
+MEMBERS_ABOVE_QN = 80
 _EXTRA_AUDIO = (30250, 30251)
 
 
@@ -260,6 +271,7 @@ def _dash(state: SiteState, page: PageRecord, streams: Sequence[StreamFile], lim
             and (kind == "audio" or stream.id <= limit)
             and stream.id not in _EXTRA_AUDIO
             and (stream.codecid != 13 or fnval & AV1_WANTED)
+            and (stream.id not in BITS or fnval & BITS[stream.id])
         ]
 
     extra = {stream.id: stream for stream in streams if stream.id in _EXTRA_AUDIO and limit > LOGGED_OUT_QN}
@@ -305,6 +317,7 @@ def _format(qn: int, streams: Sequence[StreamFile]) -> Json:
         "superscript": "",
         "codecs": codecs or None,
         "need_login": qn > LOGGED_OUT_QN,
+        "need_vip": qn > MEMBERS_ABOVE_QN,
     }
 
 

@@ -172,6 +172,8 @@ class Site:
     def _streams(self, request: web.Request, record: VideoRecord, page: PageRecord) -> answers.Json:
         limit = answers.quality_limit(record, is_logged_in(request), request.query.get("try_look") == "1")
         qn, fnval = _number(request, "qn"), _number(request, "fnval", 1)
+        if request.query.get("fourk") != "1":
+            fnval &= ~answers.FOUR_K
         return answers.playinfo_data(self._state, page, limit=limit, qn=qn, fnval=fnval)
 
     # -------------------------------------------------------------------------------------- episodes

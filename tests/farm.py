@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from demo.process import SiteProcess
-from mp4_boxes import read_comment
+from merge_proof import read_tag
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 120.0
@@ -45,8 +45,7 @@ def finished_files(*folders: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in [path for folder in folders for path in folder.rglob("*")]:
         if path.is_file() and ".parts" not in path.parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
+            said = re.search(r"cid=(\d+)", read_tag(path))
             assert said, f"of whom is this: {path}"
             assert int(said[1]) not in found, f"twice: {path}"
             found[int(said[1])] = path

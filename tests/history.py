@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merge_proof import read_tag
 from model import MIB
-from mp4_boxes import read_comment
 from tests.relay import Call
 
 ENDING_VERBS = ("/ack", "/nack", "/release", "/expand")
@@ -458,8 +458,7 @@ def finished_files(machine: str, folder: Path) -> list[Found]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and ".parts" not in path.relative_to(folder).parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
+            said = re.search(r"cid=(\d+)", read_tag(path))
             found.append(Found(machine, path, int(said[1]) if said else 0))
     return found
 

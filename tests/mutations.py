@@ -125,10 +125,10 @@ MUTATIONS = (
         (
             Edit(
                 "merge_stream_file.py",
-                "        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs, is_one_disk)\n",
+                "        merged = await asyncio.to_thread(check_output, temporary, plan, inputs, is_one_disk)\n",
                 "        for text in (plan.video, plan.audio, *plan.segments):\n"
                 "            Path(text).unlink() if text else None\n"
-                "        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs, is_one_disk)\n",
+                "        merged = await asyncio.to_thread(check_output, temporary, plan, inputs, is_one_disk)\n",
             ),
         ),
         (

@@ -201,6 +201,17 @@ async def test_the_playurl_call_is_signed(site: Site, made: Made) -> None:
     assert sign_wbi(plain, OLD_KEYS, int(query["wts"])) == query
 
 
+@pytest.mark.parametrize(("quality", "qn"), [("best", "127"), ("480p", "32"), ("dolby", "126")])
+async def test_everything_is_asked_for_and_a_joined_stream_in_the_quality_that_is_wished(
+    site: Site, quality: str, qn: str
+) -> None:
+    settings = replace(settings_of(site), quality=quality)
+    async with make_session(settings, {}) as session:
+        site.clock = time = Time()
+        await client_of(settings, session, time).playinfo(VIDEO, VIDEO.pages[1])
+    assert {"qn": qn, "fnval": "4048", "fourk": "1"}.items() <= dict(site.requests[-1].query).items()
+
+
 async def test_an_episode_is_played_by_the_bangumi_player(site: Site, made: Made) -> None:
     assert EPISODE.episode_id == 330798
     assert (await made.client.playinfo(EPISODE, EPISODE.pages[0])).videos

@@ -23,7 +23,10 @@ from tests.test_layers import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
-IN_DOCS = ("docs/api.md", "docs/architecture.md", "docs/performance.md", "docs/reliability.md", "docs/sources.md")
+IN_DOCS = (
+    *("docs/api.md", "docs/architecture.md", "docs/performance.md", "docs/quality.md", "docs/reliability.md"),
+    "docs/sources.md",
+)
 DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
 EMPTY = {"README.md": "empty", "README.zh-CN.md": "空"}
 FROM_ELSEWHERE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}

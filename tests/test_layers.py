@@ -18,14 +18,14 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
-        | {"account", "pace", "visitor"}
+        | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
     ),
     frozenset({"source_messages", "source_table", "sources"}),
     frozenset(
-        {"bili_client", "media_client", "merge_stream_file", "mirrors", "passport", "queue_client", "redisConnect"}
+        {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"site_walk", "source_walk", "submitted"}
     ),
-    frozenset({"download_stream_file", "source_reader"}),
+    frozenset({"download_stream_file", "merge_stream_file", "source_reader"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -36,6 +36,7 @@ ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
     | {"pace", "visitor", "source_ids", "source_messages", "source_walk", "sources"}
+    | {"matroska", "merge_command", "stream_choice"}
 )
 
 DOORS = {
