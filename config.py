@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
+from create_folder import USUAL, Output, parse_output
 from errors import UsageError
 from i18n import _
 from model import KIB, Working
@@ -69,6 +70,20 @@ CATEGORIES = (
 """The reference's categories; edit, or name targets to add_url.py. Ids: bilibili-API-collect, video_zone*.md."""
 
 
+EXTRAS = (
+    "tags",
+    "chapters",
+    "cover",
+    "cover-file",
+    "danmaku",
+    "danmaku-xml",
+    "subtitles",
+    "embed-subtitles",
+    "nfo",
+    "json",
+)
+"""What may come with a video; docs/extras.md says what each is, and what it costs in requests."""
+
 _REAL_URLS = frozenset(
     f"https://{host}" for host in ("www.bilibili.com", "api.bilibili.com", "passport.bilibili.com", "b23.tv")
 )
@@ -100,6 +115,9 @@ class Settings:
     """0 is no limit; working.json may say otherwise while a worker runs."""
     scratch: Path | None = None
     api_interval_seconds: float = 0.5
+    extras: tuple[str, ...] = ("tags",)
+    """Tags by default: they come with what is asked for anyway; every other one costs a request or a file."""
+    output: Output = USUAL
 
     @property
     def scratch_dir(self) -> Path:
@@ -140,6 +158,8 @@ _VARIABLES = {
     "max_bytes_per_second": "BILI_MAX_SPEED",
     "scratch": "BILI_SCRATCH_DIR",
     "api_interval_seconds": "BILI_API_INTERVAL",
+    "extras": "BILI_EXTRAS",
+    "output": "BILI_OUTPUT",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -245,6 +265,16 @@ def category_problem(name: str) -> str:
     return ""
 
 
+def _extras(text: str, root: Path) -> tuple[str, ...]:
+    named = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in named if name not in (*EXTRAS, "all", "none")]:
+        sentence = _("{name} is no extra; there are {names}, and all and none")
+        raise ValueError(sentence.format(name=repr(unknown[0]), names=", ".join(EXTRAS)))
+    if "none" in named and len(named) > 1:
+        raise ValueError(_("none stands alone"))
+    return tuple(name for name in EXTRAS if name in named or "all" in named)
+
+
 def _connections(text: str, root: Path) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 256:
         raise ValueError(_("it must be a whole number from 1 to 256"))
@@ -294,6 +324,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "max_bytes_per_second": lambda text, root: parse_speed(text),
     "scratch": _path,
     "api_interval_seconds": _number(0, 60),
+    "extras": _extras,
+    "output": lambda text, root: parse_output(text),
 }
 
 

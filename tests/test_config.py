@@ -12,6 +12,7 @@ from hypothesis import given
 
 import config
 from config import (
+    EXTRAS,
     VARIABLES,
     Settings,
     category_problem,
@@ -50,6 +51,20 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
     assert (settings.category, settings.worker) == ("fromenv", "filed")
 
 
+@pytest.mark.parametrize(
+    ("text", "extras"),
+    [("", ("tags",)), ("none", ()), ("all", EXTRAS), ("all,nfo", EXTRAS), (",subtitles,", ("subtitles",))],
+)
+def test_extras_are_named_and_there_are_all_and_none(text: str, extras: tuple[str, ...]) -> None:
+    assert parse_settings({"BILI_EXTRAS": text}).extras == extras
+
+
+@pytest.mark.parametrize("text", ["none,nfo", "lyrics", "danmaku;nfo"])
+def test_what_is_no_extra_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="BILI_EXTRAS="):
+        parse_settings({"BILI_EXTRAS": text})
+
+
 def test_all_wrong_settings_are_named_in_one_error() -> None:
     wrong = {
         "REDIS_URL": "http://:topsecret@host",
@@ -61,6 +76,8 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_CONNECTIONS": "0",
         "BILI_MAX_SPEED": "1K",
         "BILI_API_URL": "http://host:99999",
+        "BILI_EXTRAS": "danmaku,lyrics",
+        "BILI_OUTPUT": "{titel}",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -73,11 +90,13 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values = dict.fromkeys(VARIABLES, "7")
     values |= {name: "http://host.example/prefix/" for name in VARIABLES if name.endswith("_URL")}
     values |= {"BILI_MAX_SPEED": "7M", "REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
+    values |= {"BILI_EXTRAS": "nfo, Danmaku,nfo", "BILI_OUTPUT": "{owner}/{title}"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
     settings = parse_settings(values)
     assert settings.redis_url == "redis://:secretpassword@host/1"
     assert settings.api_url == "http://host.example/prefix"
     assert settings.media_hosts == ("a.example", "127.0.0.1:99")
+    assert settings.extras == ("danmaku", "nfo") and str(settings.output) == "{owner}/{title}"
     assert "secret" not in repr(settings)
 
 

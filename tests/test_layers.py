@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model"}),
+    frozenset({"create_folder"}),
     frozenset(
-        {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
+        {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
     ),
     frozenset({"bili_client", "media_client", "merge_stream_file", "mirrors", "queue_client", "redisConnect"}),
-    frozenset({"download_stream_file"}),
+    frozenset({"download_stream_file", "extras"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -30,6 +31,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
+    | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
 DOORS = {
@@ -40,6 +42,7 @@ DOORS = {
     "requests": {"add_url"},
     "aiohttp": {"bili_client", "media_client", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
+    "biliass": {"extras"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
 """Who may import what leads out of this process; ``demo`` stands for all modules of that folder."""
@@ -48,8 +51,12 @@ IMPURE = frozenset(
     {"asyncio", "datetime", "http", "logging", "multiprocessing", "random", "secrets", "select", "signal"}
     | {"socket", "ssl", "subprocess", "threading", "time", "urllib.request", "uuid"}
 )
-ALL_THE_SAME = {("config", "ssl")}
-"""The certificates are a setting like others: they are read there, and nothing is connected."""
+ALL_THE_SAME = {("config", "ssl"), ("create_folder", "datetime"), ("extras.nfo", "datetime")}
+"""The certificates are a setting like others: they are read there, and nothing is connected. A day is computed from
+seconds that are given: no clock is asked."""
+
+PACKAGES = frozenset({"extras"})
+"""Folders with modules of the product; others import the folder, never a module in it."""
 
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
@@ -78,7 +85,8 @@ def read(path: Path) -> Module:
 
 TOP = sorted(ROOT.glob("*.py"))
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
-MODULES = [read(path) for path in (*TOP, *DEMO)]
+PACKAGED = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+MODULES = [read(path) for path in (*TOP, *PACKAGED, *DEMO)]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -110,7 +118,15 @@ def goes_up(module: Module) -> list[str]:
     ours = roots(module.tree) & (LEVEL_OF.keys() | {"demo", "tests"})
     if module.place == "demo":
         return sorted(ours & (ENTRIES | {"tests"}))
-    return sorted(name for name in ours if LEVEL_OF.get(name, 99) >= LEVEL_OF[module.name])
+    if module.place in PACKAGES:
+        ours.discard(module.place)
+    return sorted(name for name in ours if LEVEL_OF.get(name, 99) >= LEVEL_OF[module.place])
+
+
+def goes_around_a_door(module: Module) -> list[str]:
+    """What is in a package is known to that package; others use what its ``__init__`` offers."""
+    inside = {module.name for module in MODULES if module.place in PACKAGES}
+    return sorted(name for name in imports(module.tree) if name in inside and not name.startswith(module.place + "."))
 
 
 def passes_a_door(module: Module) -> list[str]:
@@ -208,6 +224,10 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("demo.site", "from web_server import create_app"),
         ("web_server", "import demo.site"),
     ),
+    goes_around_a_door: (
+        ("download_scheduler", "from extras.gather import Extras"),
+        ("demo.site", "from extras import danmaku"),
+    ),
     passes_a_door: (
         ("add_url", "import redis.asyncio"),
         ("redisConnect", "from flask import Flask"),
@@ -220,6 +240,7 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("retry", "from random import random"),
         ("config", "import urllib.request"),
         ("parse_", "import ssl"),
+        ("extras.nfo", "import time"),
         ("mp4_boxes", "async def f() -> None: ..."),
     ),
     imports_the_forbidden: (("merge_stream_file", "import ffmpeg"), ("redisConnect", "import pickle")),
@@ -260,12 +281,12 @@ def test_the_rule_finds_what_breaks_it(rule: Callable[[Module], list[str]], name
 
 
 def test_every_module_has_its_level_and_every_level_its_modules() -> None:
-    assert sorted(path.stem for path in TOP) == sorted(LEVEL_OF)
+    assert sorted([*(path.stem for path in TOP), *PACKAGES]) == sorted(LEVEL_OF)
     assert sum(map(len, LEVELS)) == len(LEVEL_OF)
 
 
 def test_no_file_is_longer_than_a_person_reads() -> None:
-    folders = [ROOT / name for name in ("demo", "lua", "static", "templates")]
+    folders = [ROOT / name for name in ("demo", "lua", "static", "templates", *PACKAGES)]
     files = [*TOP, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     lengths = {path.name: path.read_bytes().count(b"\n") for path in files if path.suffix != ".pyc"}
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
