@@ -46,6 +46,7 @@ MAX_BODY_BYTES = 8 * MIB
 TRIES = 3
 MAX_HOPS = 3
 MAX_VIDEOS = 256
+MAX_VIEWS = 4
 VIDEO_SECONDS = 120.0
 KEYS_TRUSTED_SECONDS = 60.0
 """Keys that are younger than this are not the reason of a refusal."""
@@ -162,9 +163,13 @@ class _Pace:
 @dataclass(frozen=True, slots=True)
 class _Reply:
     status: int
-    text: str = field(repr=False)
+    body: bytes = field(repr=False)
     location: str = field(repr=False)
     retry_after_seconds: float | None
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
 
 
 class _Unreachable(Exception):
@@ -205,6 +210,7 @@ class BiliClient:
         self._draw = draw
         self._pace = _Pace(settings.api_interval_seconds, monotonic, sleep)
         self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
+        self._views: _Shared[str] = _Shared(monotonic, MAX_VIEWS)
         self._keys: _Shared[tuple[tuple[str, str], float]] = _Shared(monotonic, 1)
         self._buvids: _Shared[tuple[str, str]] = _Shared(monotonic, 1)
         self._cookie_origins = {_origin(url) for url in (settings.web_url, settings.api_url, settings.passport_url)}
@@ -231,6 +237,28 @@ class BiliClient:
             refused = error
         path = f"/bangumi/play/ep{video.episode_id}" if video.episode_id else f"/video/{video.bvid}/?p={page.number}"
         return await self._read_page(path, partial(parse_playinfo_html, cid=page.cid), refused)
+
+    async def player(self, video: Video, page: Page) -> str:
+        """Return what the player is told of a page: its subtitles and chapters; it need not be signed."""
+        return await self._ask_api("/x/player/wbi/v2", {"aid": video.aid, "bvid": video.bvid, "cid": page.cid})
+
+    async def view(self, video: Video) -> str:
+        """Return the site's own description of a video, for those who want to keep it."""
+
+        async def ask() -> tuple[str, float]:
+            return await self._ask_api("/x/web-interface/view", {"bvid": video.bvid}), VIDEO_SECONDS
+
+        return await self._views.get(video.bvid, ask)
+
+    async def danmaku(self, video: Video, page: Page, segment: int) -> bytes:
+        """Return the danmaku of six minutes of a page, counted from 1, as a protobuf message; empty beyond the end."""
+        params = {"type": 1, "oid": page.cid, "pid": video.aid, "segment_index": segment}
+        reply = await self._fetch(self._settings.api_url + "/x/v2/dm/web/seg.so?" + urlencode(params))
+        if reply.status == 304:  # what it says of a segment that does not exist
+            return b""
+        if reply.status != 200:
+            raise SiteError(_("the site has no danmaku there (HTTP {status})").format(status=reply.status))
+        return reply.body
 
     async def _describe(self, job: JobId) -> tuple[Video, float]:
         try:
@@ -369,7 +397,7 @@ class BiliClient:
                     self._note_clock(response.headers.get("Date", ""))
                 return _Reply(
                     status=response.status,
-                    text=await _read_text(response),
+                    body=await _read_body(response),
                     location=response.headers.get("Location", ""),
                     retry_after_seconds=_retry_after(response.headers.get("Retry-After", ""), self._unix_time()),
                 )
@@ -446,7 +474,7 @@ def _failure(host: str, reply: _Reply | None, cut: bool) -> JobError:
     return NoWayOut(_("{host} cannot be reached: check the network, the proxy and its certificate").format(host=host))
 
 
-async def _read_text(response: aiohttp.ClientResponse) -> str:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """Return the decoded body; it is decompressed here, a bounded piece at a time, against bombs."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
@@ -463,7 +491,7 @@ async def _read_text(response: aiohttp.ClientResponse) -> str:
             raise SiteError(_("the site answered more than {limit} MiB").format(limit=MAX_BODY_BYTES // MIB))
     if inflater is not None and body and not inflater.eof:
         raise _Cut
-    return body.decode("utf-8", "replace")
+    return bytes(body)
 
 
 def _retry_after(value: str, unix_seconds: float) -> float | None:
