@@ -37,6 +37,7 @@ from errors import (
     TransientError,
     Unauthorized,
 )
+from extras import Companions, Extras
 from i18n import _
 from merge_stream_file import merge
 from model import (
@@ -248,6 +249,7 @@ class Scheduler:
         self._ends_when_empty = False
         self._obeyed: Working | None = None
         self._wishes = Wishes()
+        self._extras = Extras(settings, site, wire)
         self._note = ""
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
         self._is_replaying = False
@@ -665,7 +667,8 @@ class Scheduler:
         await self._queue.ack(lease, result)
         self._results.add(lease.url, result)
         self._unfinished.pop(lease.url, None)
-        self._park_failures = 0
+        if lease_clock() >= self._parked_until:  # an extra of this page may just have parked the worker
+            self._park_failures = 0
         self.board.done += 1
         log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
         return None
@@ -697,10 +700,19 @@ class Scheduler:
     async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
         """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
         relative, present = self._place(held.lease.category, video, page)
-        if present:
-            result = self._result_there(held, view, relative, page)
-            discard_parts(self._parts, page.cid)
-            return result
+        async with self._extras.of(held.lease.url, video, page, relative) as extras:
+            if present:
+                result = self._result_there(held, view, relative, page)
+                discard_parts(self._parts, page.cid)
+            else:
+                result = await self._new_file(held, view, video, page, extras)
+            await extras.lay_beside(PurePosixPath(result.path))
+        if extras.trouble is not None:
+            self._park(extras.trouble)
+        return result
+
+    async def _new_file(self, held: Held, view: JobView, video: Video, page: Page, extras: Companions) -> Result:
+        """Return the file of a page that is downloaded and merged."""
         streams = PageStreams(self._site, video, page, held.lease.url, self._wishes)
         await streams.ask()
         view.cid, view.planned_bytes = page.cid, streams.planned_bytes
@@ -759,10 +771,10 @@ class Scheduler:
         before it could tell; one with another cid keeps its name, and ours gets its cid into the name. Raise NameTaken
         where a strange file has that one too.
         """
-        relative = create_folder.page_path(category, video, page)
+        relative = create_folder.page_path(category, video, page, output=self._settings.output)
         holder = _cid_of(self._settings.download_dir / relative)
         if holder not in (None, page.cid):
-            relative = create_folder.page_path(category, video, page, with_cid=True)
+            relative = create_folder.page_path(category, video, page, with_cid=True, output=self._settings.output)
             holder = _cid_of(self._settings.download_dir / relative)
         if holder not in (None, page.cid):
             raise NameTaken(

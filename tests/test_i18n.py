@@ -22,7 +22,7 @@ from redisConnect import Queue
 from web_server import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "demo").glob("*.py"))]
+SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "extras").glob("*.py")), *sorted((ROOT / "demo").glob("*.py"))]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
