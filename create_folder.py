@@ -38,7 +38,7 @@ _JOINERS = "\u200c" + _JOINER
 DEFAULT_OUTPUT = "{category}/{title} [{bvid}]"
 PAGE_OUTPUT = "P{page} {page_title}"
 """The file of a page of several, in a folder of the video's name, where the template itself names no page."""
-ENDINGS = ("mp4", "mkv", "m4a")
+ENDINGS = ("mp4", "mkv", "m4a", "mka")
 MAX_FOLDERS = 8
 
 _TEXTS = ("category", "title", "page_title", "owner", "season", "region")

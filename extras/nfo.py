@@ -92,12 +92,11 @@ def _nfo(kind: str, fields: Iterable[tuple[str, str]]) -> str:
 def file_tags(video: Video, page: Page) -> tuple[tuple[str, str], ...]:
     """Return the tags that go into the file, by the names that ffmpeg knows; empty ones are left out.
 
-    The comment is not among them: it says which page the file holds.
+    Title and comment are not among them: each file has these, whatever is wanted.
     """
     about = video.about
     is_one_of_many = len(video.pages) > 1
     found = {
-        "title": _title(video, page),
         "artist": video.owner,
         "date": published_date(video),
         "description": about.description,

@@ -276,7 +276,6 @@ def test_no_text_of_the_site_becomes_markup(title: str, part: str, description: 
 def test_tags_name_what_is_known_and_never_the_comment() -> None:
     tags = dict(file_tags(described(season="合集", episode_number=3), described().pages[0]))
     assert tags == {
-        "title": "标题",
         "artist": "UP主",
         "date": "2023-11-15",
         "description": "简介",
@@ -286,9 +285,9 @@ def test_tags_name_what_is_known_and_never_the_comment() -> None:
         "track": "3",
     }
     many = dict(file_tags(described(pages=2), described(pages=2).pages[1]))
-    assert (many["title"], many["album"], many["track"]) == ("标题 P2 第2页", "标题", "2")
+    assert (many["album"], many["track"]) == ("标题", "2")
     bare = Video("BV1xx411c7mD", 1, "t", (Page(1, 2, "t"),))
-    assert file_tags(bare, bare.pages[0]) == (("title", "t"),)
+    assert file_tags(bare, bare.pages[0]) == ()
     assert published_date(bare) == ""
 
 
