@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,7 +124,7 @@ class Companions:
         self._wants = frozenset(extras.settings.extras)
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._hidden: list[Path] = []
-        self._srts: dict[str, bytes] = {}
+        self._sources: dict[str, str] = {}
         self._has_told = False
         self.trouble: CircumstanceError | None = None
         """Why the site should be left alone for a while, if it said so."""
@@ -208,7 +209,10 @@ class Companions:
         return tuple(one for one in hidden if one is not None)
 
     async def _hidden_srt(self, one: subtitles.Subtitle) -> tuple[str, str, str]:
-        return await self._hide(await self._srt(one), ".srt"), one.language, one.name
+        srt = subtitles.to_srt(await self._srt_source(one), self._page.duration_seconds or math.inf)
+        if not srt:
+            raise SiteError(_("it has no line within the page"))
+        return await self._hide(srt.encode(), ".srt"), one.language, one.name
 
     async def _found_chapters(self) -> tuple[subtitles.Chapter, ...]:
         player: subtitles.Player = await self._tasks["player"]
@@ -308,12 +312,15 @@ class Companions:
             )
         return player.subtitles
 
-    async def _srt(self, one: subtitles.Subtitle) -> bytes:
-        """Return a subtitle as SRT; it is fetched once for both of its places."""
-        if one.url not in self._srts:
+    async def _srt_source(self, one: subtitles.Subtitle) -> str:
+        """Return a subtitle in the site's form; it is fetched once for both of its places."""
+        if one.url not in self._sources:
             data = await self._extras.fetch(one.url, subtitles.MAX_BYTES)
-            self._srts[one.url] = subtitles.to_srt(data.decode("utf-8-sig", "replace")).encode()
-        return self._srts[one.url]
+            self._sources[one.url] = data.decode("utf-8-sig", "replace")
+        return self._sources[one.url]
+
+    async def _srt(self, one: subtitles.Subtitle) -> bytes:
+        return subtitles.to_srt(await self._srt_source(one)).encode()
 
     async def _subtitle_files(self, relative: PurePosixPath) -> list[_Wanted]:
         return [

@@ -6,6 +6,7 @@ bilibili-API-collect, docs/video/player.md. Without a login the list is empty, a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ def parse_player(text: str, aid: int, cid: int) -> Player:
     """Return what an answer of /x/player/wbi/v2 says of a page.
 
     The site is known to answer with AI subtitles of other videos (SocialSisterYi's and BBDown's users saw it often);
-    their addresses tell: the name is aid and cid, then 32 digits of a hash. Such are left out, and counted.
+    their addresses tell: the name is aid and cid, then 32 digits of a hash. Such are left out, and counted. Those that
+    people wrote come first: players show the first track by themselves.
     """
     data = envelope(text)
     listed = data.get("subtitle")  # a list, not an object, on some answers
@@ -68,7 +70,7 @@ def parse_player(text: str, aid: int, cid: int) -> Player:
     sound = [subtitle for subtitle in offered if subtitle.url and subtitle.language]
     ours = [subtitle for subtitle in sound if _is_of(subtitle.url, aid, cid)]
     return Player(
-        subtitles=tuple(_each_once(ours)),
+        subtitles=tuple(sorted(_each_once(ours), key=lambda subtitle: subtitle.is_ai)),
         chapters=_chapters(objects(data.get("view_points"))),
         needs_login=bool(data.get("need_login_subtitle")) and not offered,
         strange=len(sound) - len(ours),
@@ -110,11 +112,14 @@ def _chapters(points: list[Object]) -> tuple[Chapter, ...]:
 
 
 @reads_site
-def to_srt(text: str) -> str:
-    """Return the lines of a subtitle in the site's JSON as SRT, in the order of their time."""
+def to_srt(text: str, most_seconds: float = math.inf) -> str:
+    """Return the lines of a subtitle in the site's JSON as SRT, in the order of their time.
+
+    With ``most_seconds`` no line goes on longer: a track in a video would make the video itself longer.
+    """
     lines = []
     for item in objects(json.loads(text)["body"]):
-        start, stop = _milliseconds(item["from"]), _milliseconds(item["to"])
+        start, stop = (_milliseconds(min(item[name], most_seconds)) for name in ("from", "to"))
         words = re.sub(r"\n{2,}", "\n", clean_text(str(item.get("content", "")))).strip("\n")
         if words.strip() and stop > start:
             lines.append((start, stop, words.replace("-->", "→")))

@@ -1316,3 +1316,23 @@ async def test_a_template_says_where_a_video_goes_and_where_it_is_found_again(
     stem = f"{PLAIN.owner}/2023-11-15/{PLAIN.title} [{PLAIN.bvid}]"
     assert library(worker) == {f"{stem}.mp4", f"{stem}.nfo"}
     assert sent[0] == sent[1] > 0  # the second worker found it under that name
+
+
+@pytest.mark.skipif("cover" not in MergePlan.__dataclass_fields__, reason="the merge takes nothing beside streams yet")
+@pytest.mark.parametrize("changes", [{}, {"container": "mkv"}, {"streams": "audio"}], ids=["mp4", "mkv", "m4a"])
+async def test_what_goes_into_the_file_is_in_it(
+    queue: Queue, start_worker: StartWorker, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.add([PLAIN.bvid])
+    wanted = ("tags", "cover", "chapters", "embed-subtitles")
+    worker = await start_worker(extras=wanted, sessdata="demo", **changes)
+    await until("done", lambda: queue.counts().done == 1)
+    (name,) = library(worker)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(worker.settings.download_dir / name)]
+    said = (await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)).stderr
+    found = said.lower()
+    assert f"artist          : {PLAIN.owner.lower()}" in found and "date            : 2023-11-15" in found, said
+    assert found.count("  chapter #0:") == 2 and "attached pic" in found and found.count("subtitle: ") == 3, said
+    assert "duration: 00:00:03" in found, said  # no track makes it longer
+    assert not [record for record in caplog.records if "without" in record.getMessage()]
+    assert not list((worker.settings.download_dir / ".parts").iterdir())

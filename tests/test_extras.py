@@ -158,6 +158,16 @@ def test_an_srt_has_its_lines_in_order_and_none_that_is_empty() -> None:
     )
 
 
+def test_a_track_is_no_longer_than_its_page() -> None:
+    body = [
+        {"from": 0.5, "to": 2, "content": "a"},
+        {"from": 1.5, "to": 99, "content": "b"},
+        {"from": 3, "to": 4, "content": "c"},
+    ]
+    text = to_srt(json.dumps({"body": body}), 3.0)
+    assert text == "1\n00:00:00,500 --> 00:00:02,000\na\n\n2\n00:00:01,500 --> 00:00:03,000\nb\n"
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6), anything), max_size=8))
 def test_no_line_of_a_subtitle_can_look_like_two(lines: list[tuple[float, float, str]]) -> None:
@@ -195,7 +205,7 @@ def test_the_player_tells_languages_and_which_a_machine_wrote() -> None:
         {"lan": "../../x", "lan_doc": "", "subtitle_url": "//i0.hdslb.com/bfs/subtitle/b.json"},
     )
     player = parse_player(answer, 12, 34)
-    assert [one.suffix for one in player.subtitles] == [".zh-Hans.srt", ".zh.ai.srt", ".ja.ai.srt", ".x.srt"]
+    assert [one.suffix for one in player.subtitles] == [".zh-Hans.srt", ".x.srt", ".zh.ai.srt", ".ja.ai.srt"]
     assert player.strange == 1 and not player.needs_login
 
 
