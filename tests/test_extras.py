@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from create_folder import page_path, parse_output
 from demo import extras as served
 from demo.catalogue import video as catalogued
 from demo.media import ensure_library
+from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
 from errors import RiskControl, SiteError
 from extras import Embedding, Extras, files
@@ -37,6 +38,7 @@ from media_client import MediaClient
 from mirrors import media_allowed
 from model import MIB, About, JobId, Page, Video
 from parse_ import parse_view
+from tests.farm import Farm, wait_until
 
 PLAIN = catalogued("plain")
 CID = PLAIN.pages[0].cid
@@ -75,7 +77,18 @@ def test_what_is_served_is_read_and_cleaned() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"<html>", b"\x0a\xff", b"\x0a\x05ab", b"\x0b", b"\xff" * 12, b"{}", b"{", b'{"code":-400}']
+    "data",
+    [
+        b"<html>",
+        b"\x0a\xff",
+        b"\x0a\x05ab",
+        b"\x0b",
+        b"\xff" * 12,
+        b"{}",
+        b"{",
+        b'{"code":-400}',
+        b'{"code":0,"data":{}}',
+    ],
 )
 def test_bytes_that_are_no_segment_are_an_error_of_the_site(data: bytes) -> None:
     with pytest.raises(SiteError):
@@ -89,7 +102,7 @@ def test_risk_control_in_place_of_a_segment_is_told_as_such() -> None:
 
 def test_no_danmaku_is_there_twice_and_their_order_is_that_of_time() -> None:
     late, early = danmaku(id="1", seconds=400.0), danmaku(id="2", seconds=0.5)
-    assert complete([(late,), (early, late)]) == (early, late)
+    assert complete([(late,), (early, replace(late))]) == (early, late)
     assert [segments_of(seconds) for seconds in (0, 1, 360, 360.5, 7200, float("inf"))] == [1, 1, 1, 2, 20, 2778]
 
 
@@ -570,6 +583,52 @@ async def test_a_season_folder_makes_episodes_of_its_videos(make_bench: Any, sit
     assert (root.tag, root.findtext("episode")) == ("episodedetails", "4")
 
 
+async def test_what_is_no_image_is_no_cover(
+    make_bench: Any, site: RunningSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.fault("html", path=f"{served.OPEN_FOLDER}*")
+    bench = await make_bench("cover", "cover-file")
+    embedding, found, _companions = await bench.lay()
+    assert embedding.cover == "" and found == set()
+    assert [record.getMessage() for record in caplog.records if "it is no image" in record.getMessage()]
+
+
+async def test_what_a_killed_worker_left_in_the_folder_goes_with_the_next_one(make_bench: Any) -> None:
+    bench = await make_bench("nfo")
+    folder = bench.settings.download_dir / "c"
+    folder.mkdir(parents=True)
+    left = files.hidden_file(folder, b"half", "")
+    os.utime(left, (1_000_000_000, 1_000_000_000))
+    _embedding, found, _companions = await bench.lay()
+    assert found == {f"{STEM}.nfo"}
+
+
+async def test_a_folder_that_takes_nothing_is_said_once_for_each_extra(
+    make_bench: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write_whole", full)
+    bench = await make_bench("nfo", "json")
+    _embedding, found, companions = await bench.lay("five-pages")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"job: without {extra}: No space left on device" for extra in ("nfo", "json")]
+    assert found == set() and companions.trouble is None
+
+
+async def test_a_job_that_fails_does_not_wait_for_its_extras(make_bench: Any, site: RunningSite) -> None:
+    site.fault("stall", path=f"{served.OPEN_FOLDER}*", bytes=10)
+    bench = await make_bench("cover")
+    video = await bench.extras.site.describe(JobId(bvid=PLAIN.bvid))
+    async with asyncio.timeout(10):
+        with pytest.raises(ZeroDivisionError):
+            async with bench.extras.of("job", video, video.pages[0], PurePosixPath("c/x.mp4")):
+                while not site.stats()["objects"]:
+                    await asyncio.sleep(0.01)
+                raise ZeroDivisionError
+
+
 async def test_a_cancelled_job_leaves_nothing_behind(make_bench: Any, site: RunningSite) -> None:
     site.fault("stall", path=f"{served.OPEN_FOLDER}*", bytes=10)
     bench = await make_bench("cover", "cover-file")
@@ -581,3 +640,54 @@ async def test_a_cancelled_job_leaves_nothing_behind(make_bench: Any, site: Runn
         await task
     assert not [path for path in bench.settings.download_dir.rglob("*") if path.is_file()]
     assert len(asyncio.all_tasks()) < 10
+
+
+# ------------------------------------------------------------------------------------------ real processes
+
+
+@pytest.fixture(scope="module")
+def module_site() -> Iterator[SiteProcess]:
+    with SiteProcess(DEFAULT_CACHE) as site:
+        yield site
+
+
+@pytest.fixture
+def farm(tmp_path: Path, module_site: SiteProcess) -> Iterator[Farm]:
+    module_site.post("reset")
+    wishes = {"BILI_EXTRAS": "all", "BILI_SESSDATA": "demo", "BILI_OUTPUT": "{owner}/{title} [{bvid}]"}
+    farm = Farm(tmp_path, module_site, BILI_LEASE_SECONDS="5", **wishes)
+    yield farm
+    farm.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_worker_that_is_killed_over_its_extras_leaves_nothing_half_written(farm: Farm) -> None:
+    many = catalogued("five-pages")
+    farm.site.post("faults", kind="stall", path=f"{served.OPEN_FOLDER}*", bytes=10)
+    farm.add(PLAIN.bvid, many.bvid)
+    worker = farm.worker()
+    wait_until("a cover is on its way", lambda: any(path.startswith("/bfs/") for path in farm.ranges()))
+    worker.kill()
+    farm.site.post("clear_faults")
+    assert farm.drain() == 0
+    assert len(farm.everything("/success")) == 6
+    found = {str(path.relative_to(farm.downloads)) for path in farm.downloads.rglob("*") if path.is_file()}
+    stem, folder = f"{PLAIN.owner}/{STEM}", f"{many.owner}/线性代数五讲 [{many.bvid}]"
+    languages = (".zh-CN.srt", ".en-US.srt", ".zh.ai.srt")
+    own = (".mp4", ".danmaku.ass", ".danmaku.xml", ".nfo")
+    pages = ("P01 向量", "P02 矩阵／行列式", "P03 重复", "P04 重复", "P05 ／..／etc／passwd")
+    assert {name for name in found if ".parts" not in name} == {
+        *(stem + suffix for suffix in (*own, "-poster.jpg", ".info.json", *languages)),
+        *(f"{folder}/{page}{suffix}" for page in pages for suffix in own),
+        *(f"{folder}/{name}" for name in ("tvshow.nfo", "poster.jpg", "video.info.json")),
+    }
+    for name in found:
+        path = farm.downloads / name
+        if path.suffix in (".xml", ".nfo"):
+            ElementTree.fromstring(path.read_bytes())
+        elif path.suffix == ".json":
+            json.loads(path.read_text("utf-8"))
+        elif path.suffix == ".jpg":
+            assert path.read_bytes() == served.COVER
+    assert all(part.startswith(".parts/.extra-") for part in found if ".parts" in part)  # of the killed one, for a day
