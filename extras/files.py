@@ -27,11 +27,9 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def hidden_file(folder: Path, data: bytes, ending: str) -> Path:
-    """Write a file that only ffmpeg is to read; whoever asked for it deletes it."""
-    path = folder / _TEMPORARY.format(f"{secrets.token_hex(8)}{ending}")
-    path.write_bytes(data)
-    return path
+def hidden_path(folder: Path, ending: str) -> Path:
+    """Return a name for a file that only ffmpeg is to read; whoever asked for it deletes it."""
+    return folder / _TEMPORARY.format(f"{secrets.token_hex(8)}{ending}")
 
 
 def remove_old_leftovers(folder: Path) -> None:

@@ -173,7 +173,9 @@ class Companions:
             size_bytes += len(data)
             if size_bytes > danmaku.MAX_BYTES:
                 raise SiteError(_("it is larger than {limit} MiB").format(limit=danmaku.MAX_BYTES // MIB))
-            segments.append(danmaku.parse_segment(data))
+            segments.append(
+                await asyncio.to_thread(danmaku.parse_segment, data)
+            )  # a full one takes a tenth of a second
         return danmaku.complete(segments)
 
     # -------------------------------------------------------------------------------- into the file
@@ -199,8 +201,9 @@ class Companions:
 
     async def _hide(self, data: bytes, ending: str) -> str:
         self._extras.sweep(self._settings.scratch_dir)
-        path = await asyncio.to_thread(files.hidden_file, self._settings.scratch_dir, data, ending)
+        path = files.hidden_path(self._settings.scratch_dir, ending)
         self._hidden.append(path)
+        await asyncio.to_thread(path.write_bytes, data)
         return str(path)
 
     async def _hidden_subtitles(self) -> tuple[tuple[str, str, str], ...]:

@@ -375,7 +375,9 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
-    old, new = (files.hidden_file(tmp_path, b"x", ".jpg") for _turn in range(2))
+    old, new = (files.hidden_path(tmp_path, ".jpg") for _turn in range(2))
+    for path in (old, new):
+        path.write_bytes(b"x")
     os.utime(old, (1_000_000_000, 1_000_000_000))
     (tmp_path / "extra-mine").touch()
     files.remove_old_leftovers(tmp_path)
@@ -597,7 +599,8 @@ async def test_what_a_killed_worker_left_in_the_folder_goes_with_the_next_one(ma
     bench = await make_bench("nfo")
     folder = bench.settings.download_dir / "c"
     folder.mkdir(parents=True)
-    left = files.hidden_file(folder, b"half", "")
+    left = files.hidden_path(folder, "")
+    left.write_bytes(b"half")
     os.utime(left, (1_000_000_000, 1_000_000_000))
     _embedding, found, _companions = await bench.lay()
     assert found == {f"{STEM}.nfo"}
