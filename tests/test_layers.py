@@ -55,9 +55,6 @@ ALL_THE_SAME = {("config", "ssl"), ("create_folder", "datetime"), ("extras.nfo",
 """The certificates are a setting like others: they are read there, and nothing is connected. A day is computed from
 seconds that are given: no clock is asked."""
 
-PACKAGES = frozenset({"extras"})
-"""Folders with modules of the product; others import the folder, never a module in it."""
-
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
 PROVIDED_WITH = {"werkzeug": "flask", "yarl": "aiohttp", "multidict": "aiohttp", "dotenv": "python-dotenv"}
@@ -84,9 +81,11 @@ def read(path: Path) -> Module:
 
 
 TOP = sorted(ROOT.glob("*.py"))
+FOLDERS = ("extras",)
+"""Families of modules, each with one door: what its ``__init__`` has."""
+IN_FOLDERS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
-PACKAGED = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-MODULES = [read(path) for path in (*TOP, *PACKAGED, *DEMO)]
+MODULES = [read(path) for path in (*TOP, *IN_FOLDERS, *DEMO)]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -118,14 +117,12 @@ def goes_up(module: Module) -> list[str]:
     ours = roots(module.tree) & (LEVEL_OF.keys() | {"demo", "tests"})
     if module.place == "demo":
         return sorted(ours & (ENTRIES | {"tests"}))
-    if module.place in PACKAGES:
-        ours.discard(module.place)
-    return sorted(name for name in ours if LEVEL_OF.get(name, 99) >= LEVEL_OF[module.place])
+    return sorted(name for name in ours - {module.place} if LEVEL_OF.get(name, 99) >= LEVEL_OF[module.place])
 
 
 def goes_around_a_door(module: Module) -> list[str]:
-    """What is in a package is known to that package; others use what its ``__init__`` offers."""
-    inside = {module.name for module in MODULES if module.place in PACKAGES}
+    """What is in a folder is known to that folder; others use its door."""
+    inside = {module.name for module in MODULES if module.place in FOLDERS}
     return sorted(name for name in imports(module.tree) if name in inside and not name.startswith(module.place + "."))
 
 
@@ -281,12 +278,12 @@ def test_the_rule_finds_what_breaks_it(rule: Callable[[Module], list[str]], name
 
 
 def test_every_module_has_its_level_and_every_level_its_modules() -> None:
-    assert sorted([*(path.stem for path in TOP), *PACKAGES]) == sorted(LEVEL_OF)
+    assert sorted([*(path.stem for path in TOP), *FOLDERS]) == sorted(LEVEL_OF)
     assert sum(map(len, LEVELS)) == len(LEVEL_OF)
 
 
 def test_no_file_is_longer_than_a_person_reads() -> None:
-    folders = [ROOT / name for name in ("demo", "lua", "static", "templates", *PACKAGES)]
+    folders = [ROOT / name for name in ("demo", "lua", "static", "templates", *FOLDERS)]
     files = [*TOP, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     lengths = {path.name: path.read_bytes().count(b"\n") for path in files if path.suffix != ".pyc"}
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
