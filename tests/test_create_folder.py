@@ -244,7 +244,7 @@ templates = st.lists(names, min_size=1, max_size=4).map(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(templates, texts, texts, texts, bvids, cids, st.integers(1, 300), st.booleans())
 @example("{title}{title}{title} {bvid}", "c", "t" * 300, "p", BVID, 2**40, 1, True)
 @example("{title}1/{page_title}{bvid}", "c", "com", "\u1161", BVID, 1, 1, False)
