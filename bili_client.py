@@ -55,6 +55,7 @@ MAX_BODY_BYTES = 8 * MIB
 TRIES = 3
 MAX_HOPS = 3
 MAX_VIDEOS = 256
+MAX_VIEWS = 4
 VIDEO_SECONDS = 120.0
 KEYS_TRUSTED_SECONDS = 60.0
 """Keys that are younger than this are not the reason of a refusal."""
@@ -158,9 +159,13 @@ class _Shared(Generic[_Value]):
 @dataclass(frozen=True, slots=True)
 class _Reply:
     status: int
-    text: str = field(repr=False)
+    body: bytes = field(repr=False)
     location: str = field(repr=False)
     retry_after_seconds: float | None
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
 
 
 class _Unreachable(Exception):
@@ -194,6 +199,7 @@ class BiliClient:
         self.pace = Pace(settings.api_interval_seconds, monotonic)
         self.login = Login(settings)
         self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
+        self._views: _Shared[str] = _Shared(monotonic, MAX_VIEWS)
         self._keys: _Shared[tuple[tuple[str, str], float]] = _Shared(monotonic, 1)
         self._buvids: _Shared[tuple[str, str]] = _Shared(monotonic, 1)
         self._tickets: _Shared[str] = _Shared(monotonic, 1)
@@ -237,6 +243,13 @@ class BiliClient:
 
     async def listing(self, wanted: ListRequest, read: Callable[[str], _Value]) -> _Value:
         """Ask for a page of a listing and return what ``read`` makes of the answer."""
+        try:
+            return await self._listing(wanted, read)
+        except PermanentError as error:
+            refused = error
+        raise await self.judged(refused)
+
+    async def _listing(self, wanted: ListRequest, read: Callable[[str], _Value]) -> _Value:
         params = dict(wanted.params)
         if wanted.signed:
             return await self._signed(wanted.path, params, read)
@@ -253,6 +266,7 @@ class BiliClient:
         while search.found is None:
             search = await self.listing(search.next, search.read)
         return search.found
+
     async def judged(self, refused: PermanentError) -> JobError:
         """Return a refusal as it is, or as one that passes: where only the login is over, no job fails for good."""
         if refused.code not in _FOR_AN_ACCOUNT or self.login.account() is None:
@@ -270,6 +284,28 @@ class BiliClient:
         if self.login.account() is not None:
             self._keys.forget(self._today())
             await self._wbi_keys()
+
+    async def player(self, video: Video, page: Page) -> str:
+        """Return what the player is told of a page: its subtitles and chapters; it need not be signed."""
+        return await self._ask_api("/x/player/wbi/v2", {"aid": video.aid, "bvid": video.bvid, "cid": page.cid})
+
+    async def view(self, video: Video) -> str:
+        """Return the site's own description of a video, for those who want to keep it."""
+
+        async def ask() -> tuple[str, float]:
+            return await self._ask_api("/x/web-interface/view", {"bvid": video.bvid}), VIDEO_SECONDS
+
+        return await self._views.get(video.bvid, ask)
+
+    async def danmaku(self, video: Video, page: Page, segment: int) -> bytes:
+        """Return the danmaku of six minutes of a page, counted from 1, as a protobuf message; empty beyond the end."""
+        params = {"type": 1, "oid": page.cid, "pid": video.aid, "segment_index": segment}
+        reply = await self._fetch(self._settings.api_url + "/x/v2/dm/web/seg.so?" + urlencode(params))
+        if reply.status == 304:  # what it says of a segment that does not exist
+            return b""
+        if reply.status != 200:
+            raise SiteError(_("the site has no danmaku there (HTTP {status})").format(status=reply.status))
+        return reply.body
 
     async def _describe(self, job: JobId) -> tuple[Video, float]:
         if job.source:
@@ -433,7 +469,7 @@ class BiliClient:
                     self._note_clock(response.headers.get("Date", ""))
                 return _Reply(
                     status=response.status,
-                    text=await _read_text(response),
+                    body=await _read_body(response),
                     location=response.headers.get("Location", ""),
                     retry_after_seconds=_retry_after(response.headers.get("Retry-After", ""), self._unix_time()),
                 )
@@ -522,7 +558,7 @@ def _failure(host: str, reply: _Reply | None, cut: bool) -> JobError:
     return NoWayOut(_("{host} cannot be reached: check the network, the proxy and its certificate").format(host=host))
 
 
-async def _read_text(response: aiohttp.ClientResponse) -> str:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """Return the decoded body; it is decompressed here, a bounded piece at a time, against bombs."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
@@ -539,7 +575,7 @@ async def _read_text(response: aiohttp.ClientResponse) -> str:
             raise SiteError(_("the site answered more than {limit} MiB").format(limit=MAX_BODY_BYTES // MIB))
     if inflater is not None and body and not inflater.eof:
         raise _Cut
-    return body.decode("utf-8", "replace")
+    return bytes(body)
 
 
 def _retry_after(value: str, unix_seconds: float) -> float | None:

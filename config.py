@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
+from create_folder import USUAL, Output, parse_output
 from errors import UsageError
 from i18n import _
 from model import BEST, CODECS, KIB, NO_SOUND, QUALITIES, SOUNDS, Wishes, Working
@@ -68,6 +69,20 @@ CATEGORIES = (
 )
 """The reference's categories; edit, or name targets to add_url.py. Ids: bilibili-API-collect, video_zone*.md."""
 
+
+EXTRAS = (
+    "tags",
+    "chapters",
+    "cover",
+    "cover-file",
+    "danmaku",
+    "danmaku-xml",
+    "subtitles",
+    "embed-subtitles",
+    "nfo",
+    "json",
+)
+"""What may come with a video; docs/extras.md says what each is, and what it costs in requests."""
 
 _REAL_URLS = frozenset(
     f"https://{host}" for host in ("www.bilibili.com", "api.bilibili.com", "passport.bilibili.com", "b23.tv")
@@ -120,6 +135,10 @@ class Settings:
             min_qn=_quality_number(self.min_quality) if self.min_quality else 0,
         )
 
+    extras: tuple[str, ...] = ("tags",)
+    """Tags by default: they come with what is asked for anyway; every other one costs a request or a file."""
+    output: Output = USUAL
+
     @property
     def scratch_dir(self) -> Path:
         """The folder of unfinished work: the one that was set, or one in the download folder, on the same disk."""
@@ -166,6 +185,8 @@ _VARIABLES = {
     "streams": "BILI_STREAMS",
     "container": "BILI_CONTAINER",
     "min_quality": "BILI_MIN_QUALITY",
+    "extras": "BILI_EXTRAS",
+    "output": "BILI_OUTPUT",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -271,6 +292,16 @@ def category_problem(name: str) -> str:
     if name.startswith(".") or set(name) & set('/\\:*?"<>|'):
         return _('a category is one folder: no leading dot, none of / \\ : * ? " < > |')
     return ""
+
+
+def _extras(text: str, root: Path) -> tuple[str, ...]:
+    named = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in named if name not in (*EXTRAS, "all", "none")]:
+        sentence = _("{name} is no extra; there are {names}, and all and none")
+        raise ValueError(sentence.format(name=repr(unknown[0]), names=", ".join(EXTRAS)))
+    if "none" in named and len(named) > 1:
+        raise ValueError(_("none stands alone"))
+    return tuple(name for name in EXTRAS if name in named or "all" in named)
 
 
 def _connections(text: str, root: Path) -> int:
@@ -392,6 +423,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "streams": _one_of("both", "video", "audio"),
     "container": _one_of("auto", "mp4", "mkv"),
     "min_quality": _least_quality,
+    "extras": _extras,
+    "output": lambda text, root: parse_output(text),
 }
 
 

@@ -38,6 +38,7 @@ from errors import (
     TransientError,
     Unauthorized,
 )
+from extras import Companions, Extras
 from i18n import _
 from merge_proof import read_tag
 from merge_stream_file import merge
@@ -260,6 +261,7 @@ class Scheduler:
         self._ends_when_empty = False
         self._obeyed: Working | None = None
         self._wishes = settings.wishes
+        self._extras = Extras(settings, site, wire)
         self._note = ""
         self._risk = ""
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
@@ -709,7 +711,8 @@ class Scheduler:
         await self._queue.ack(lease, result)
         self._results.add(lease.url, result)
         self._unfinished.pop(lease.url, None)
-        self._park_failures = 0
+        if lease_clock() >= self._parked_until:  # an extra of this page may just have parked the worker
+            self._park_failures = 0
         self.board.done += 1
         log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
         return None
@@ -758,15 +761,25 @@ class Scheduler:
         """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
         kind = "m4a" if self._wishes.streams == "audio" else "mp4"
         relative, present = self._place(held.lease.category, video, page, kind)
-        if present:
-            result = self._result_there(held, view, relative, page)
-            discard_parts(self._parts, page.cid)
-            return result
+        async with self._extras.of(held.lease.url, video, page, relative) as extras:
+            if present:
+                result = self._result_there(held, view, relative, page)
+                discard_parts(self._parts, page.cid)
+            else:
+                result = await self._new_file(held, view, video, page, extras)
+            await extras.lay_beside(PurePosixPath(result.path))
+        if extras.trouble is not None:
+            self._park(extras.trouble)
+        return result
+
+    async def _new_file(self, held: Held, view: JobView, video: Video, page: Page, extras: Companions) -> Result:
+        """Return the file of a page that is downloaded and merged."""
         streams = PageStreams(self._site, video, page, held.lease.url, self._wishes)
         await streams.ask()
         view.cid, view.planned_bytes = page.cid, streams.planned_bytes
         files = await self._fetch(view, streams)
         try:
+            embedded = await extras.embedding()
             plan = MergePlan(
                 output="",  # looked for anew just before: it may be another one after a long download
                 video=_path(files.get("video")),
@@ -777,6 +790,10 @@ class Scheduler:
                 tag=_tag(video, page),
                 scratch=str(self._parts),
                 streams=self._wishes.streams,
+                cover=embedded.cover,
+                chapters=embedded.chapters,
+                tags=embedded.tags,
+                subtitles=embedded.subtitles,
             )
             result = await self._merge(held, view, video, page, plan, streams.extension)
             for file in files.values():
@@ -825,18 +842,19 @@ class Scheduler:
         one too.
         """
         kin = AUDIO_EXTENSIONS if extension in AUDIO_EXTENSIONS else VIDEO_EXTENSIONS
+        output = self._settings.output
         strange: list[PurePosixPath] = []
         for with_cid in (False, True):
             holders = {}
             for each in (*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS):
-                relative = create_folder.page_path(category, video, page, with_cid, each)
+                relative = create_folder.page_path(category, video, page, with_cid, each, output)
                 holders[relative] = _cid_of(self._settings.download_dir / relative)
             for relative, holder in holders.items():
                 if holder == page.cid and relative.suffix[1:] in kin:
                     return relative, True
             strange = [relative for relative, holder in holders.items() if holder not in (None, page.cid)]
             if not strange:
-                return create_folder.page_path(category, video, page, with_cid, extension), False
+                return create_folder.page_path(category, video, page, with_cid, extension, output), False
         raise NameTaken(
             _("{path} is there, but it is not this page: move it away, then try again").format(
                 path=self._settings.download_dir / strange[0]

@@ -35,6 +35,23 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What the site says of a video beside its title; each field is empty or 0 where it does not say it.
+
+    ``season`` is the collection (合集) or the bangumi season that the video belongs to, ``episode_number`` its place in
+    that, from 1. ``published_at`` is in Unix seconds.
+    """
+
+    owner_id: int = 0
+    description: str = ""
+    published_at: int = 0
+    region: str = ""
+    season: str = ""
+    episode_number: int = 0
+    cover_url: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """A described container: a video (稿件) with all its pages, in order.
 
@@ -51,6 +68,7 @@ class Video:
     episode_id: int | None = None
     notes: tuple[str, ...] = ()
     lesson_id: int = 0
+    about: About = About()
 
     def page_with_cid(self, cid: int) -> Page | None:
         """Return the page whose identity is ``cid``, or None when the uploader took it away."""

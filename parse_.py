@@ -22,6 +22,7 @@ from errors import CircumstanceError, JobError, PermanentError, RiskControl, Sit
 from i18n import _
 from model import (
     MIB,
+    About,
     JobId,
     Page,
     Playinfo,
@@ -238,6 +239,7 @@ MAX_TEXT_CHARACTERS = 8 * MIB
 """More than that is no answer of this site: the largest ones are a tenth of it."""
 
 MAX_TITLE_CHARACTERS = 1000
+MAX_DESCRIPTION_CHARACTERS = 8000
 MAX_URL_CHARACTERS = 8192
 MAX_MIRRORS = 16
 
@@ -316,6 +318,12 @@ def _title(node: object) -> str:
     text = html.unescape(node[: 4 * MAX_TITLE_CHARACTERS]) if isinstance(node, str) else ""
     text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     return re.sub(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+", " ", text).strip()[:MAX_TITLE_CHARACTERS]
+
+
+def _lines(node: object) -> str:
+    """Return a text of several lines, cleaned as a title is."""
+    text = node[:MAX_DESCRIPTION_CHARACTERS] if isinstance(node, str) else ""
+    return "\n".join(_title(line) for line in text.splitlines()).strip()
 
 
 # ------------------------------------------------------------------------------------------ what its codes mean
@@ -466,7 +474,32 @@ def _video(view: _Object) -> Video:
         owner=_title(_object(view.get("owner")).get("name")),
         episode_id=int(match[1]) if match else None,
         notes=tuple(notes),
+        about=_about(view, aid),
     )
+
+
+_LATEST = 2**33
+"""Seconds: after 2200, which is no date of a video."""
+
+
+def _about(view: _Object, aid: int) -> About:
+    """Return what a view answer says of the video beside its title; nothing of it has to be there."""
+    season = _object(view.get("ugc_season"))
+    listed = [item for part in _objects(season.get("sections")) for item in _objects(part.get("episodes"))]
+    places = [place for place, item in enumerate(listed, 1) if _integer(item.get("aid")) == aid]
+    return About(
+        owner_id=_integer(_object(view.get("owner")).get("mid")),
+        description=_lines(view.get("desc")),
+        published_at=_integer(view.get("pubdate"), _LATEST),
+        region=_title(view.get("tname_v2") or view.get("tname")),
+        season=_title(season.get("title")),
+        episode_number=places[0] if places else 0,
+        cover_url=_address(view.get("pic")),
+    )
+
+
+def _address(node: object) -> str:
+    return node if isinstance(node, str) and len(node) <= MAX_URL_CHARACTERS else ""
 
 
 def _ids(node: _Object) -> tuple[str, int]:
@@ -500,7 +533,13 @@ def _episode(episode: _Object, episode_id: int, season: str) -> Video:
     own = " ".join(filter(None, (_title(episode.get("title")), _title(episode.get("long_title")))))
     title = _title(episode.get("share_copy")) or " ".join(filter(None, (season, own))) or bvid
     page = Page(number=1, cid=cid, title=own or title, duration_seconds=_seconds(episode.get("duration"), 1000))
-    return Video(bvid=bvid, aid=aid, title=title, pages=(page,), episode_id=episode_id)
+    about = About(
+        published_at=_integer(episode.get("pub_time"), _LATEST),
+        season=season,
+        episode_number=_integer(episode.get("title"), MAX_NUMBER),
+        cover_url=_address(episode.get("cover")),
+    )
+    return Video(bvid=bvid, aid=aid, title=title, pages=(page,), episode_id=episode_id, about=about)
 
 
 def _initial_state(page: str) -> _Object:

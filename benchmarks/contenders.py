@@ -79,7 +79,7 @@ class Peers:
 def clean_environ(**more: str) -> dict[str, str]:
     """Return the environment without settings of a user or of Python, proxies or CA files.
 
-    With PYTHONDONTWRITEBYTECODE our own modules would be compiled at each start, while those of installed peers are not.
+    PYTHONDONTWRITEBYTECODE would have our own modules compiled at each start, while those of installed peers are not.
     """
     unwanted = ("BILI_", "REDIS_", "SSL_CERT", "REQUESTS_CA", "CURL_CA", "YTDLP", "YUTTO", "PYTHON")
     kept = {

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from demo import extras
 from demo.catalogue import (
     EPISODES,
     EXTRA_EPISODES,
@@ -139,11 +140,11 @@ def summary(state: SiteState, record: VideoRecord) -> Json:
         "tid": record.region.tid,
         "tname": record.region.name,
         "copyright": 1,
-        "pic": "http://i0.hdslb.com/bfs/archive/demo.jpg",
+        "pic": extras.cover_url(state, record),
         "title": record.title,
         "pubdate": published_at(record),
         "ctime": published_at(record),
-        "desc": f"stand-in for the odd case {record.name}",
+        "desc": extras.description(record),
         "state": 0,
         "duration": sum(_page_seconds(page) for page in now),
         "rights": {"bp": 0, "elec": 0, "download": 1, "movie": 0, "pay": 0, "hd5": 1, "no_reprint": 1, "autoplay": 1}

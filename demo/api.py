@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from demo import answers
+from demo import answers, extras
 from demo.catalogue import (
     EPISODES,
     SEASON_ID,
@@ -62,6 +62,7 @@ class Site:
         for path, answer in self._api_routes().items():
             app.router.add_get(f"{self._prefix}/api{path}", self._api_handler(answer))
         self._state.passport.add_routes(app, self._prefix)
+        app.router.add_get(f"{self._prefix}/api/x/v2/dm/web/seg.so", extras.danmaku_segment)
         app.router.add_get(f"{self._prefix}/web/", self._home)
         app.router.add_get(f"{self._prefix}/web/video/{{id}}", self._video_page)
         app.router.add_get(f"{self._prefix}/web/video/{{id}}/", self._video_page)
@@ -146,8 +147,11 @@ class Site:
         return answers.ok(answers.pages(self._state, record))
 
     def _player(self, request: web.Request) -> answers.Json:
-        subtitle = {"allow_submit": False, "lan": "", "lan_doc": "", "subtitles": []}
-        return answers.ok({"subtitle": subtitle, "view_points": [], "need_login_subtitle": False})
+        record = self._wanted(request)
+        page = self._page(record, _number(request, "cid")) if record is not None else None
+        if record is None or page is None:
+            return answers.NOT_FOUND
+        return answers.ok(extras.player(self._state, record, page, is_logged_in(request)))
 
     def _page(self, record: VideoRecord, cid: int) -> PageRecord | None:
         return next((page for page in self._state.pages[record.bvid] if page.cid == cid), None)

@@ -22,6 +22,7 @@ MO = PO.with_suffix(".mo")
 SOURCES = (
     ("*.py", "python"),
     ("demo/*.py", "python"),
+    ("extras/*.py", "python"),
     ("sources/*.py", "python"),
     ("templates/*.html", "jinja2.ext:babel_extract"),
 )

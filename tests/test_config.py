@@ -12,6 +12,7 @@ from hypothesis import given
 
 import config
 from config import (
+    EXTRAS,
     VARIABLES,
     Settings,
     category_problem,
@@ -50,6 +51,20 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
     assert (settings.category, settings.worker) == ("fromenv", "filed")
 
 
+@pytest.mark.parametrize(
+    ("text", "extras"),
+    [("", ("tags",)), ("none", ()), ("all", EXTRAS), ("all,nfo", EXTRAS), (",subtitles,", ("subtitles",))],
+)
+def test_extras_are_named_and_there_are_all_and_none(text: str, extras: tuple[str, ...]) -> None:
+    assert parse_settings({"BILI_EXTRAS": text}).extras == extras
+
+
+@pytest.mark.parametrize("text", ["none,nfo", "lyrics", "danmaku;nfo"])
+def test_what_is_no_extra_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="BILI_EXTRAS="):
+        parse_settings({"BILI_EXTRAS": text})
+
+
 def test_all_wrong_settings_are_named_in_one_error() -> None:
     wrong = {
         "REDIS_URL": "http://:topsecret@host",
@@ -67,6 +82,8 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_STREAMS": "all",
         "BILI_CONTAINER": "avi",
         "BILI_MIN_QUALITY": "best",
+        "BILI_EXTRAS": "danmaku,lyrics",
+        "BILI_OUTPUT": "{titel}",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -81,6 +98,7 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_MAX_SPEED": "7M", "REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
     values |= {"BILI_QUALITY": "8K", "BILI_CODECS": "AV1, hevc", "BILI_AUDIO": "Hi-Res", "BILI_STREAMS": "Both"}
     values |= {"BILI_CONTAINER": "MKV", "BILI_MIN_QUALITY": "80"}
+    values |= {"BILI_EXTRAS": "nfo, Danmaku,nfo", "BILI_OUTPUT": "{owner}/{title}"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
     values |= {"BILI_COOKIES": "cookies.txt"}
     settings = parse_settings(values)
@@ -88,6 +106,7 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     assert settings.redis_url == "redis://:secretpassword@host/1"
     assert settings.api_url == "http://host.example/prefix"
     assert settings.media_hosts == ("a.example", "127.0.0.1:99")
+    assert settings.extras == ("danmaku", "nfo") and str(settings.output) == "{owner}/{title}"
     assert "secret" not in repr(settings)
 
 

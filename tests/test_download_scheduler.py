@@ -26,7 +26,7 @@ from bili_client import BiliClient, make_session
 from board import Board, JobView
 from config import Settings
 from connections import Connections
-from create_folder import page_path
+from create_folder import page_path, parse_output
 from demo.catalogue import video
 from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
@@ -1423,3 +1423,91 @@ def test_a_missing_file_is_written_with_one_and_one(tmp_path: Path, caplog: pyte
     assert "was missing" in caplog.text
     WorkingFile(tmp_path / "nowhere" / "working.json").create_if_missing()
     assert "cannot be written" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ what comes with a video
+
+
+def library(worker: Worker) -> set[str]:
+    base = worker.settings.download_dir
+    return {str(path.relative_to(base)) for path in base.rglob("*") if path.is_file() and ".parts" not in path.parts}
+
+
+PLAIN_STEM = f"other/{PLAIN.title} [{PLAIN.bvid}]"
+
+
+async def test_what_is_wanted_lies_beside_the_video_and_nothing_else_is_left(
+    queue: Queue, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(extras=("danmaku", "subtitles", "cover", "cover-file", "nfo"), sessdata="demo")
+    await until("done", lambda: queue.counts().done == 1)
+    suffixes = (".danmaku.ass", "-poster.jpg", ".nfo", ".zh-CN.srt", ".en-US.srt", ".zh.ai.srt")
+    assert library(worker) == {PLAIN_STEM + suffix for suffix in (".mp4", *suffixes)}
+    assert not list((worker.settings.download_dir / ".parts").iterdir())
+
+
+async def test_no_extra_fails_a_video_and_risk_control_in_one_parks_the_worker(
+    site: RunningSite, queue: Queue, start_worker: StartWorker
+) -> None:
+    site.fault("risk_control", scope="api", path="/x/player/wbi/v2")
+    site.fault("cut", path="/bfs/*", bytes=10)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(extras=("chapters", "subtitles", "cover", "cover-file", "nfo"))
+    await until("parked", lambda: worker.scheduler.board.state == "parked")
+    await until("done", lambda: queue.counts().done == 1)
+    assert library(worker) == {f"{PLAIN_STEM}.mp4", f"{PLAIN_STEM}.nfo"}
+    assert worker.scheduler._park_failures == 1  # the video that was done does not make it forget
+
+
+async def test_a_file_that_is_there_gets_the_extras_that_it_lacks(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(extras=("json",))
+    await until("done", lambda: queue.counts().done == 1)
+    await worker.stop()
+    sent = sent_bytes(site)
+    connection.flushall()
+    queue.add([PLAIN.bvid])
+    second = await start_worker("w2", extras=("nfo", "json"), data_dir=worker.settings.data_dir / "second")
+    await until("done again", lambda: queue.counts().done == 1)
+    assert library(second) == {PLAIN_STEM + suffix for suffix in (".mp4", ".nfo", ".info.json")}
+    assert sent_bytes(site) == sent and site.stats()["routes"]["/x/web-interface/view"] == 3
+
+
+async def test_a_template_says_where_a_video_goes_and_where_it_is_found_again(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    wanted = {"output": parse_output("{owner}/{date}/{title}"), "extras": ("nfo",)}
+    sent = []
+    for turn in ("w1", "w2"):
+        connection.flushall()
+        queue.add([PLAIN.bvid])
+        worker = await start_worker(turn, **wanted, data_dir=tmp_path / turn)
+        await until("done", lambda: queue.counts().done == 1)
+        await worker.stop()
+        sent.append(sent_bytes(site))
+    stem = f"{PLAIN.owner}/2023-11-15/{PLAIN.title} [{PLAIN.bvid}]"
+    assert library(worker) == {f"{stem}.mp4", f"{stem}.nfo"}
+    assert sent[0] == sent[1] > 0  # the second worker found it under that name
+
+
+@pytest.mark.skipif("cover" not in MergePlan.__dataclass_fields__, reason="the merge takes nothing beside streams yet")
+@pytest.mark.parametrize("changes", [{}, {"container": "mkv"}, {"streams": "audio"}], ids=["mp4", "mkv", "m4a"])
+async def test_what_goes_into_the_file_is_in_it(
+    queue: Queue, start_worker: StartWorker, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.add([PLAIN.bvid])
+    wanted = ("tags", "cover", "chapters", "embed-subtitles")
+    worker = await start_worker(extras=wanted, sessdata="demo", **changes)
+    await until("done", lambda: queue.counts().done == 1)
+    (name,) = library(worker)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(worker.settings.download_dir / name)]
+    said = (await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)).stderr
+    found = said.lower()
+    assert f"artist          : {PLAIN.owner.lower()}" in found and "date            : 2023-11-15" in found, said
+    assert found.count("  chapter #0:") == 2 and "attached pic" in found and found.count("subtitle: ") == 3, said
+    assert "duration: 00:00:03" in found, said  # no track makes it longer
+    assert not [record for record in caplog.records if "without" in record.getMessage()]
+    assert not list((worker.settings.download_dir / ".parts").iterdir())

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
+    frozenset({"create_folder"}),
     frozenset(
-        {"board", "config", "connections", "create_folder", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
+        {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
     ),
@@ -25,7 +26,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"site_walk", "source_walk", "submitted"}
     ),
-    frozenset({"download_stream_file", "merge_stream_file", "source_reader"}),
+    frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
     frozenset({"download_scheduler"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -37,6 +38,7 @@ PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
     | {"pace", "visitor", "source_ids", "source_messages", "source_walk", "sources"}
     | {"matroska", "merge_command", "stream_choice"}
+    | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
 DOORS = {
@@ -47,6 +49,7 @@ DOORS = {
     "requests": {"add_url", "site_walk"},
     "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
+    "biliass": {"extras"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
 }
 """Who may import what leads out of this process; ``demo`` stands for all modules of that folder.
@@ -59,8 +62,9 @@ IMPURE = frozenset(
     {"asyncio", "datetime", "http", "logging", "multiprocessing", "random", "secrets", "select", "signal"}
     | {"socket", "ssl", "subprocess", "threading", "time", "urllib.request", "uuid"}
 )
-ALL_THE_SAME = {("config", "ssl")}
-"""The certificates are a setting like others: they are read there, and nothing is connected."""
+ALL_THE_SAME = {("config", "ssl"), ("create_folder", "datetime"), ("extras.nfo", "datetime")}
+"""The certificates are a setting like others: they are read there, and nothing is connected. A day is computed from
+seconds that are given: no clock is asked."""
 
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
@@ -88,7 +92,7 @@ def read(path: Path) -> Module:
 
 
 TOP = sorted(ROOT.glob("*.py"))
-FOLDERS = ("sources",)
+FOLDERS = ("extras", "sources")
 """Families of modules, each with one door: what its ``__init__`` has."""
 IN_FOLDERS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
@@ -125,6 +129,12 @@ def goes_up(module: Module) -> list[str]:
     if module.place == "demo":
         return sorted(ours & (ENTRIES | {"tests"}))
     return sorted(name for name in ours - {module.place} if LEVEL_OF.get(name, 99) >= LEVEL_OF[module.place])
+
+
+def goes_around_a_door(module: Module) -> list[str]:
+    """What is in a folder is known to that folder; others use its door."""
+    inside = {module.name for module in MODULES if module.place in FOLDERS}
+    return sorted(name for name in imports(module.tree) if name in inside and not name.startswith(module.place + "."))
 
 
 def passes_a_door(module: Module) -> list[str]:
@@ -226,6 +236,10 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("parse_", "from sources import parse_source"),
         ("sources.listings", "from bili_client import BiliClient"),
     ),
+    goes_around_a_door: (
+        ("download_scheduler", "from extras.gather import Extras"),
+        ("demo.site", "from extras import danmaku"),
+    ),
     passes_a_door: (
         ("add_url", "import redis.asyncio"),
         ("redisConnect", "from flask import Flask"),
@@ -239,6 +253,7 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("retry", "from random import random"),
         ("config", "import urllib.request"),
         ("parse_", "import ssl"),
+        ("extras.nfo", "import time"),
         ("mp4_boxes", "async def f() -> None: ..."),
         ("sources.listings", "import time"),
     ),
