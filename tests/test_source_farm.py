@@ -158,6 +158,24 @@ def test_what_the_site_refuses_in_the_middle_stays_in_the_queue_and_naming_it_ag
     assert agrees(farm, SERIES)
 
 
+def test_what_only_an_account_sees_is_left_to_the_workers(make_farm: Callable[..., Farm]) -> None:
+    """The lessons first: elsewhere in the stand-in their pages are those of common videos, and known from then on."""
+    farm = make_farm(BILI_SESSDATA="an-account")
+    assert farm.add("cheese:ss6001") == "added 1, known 0, rejected 0"
+    farm.worker()
+    lessons = set(farm.site.get("sources")["cheese:ss6001"])
+    wait_until("the lessons", lambda: done_lessons(farm) >= lessons, 40)
+    for source in ("later", "fav:1008686"):
+        status, output = output_of(farm, source)
+        assert status == 0, output
+        wait_until("a worker has read it", lambda source=source: agrees(farm, source), 20)
+    assert farm.everything("/failed") == []
+
+
+def done_lessons(farm: Farm) -> set[str]:
+    return {item["url"].partition("?")[0] for item in farm.everything("/success")}
+
+
 def test_a_watch_goes_on_after_its_terminal_and_finds_a_new_video(farm: Farm) -> None:
     """The first pass meets a list without its newest entry, the server's own visit one with it."""
     farm.site.post("faults", kind="lose_item", scope="api", path="/x/space/wbi/arc/search", count=1)
