@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import requests
 
+import account
 from config import USER_AGENT, Settings
 from errors import JobError, RiskControl, SiteError
 from i18n import _
@@ -32,6 +33,7 @@ from parse_ import (
 )
 from retry import full_jitter_seconds
 from sources import ListRequest, parse_source
+from visitor import browser_marks
 
 MAX_HOPS = 3
 MAX_BODY_BYTES = 8 * MIB
@@ -119,10 +121,11 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.hosts = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
         self._interval_seconds = settings.api_interval_seconds
-        self.has_account = bool(settings.sessdata)
+        self.has_account = account.load(settings) is not None
         """It is never used here, but workers have it."""
         self._session = new_session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
+        self._marks = browser_marks(random.random)
         self._next_request_at = 0.0
         self._rankings: dict[int, str] = {}
         self._identity: tuple[tuple[str, str] | None, dict[str, str]] | None = None
@@ -145,7 +148,8 @@ class Site:
         query, cookie = dict(wanted.params), dict[str, str]()
         if wanted.signed or wanted.host == "api":
             keys, cookie = self._identity = self._identity or self._ask_identity()
-            query = sign_wbi(query, keys, int(time.time())) if keys and wanted.signed else query
+            if keys and wanted.signed:
+                query = sign_wbi({**query, **self._marks}, keys, int(time.time()))
         base = self.hosts.api_url if wanted.host == "api" else self.hosts.web_url
         return read(self._text(f"{wanted.path}?{urlencode(query, quote_via=quote, safe='')}", cookie, base))
 
