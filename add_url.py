@@ -48,9 +48,16 @@ from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
 from site_walk import Site, body, new_session, persist, place, problem, shown
 from source_ids import LESSON
-from source_table import chosen_pages, facts, parse_date, parse_pages
-from source_walk import SourceWalk
-from sources import first_cursor, parse_source, plan_request
+from sources import (
+    SourceWalk,
+    chosen_pages,
+    facts,
+    first_cursor,
+    parse_date,
+    parse_pages,
+    parse_source,
+    plan_request,
+)
 
 BATCH = 1000
 _REFUSED = frozenset({"-101", "-403"})

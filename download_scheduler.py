@@ -66,7 +66,7 @@ from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import ResultLog, log_path
 from source_reader import read_source
-from source_walk import Told
+from sources import Told
 from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, streams_bytes
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from i18n import _
 from model import JOB_ID_CHARACTERS, MIB, Counts, Expanded, Failure, Lease, Leased, ListedPage, Page, Result
 from parse_ import parse_job_id
 from shapes import Check, flag, line, list_of, number, record
-from source_messages import WALK, read_lease
+from sources import WALK, read_lease
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from bili_client import BiliClient
 from i18n import _
 from model import Expanded, Lease, Walk
-from source_walk import SourceWalk, Told
+from sources import SourceWalk, Told
 
 log = logging.getLogger(__name__)
 

@@ -53,16 +53,17 @@ from model import JOB_ID_CHARACTERS, KIB, MIB, Counts, Failure, Page, Result
 from parse_ import MAX_CID, SiteHosts, parse_job_id
 from redisConnect import Queue, open_queue
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
-from source_messages import (
+from sources import (
     LEAST_WATCH_SECONDS,
     WATCH_SECONDS,
     WISHES,
+    job_address,
     lease_fields,
     ledger_shape,
     listed_page,
+    parse_source,
+    sort_out,
 )
-from sources import parse_source
-from submitted import job_address, sort_out
 
 log = logging.getLogger(__name__)
 

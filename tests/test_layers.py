@@ -21,10 +21,10 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
     ),
-    frozenset({"source_messages", "source_table", "sources"}),
+    frozenset({"sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"site_walk", "source_walk", "submitted"}
+        | {"site_walk"}
     ),
     frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
     frozenset({"download_scheduler"}),
@@ -36,7 +36,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"pace", "visitor", "source_ids", "source_messages", "source_walk", "sources"}
+    | {"pace", "visitor", "source_ids", "sources"}
     | {"matroska", "merge_command", "stream_choice"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )

@@ -20,7 +20,7 @@ from model import Expanded, Failure, Lease, Result
 from parse_ import parse_job_id
 from redisConnect import Queue
 from source_reader import read_source
-from source_walk import Told
+from sources import Told
 from tests import structure
 from tests.test_source_queue import let_a_day_pass, let_it_be_time
 

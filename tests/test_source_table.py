@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from source_table import age, chosen_pages, facts, parse_date, parse_pages
+from sources import age, chosen_pages, facts, parse_date, parse_pages
 
 
 def test_a_day_begins_at_midnight_here() -> None:

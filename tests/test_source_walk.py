@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from model import Walk
 from parse_ import aid_to_bvid
-from source_walk import IDS_PER_CALL, SourceWalk, Told
-from sources import ListItem, ListPage, first_cursor, plan_request
+from sources import IDS_PER_CALL, ListItem, ListPage, SourceWalk, Told, first_cursor, plan_request
 
 SOURCE = "fav:7"
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from i18n import _
 from parse_ import SiteHosts, parse_job_id, parse_target
-from source_messages import source_address
-from sources import parse_source
+from sources.addresses import parse_source
+from sources.messages import source_address
 
 
 def sort_out(texts: Iterable[str], hosts: SiteHosts) -> tuple[list[str], list[dict[str, str]]]:

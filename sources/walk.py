@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from model import ListedPage, Walk
-from sources import ListItem, ListPage, ListRequest, ListWishes, first_cursor, narrow, plan_request, read_page
+from sources.listings import first_cursor, narrow, plan_request, read_page
+from sources.records import ListItem, ListPage, ListRequest, ListWishes
 
 IDS_PER_CALL = 400
 """The server takes 500."""
