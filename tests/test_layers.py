@@ -62,9 +62,9 @@ IMPURE = frozenset(
     {"asyncio", "datetime", "http", "logging", "multiprocessing", "random", "secrets", "select", "signal"}
     | {"socket", "ssl", "subprocess", "threading", "time", "urllib.request", "uuid"}
 )
-ALL_THE_SAME = {("config", "ssl"), ("create_folder", "datetime"), ("extras.nfo", "datetime")}
+ALL_THE_SAME = {("config", "ssl"), *((name, "datetime") for name in ("create_folder", "extras.nfo", "sources.table"))}
 """The certificates are a setting like others: they are read there, and nothing is connected. A day is computed from
-seconds that are given: no clock is asked."""
+seconds that are given, or seconds from a day: no clock is asked."""
 
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
@@ -146,7 +146,7 @@ def passes_a_door(module: Module) -> list[str]:
 
 def is_not_pure(module: Module) -> list[str]:
     """Pure modules have no clock, no chance, no socket, no log and nothing to wait for."""
-    if module.place not in PURE:
+    if not {module.place, module.name} & PURE:
         return []
     waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
     waiting = [f"line {node.lineno}" for node in ast.walk(module.tree) if isinstance(node, waits)]
