@@ -1137,15 +1137,15 @@ async def test_with_a_dead_cookie_nothing_below_the_floor_is_stored_and_a_good_o
 
 
 async def test_a_cookie_that_dies_while_a_video_comes_does_not_lower_it(
-    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    site: RunningSite, queue: Queue, start_worker: StartWorker
 ) -> None:
     """The addresses die as well: whoever asks anew is a guest by then."""
     site.state.lifetime_seconds = 1.0
     slowly(site, MIB / 4)
     queue.add([WITHHELD.bvid])
-    worker = await start_worker(sessdata="good", min_quality="1080p")
+    worker = await start_worker(sessdata="mortal", min_quality="1080p")
     await until("some bytes came", lambda: (80, 7) in served(site, WITHHELD.pages[0].cid))
-    worker.scheduler._site._settings = replace(worker.settings, sessdata="expired")
+    site.state.passport.killed.add("mortal")
     await until("it waits", lambda: queue.counts() == Counts(0, 0, 1, 0, 0))
     assert queue.failed("", 1)[0][0]["code"] == "below-floor"
     assert not {(32, 7), (16, 7)} & served(site, WITHHELD.pages[0].cid)

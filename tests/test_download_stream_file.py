@@ -482,7 +482,8 @@ def test_a_split_range_is_done_by_both_at_the_same_moment_and_sooner(
     assert 0 <= size <= missing
     if size:
         mine, others = (missing - size) / speed, wait + size / other_speed
-        assert mine == pytest.approx(others, abs=2 / min(speed, other_speed), rel=1e-6)
+        # Bytes are whole: where one is cut off, the two differ by two, and floats by a little more.
+        assert mine == pytest.approx(others, abs=2.1 / min(speed, other_speed), rel=1e-6)
         assert others <= missing / speed - gain + 1e-6
     assert split_bytes(missing, 0, other_speed, wait, gain) == missing
 
