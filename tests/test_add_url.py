@@ -428,6 +428,7 @@ def test_a_named_pipe_is_opened_once_and_not_watched(
     assert opened == [8]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_in_constant_memory(
     environ: dict[str, str], queue: Queue, record_property: Callable[[str, object], None]
 ) -> None:
