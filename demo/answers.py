@@ -415,7 +415,7 @@ def _sections(state: SiteState) -> list[Json]:
 
 
 def season(state: SiteState) -> Json:
-    """Return pgc/view/web/season."""
+    """Return pgc/view/web/season; ``styles`` as yutto reads it."""
     episodes = [_episode(state, record) for record in EPISODES]
     link = f"{state.web_url}/bangumi/play/ss{SEASON_ID}"
     result = {
@@ -444,11 +444,12 @@ def season(state: SiteState) -> Json:
         "square_cover": "http://i0.hdslb.com/bfs/bangumi/demo.jpg",
         "stat": {"coins": 1, "danmakus": 2, "favorites": 3, "likes": 4, "reply": 5, "share": 6, "views": 7},
         "status": 2,
+        "styles": ["日常", "校园"],
         "subtitle": "",
         "title": SEASON_TITLE,
         "total": len(EPISODES),
         "type": 1,
-        "up_info": {"mid": 928123, "uname": "哔哩哔哩番剧"},
+        "up_info": {"avatar": "https://i0.hdslb.com/bfs/face/demo.jpg", "mid": 928123, "uname": "哔哩哔哩番剧"},
     }
     return {"code": 0, "message": "success", "result": result}
 

@@ -1,7 +1,7 @@
 """The API, the pages and the short links of the stand-in site, and the control API of tests.
 
 The routes are those of the real hosts, below one path prefix for each host: ``/web``, ``/api``,
-``/passport`` and ``/short``. The control API is below ``/_control``.
+``/passport``, ``/short`` and ``/space``. The control API is below ``/_control``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from demo import answers, extras
+from demo import answers, extras, other_clients
 from demo.catalogue import (
     EPISODES,
     SEASON_ID,
@@ -68,6 +68,7 @@ class Site:
         app.router.add_get(f"{self._prefix}/web/video/{{id}}/", self._video_page)
         app.router.add_get(f"{self._prefix}/web/bangumi/play/ep{{id:\\d+}}", self._episode_page)
         app.router.add_get(f"{self._prefix}/short/{{code}}", self._short_link)
+        app.router.add_get(f"{self._prefix}/space/{{mid:\\d{{1,18}}}}{{rest:(/.*)?}}", other_clients.space_page)
         Control(self._state).add_routes(app, f"{self._prefix}/_control")
         return app
 
@@ -80,7 +81,9 @@ class Site:
             "/x/web-interface/wbi/view/detail": self._signed(self._view_detail),
             "/x/web-interface/ranking/v2": lambda request: answers.ranking(self._state, _number(request, "rid")),
             "/x/player/pagelist": self._pagelist,
+            "/x/player/v2": self._player,
             "/x/player/wbi/v2": self._player,
+            "/x/tag/archive/tags": self._tags,
             "/x/player/playurl": self._playurl,
             "/x/player/wbi/playurl": self._signed(self._playurl),
             "/pgc/view/web/season": self._season,
@@ -145,6 +148,13 @@ class Site:
         if no is not None or record is None:
             return no or answers.NOT_FOUND
         return answers.ok(answers.pages(self._state, record))
+
+    def _tags(self, request: web.Request) -> answers.Json:
+        record = self._wanted(request)
+        no = answers.refusal(self._state, record)
+        if no is not None or record is None:
+            return no or answers.NOT_FOUND
+        return answers.ok(other_clients.tags(record))
 
     def _player(self, request: web.Request) -> answers.Json:
         record = self._wanted(request)

@@ -19,6 +19,7 @@ from aiohttp import web
 from demo import answers, shelves
 from demo.answers import BAD_REQUEST, NOT_FOUND, Json, ok, refused
 from demo.catalogue import MEDIA_ID, SEASON_ID, SEASON_TITLE, VideoRecord
+from demo.other_clients import FAVOURITE_TYPES, folder_ids
 from demo.shelves import Collection, Course, Favourite, Folder, Lesson
 from demo.signing import wbi_is_valid
 from demo.state import SiteState
@@ -29,7 +30,6 @@ NO_PERMISSION = refused(-403, "访问权限不足")
 NO_FOLDER = refused(11010, "内容不存在")
 NOT_LOGGED_IN = refused(-101, "账号未登录")
 SEARCH_PAGES, SEARCH_PAGE_SIZE = 50, 20
-FAVOURITE_TYPES = {"video": 2, "audio": 12, "collection": 21, "episode": 24}
 COVER = "http://i0.hdslb.com/bfs/archive/demo.jpg"
 
 
@@ -60,6 +60,7 @@ class Listings:
             "/x/series/archives": self._series_videos,
             "/x/v3/fav/folder/created/list-all": self._folders,
             "/x/v3/fav/resource/list": self._folder,
+            "/x/v3/fav/resource/ids": self._folder_ids,
             "/x/v2/history/toview": self._later,
             "/pgc/review/user": self._media,
             "/pugv/view/web/season": self._course,
@@ -297,6 +298,14 @@ class Listings:
         }
         has_more = page * size < len(entries)
         return ok({"info": info, "medias": shown or None, "has_more": has_more, "ttl": shelves.PUBLISHED})
+
+    def _folder_ids(self, request: web.Request) -> Json:
+        folder = _find(shelves.FOLDERS, _number(request, "media_id"))
+        if folder is None:
+            return NO_FOLDER
+        if not self._may_see(folder, request):
+            return NO_PERMISSION
+        return ok(folder_ids(shelves.favourites(folder, self._videos)))
 
     def _later(self, request: web.Request) -> Json:
         if not self.is_logged_in(request):
