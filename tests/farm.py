@@ -40,16 +40,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def finished_files(*folders: Path) -> dict[int, Path]:
-    """Return the finished files below some folders by the cid that they say they hold; there must be no other file."""
-    found: dict[int, Path] = {}
+def copies_of_pages(*folders: Path) -> dict[int, list[Path]]:
+    """Return all finished files below some folders by the cid that they say they hold; there must be no other file."""
+    found: dict[int, list[Path]] = {}
     for path in [path for folder in folders for path in folder.rglob("*")]:
         if path.is_file() and ".parts" not in path.parts:
             said = re.search(r"cid=(\d+)", read_tag(path))
             assert said, f"of whom is this: {path}"
-            assert int(said[1]) not in found, f"twice: {path}"
-            found[int(said[1])] = path
+            found.setdefault(int(said[1]), []).append(path)
     return found
+
+
+def finished_files(*folders: Path) -> dict[int, Path]:
+    """Return the finished file of each page below some folders; there must be no other file, and none twice."""
+    found = copies_of_pages(*folders)
+    twice = [paths for paths in found.values() if len(paths) > 1]
+    assert not twice, f"twice: {twice}"
+    return {cid: path for cid, (path,) in found.items()}
 
 
 class Script:

@@ -22,8 +22,9 @@ from tests.relay import Call
 ENDING_VERBS = ("/ack", "/nack", "/release", "/expand")
 SLACK_SECONDS = 0.005
 """The queue's clock has milliseconds."""
-WIRE_BYTES = 4 * MIB
-"""What the site's system and the worker's hold of one connection: sent by the one, not yet read by the other."""
+WIRE_BYTES = 6 * MIB
+"""What the site's system and the worker's hold of one connection: sent by the one, not yet read by the other. So much
+the buffer of an ordinary Linux takes (the last of tcp_rmem) while the worker is stopped, until it is killed."""
 BATCH = 100
 
 Ranges = Mapping[str, Sequence[tuple[int, int | None, int]]]
