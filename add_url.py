@@ -1,7 +1,9 @@
-"""Entry: put videos into the queue: ids, addresses, lists of them, or the site's region rankings.
+"""Entry: put videos into the queue: ids, addresses, lists of them, and what lists videos on the site.
 
 It writes to REDIS_URL if set; else, if BILI_SERVER_URL names another machine, through the server there; else to
-the embedded queue. Whatever was submitted is reduced to an id before it goes anywhere.
+the embedded queue. Whatever was submitted is reduced to an id before it goes anywhere. A source (an uploader, a
+season …) is read at once where the queue itself can be reached; behind a server, or where an account is needed, a
+worker reads it.
 """
 
 from __future__ import annotations
@@ -11,60 +13,60 @@ import codecs
 import io
 import json
 import os
-import random
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from http.cookiejar import DefaultCookiePolicy
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
+from typing import Any, Protocol, cast
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import requests
 
-from config import CATEGORIES, USER_AGENT, Category, Settings, category_problem, load
+from config import CATEGORIES, Category, Settings, category_problem, load
 from errors import (
     DownloaderError,
     EngineError,
     JobError,
-    RiskControl,
+    PermanentError,
     ServerError,
     ServerUnreachable,
-    SiteError,
+    StaleToken,
     Unauthorized,
     UsageError,
 )
 from i18n import _
-from model import MIB, Added
-from parse_ import (
-    REAL_HOSTS,
-    SiteHosts,
-    parse_job_id,
-    parse_ranking,
-    parse_spi,
-    parse_target,
-    parse_wbi_keys,
-    sign_wbi,
+from model import Added, Failure, Lease
+from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
+from redisConnect import Queue, open_queue
+from site_walk import Site, body, new_session, persist, place, problem, shown
+from source_ids import LESSON
+from sources import (
+    SourceWalk,
+    chosen_pages,
+    facts,
+    first_cursor,
+    parse_date,
+    parse_pages,
+    parse_source,
+    plan_request,
 )
-from redisConnect import open_queue
-from retry import full_jitter_seconds
 
 BATCH = 1000
-MAX_HOPS = 3
+_REFUSED = frozenset({"-101", "-403"})
+"""Codes of what a guest may not see, and an account perhaps."""
+RANKED = 10
+"""So many of a ranking, unless --limit says otherwise."""
 MAX_LINE_CHARACTERS = 4096
-MAX_BODY_BYTES = 8 * MIB
-TRIES = 3
 PATIENCE_SECONDS = 1.0
 """A line that trickles in waits at most this long for others (until the next line comes)."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +95,6 @@ class Tally:
         return f"added {self.added}, known {self.known}, rejected {self.rejected}"
 
 
-def persist(call: Callable[[], T], transient: type[Exception]) -> T:
-    """Return what ``call`` returns; after a ``transient`` error try again, TRIES times in all, with full jitter."""
-    for attempt in range(1, TRIES):
-        try:
-            return call()
-        except transient as error:
-            wanted = getattr(error, "retry_after_seconds", None) or 0.0
-            time.sleep(min(wanted, 10.0) + full_jitter_seconds(attempt, 0.5, 8.0, random.random))
-    return call()
-
-
 @contextmanager
 def undivided() -> Iterator[None]:
     """Hold a signal back until what is inside is counted, or has failed; a second one is let through at once."""
@@ -127,11 +118,6 @@ def undivided() -> Iterator[None]:
             before[signal.Signals(number_held)](number_held, frame)
 
 
-def shown(text: str) -> str:
-    """Return ``text`` as it may be written to a terminal: printable, and not long."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text[:200])
-
-
 def say(text: str) -> None:
     """Write a line for a person, to stderr: stdout belongs to the line that scripts read."""
     print(text, file=sys.stderr, flush=True)
@@ -143,8 +129,23 @@ def say(text: str) -> None:
 class Sink(Protocol):
     """Where ids go: the queue itself (``redisConnect.Queue``), or a server that has it (``ServerSink``)."""
 
-    def add(self, ids: Sequence[str], category: str, source: str, refresh: bool, request: str) -> Added:
+    def add(
+        self,
+        ids: Sequence[str],
+        category: str,
+        source: str,
+        refresh: bool,
+        request: str,
+        wishes: Mapping[str, Any] | None = None,
+        again: bool = False,
+    ) -> Added:
         """Queue ids, at most BATCH; an empty category means the queue's own, a repeated request counts once."""
+
+    def watch(self, source: str, seconds: int) -> int:
+        """Have a source read again and again, or with 0 no more; return what was set before."""
+
+    def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of ledgers, and where the next one starts, None at the end."""
 
     def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return a piece of the list of failed jobs, and where the next one starts, None at the end."""
@@ -162,9 +163,9 @@ class Sink(Protocol):
 def open_sink(settings: Settings) -> Sink:
     """Return where the settings say that ids go, and say it."""
     if settings.redis_url:
-        say(_("The queue is in Redis at {url}.").format(url=_place(settings.redis_url)))
+        say(_("The queue is in Redis at {url}.").format(url=place(settings.redis_url)))
     elif not settings.server_is_local:
-        say(_("The queue is at the server {url}.").format(url=_place(settings.server_url)))
+        say(_("The queue is at the server {url}.").format(url=place(settings.server_url)))
         return ServerSink(settings)
     else:
         say(_("The queue is the embedded one in {folder}.").format(folder=settings.data_dir))
@@ -179,19 +180,38 @@ class ServerSink:
         self._url = settings.server_url
         if not settings.token:
             sentence = _("BILI_TOKEN is not set: the server {url} is on another machine and wants it")
-            raise UsageError(sentence.format(url=_place(self._url)))
+            raise UsageError(sentence.format(url=place(self._url)))
         self._session = new_session(settings.token, trust_env=not settings.server_is_local)
 
-    def add(self, ids: Sequence[str], category: str, source: str, refresh: bool, request: str) -> Added:
+    def add(
+        self,
+        ids: Sequence[str],
+        category: str,
+        source: str,
+        refresh: bool,
+        request: str,
+        wishes: Mapping[str, Any] | None = None,
+        again: bool = False,
+    ) -> Added:
         """Queue ids, at most BATCH."""
-        wishes = {"category": category, "source": source, "refresh": refresh, "request": request}
-        answer = self._call("POST", "/add_url", {"urls": list(ids), **{k: v for k, v in wishes.items() if v}})
+        more = {"category": category, "source": source, "refresh": refresh, "request": request}
+        more |= {"wishes": wishes, "again": again}
+        answer = self._call("POST", "/add_url", {"urls": list(ids), **{k: v for k, v in more.items() if v}})
         rejected = tuple((str(item.get("url")), str(item.get("reason"))) for item in self._items(answer, "rejected"))
         return Added(self._integer(answer, "added"), self._integer(answer, "known"), rejected)
 
     def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return a piece of the list of failed jobs."""
         answer = self._call("GET", f"/failed?{urlencode({'after': after, 'limit': limit})}")
+        return self._items(answer, "items"), answer.get("next") or None
+
+    def watch(self, source: str, seconds: int) -> int:
+        """Have a source read again and again, or no more."""
+        return self._integer(self._call("POST", "/watch", {"source": source, "seconds": seconds}), "before")
+
+    def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of ledgers."""
+        answer = self._call("GET", f"/sources?{urlencode({'after': after, 'limit': limit})}")
         return self._items(answer, "items"), answer.get("next") or None
 
     def redrive(self, urls: Sequence[str]) -> int:
@@ -229,9 +249,9 @@ class ServerSink:
             return self._nonsense()
         if status == 401:
             sentence = _("the server {url} refuses BILI_TOKEN: it must be the same as there")
-            return Unauthorized(sentence.format(url=_place(self._url)), status)
+            return Unauthorized(sentence.format(url=place(self._url)), status)
         sentence = _("the server {url} answers HTTP {status} {reason}")
-        sentence = sentence.format(url=_place(self._url), status=status, reason=shown(reason)).strip()
+        sentence = sentence.format(url=place(self._url), status=status, reason=shown(reason)).strip()
         if status == 429 or status >= 500:
             return ServerUnreachable(sentence, status, float(retry_after) if retry_after.isdecimal() else None)
         return ServerError(sentence, status)
@@ -249,172 +269,26 @@ class ServerSink:
 
     def _nonsense(self) -> ServerError:
         sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
-        return ServerError(sentence.format(url=_place(self._url)))
-
-
-# ------------------------------------------------------------------------------------------ the network
-
-
-class _Token(requests.auth.AuthBase):
-    """Sends the token, if any; being there, it keeps requests from sending what ~/.netrc has for the host."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-class _Session(requests.Session):
-    """Follows no redirect, and leaves its Location and body alone."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
-def new_session(token: str = "", trust_env: bool = True) -> requests.Session:
-    """Return a session that keeps no cookies, with the proxies and certificates that the environment names."""
-    session = _Session()
-    session.trust_env = trust_env
-    session.auth = _Token(token)
-    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    return session
-
-
-def _place(url: str) -> str:
-    """Return an address without the user name and password that it may hold."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def body(reply: requests.Response) -> str:
-    """Return the text of an answer; ValueError for one that is too long, counted after decompression."""
-    content = bytearray()
-    for piece in reply.iter_content(64 * 1024):
-        content += piece
-        if len(content) > MAX_BODY_BYTES:
-            raise ValueError(_("the answer is too long"))
-    return content.decode("utf-8", "replace")
-
-
-def problem(error: Exception, url: str) -> str:
-    """Return in words why ``url`` gave no answer; the library's own texts are for programmers."""
-    reasons = (
-        (requests.exceptions.ProxyError, _("{url} cannot be reached: the proxy refuses or is away")),
-        (requests.exceptions.SSLError, _("{url} has a certificate that is not trusted")),
-        (requests.exceptions.Timeout, _("{url} does not answer in time")),
-        (requests.exceptions.ConnectionError, _("{url} cannot be reached")),
-    )
-    sentence = next((text for kind, text in reasons if isinstance(error, kind)), _("{url} fails: {error}"))
-    return sentence.format(url=_place(url), error=shown(str(error)))
-
-
-class Site:
-    """Rankings and short links, asked without a login, at a modest pace; each ranking once."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.hosts = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
-        self._interval_seconds = settings.api_interval_seconds
-        self._session = new_session()
-        self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
-        self._next_request_at = 0.0
-        self._rankings: dict[int, str] = {}
-        self._identity: tuple[tuple[str, str] | None, dict[str, str]] | None = None
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._session.close()
-
-    def ranking(self, rid: int) -> str:
-        """Return the site's answer for the ranking of a region."""
-        if rid not in self._rankings:
-            keys, cookie = self._identity = self._identity or self._ask_identity()
-            query = {"rid": str(rid), "type": "all"}
-            signed = sign_wbi(query, keys, int(time.time())) if keys else query
-            self._rankings[rid] = self._text(f"/x/web-interface/ranking/v2?{urlencode(signed)}", cookie)
-        return self._rankings[rid]
-
-    def _ask_identity(self) -> tuple[tuple[str, str] | None, dict[str, str]]:
-        """Return WBI keys and a visitor's cookie where they can be had; the site may answer without them."""
-        keys, cookie = None, {}
-        with suppress(JobError):
-            keys = parse_wbi_keys(self._text("/x/web-interface/nav"))
-        with suppress(JobError):
-            # As a header of one request, which follows no redirect, it goes nowhere else.
-            cookie = {"Cookie": f"buvid3={quote(parse_spi(self._text('/x/frontend/finger/spi'))[0])}"}
-        return keys, cookie
-
-    def _text(self, path: str, headers: Mapping[str, str] | None = None) -> str:
-        url = self.hosts.api_url + path
-        with self._ask("GET", url, headers) as reply:
-            if reply.status_code in (403, 412, 429):
-                raise RiskControl(_("the site asks to slow down (HTTP {status})").format(status=reply.status_code))
-            if reply.status_code != 200:
-                raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
-            try:
-                return body(reply)
-            except (OSError, ValueError) as error:
-                raise SiteError(problem(error, url)) from error
-
-    def resolve(self, link: str) -> str:
-        """Return the id that a short link leads to; ValueError or SiteError with the reason where there is none.
-
-        Only the site's own hosts are asked, and of an answer only the Location is read. The page at which a link
-        was shared is kept, save the first: the app names it in every link.
-        """
-        link = self._short(link)
-        for _hop in range(MAX_HOPS):
-            # Parsed and put together again, so that no other parser can read another host in it.
-            link = urlsplit(urljoin(link, self._location(link))).geturl()
-            try:
-                target = parse_target(link, self.hosts)
-            except ValueError as error:
-                if not self._is_own(link):
-                    leads = _("the short link leads to {link}: {reason}")
-                    raise ValueError(leads.format(link=shown(link), reason=error)) from None
-                continue
-            if target.id:
-                job = parse_job_id(target.id)
-                return job.bvid if job.number == 1 else target.id
-            link = self._short(target.short_link)
-        raise ValueError(_("the short link leads to no video within {hops} redirects").format(hops=MAX_HOPS))
-
-    def _short(self, link: str) -> str:
-        """Return a short link at the stand-in for the real host, where the settings name one."""
-        code = link.removeprefix(REAL_HOSTS.short_url + "/")
-        return link if code == link else f"{self.hosts.short_url}/{code}"
-
-    def _is_own(self, link: str) -> bool:
-        ours = [urlsplit(base) for base in (self.hosts.short_url, self.hosts.web_url)]
-        return urlsplit(link)[:2] in [base[:2] for base in ours]
-
-    def _location(self, link: str) -> str:
-        for method in ("HEAD", "GET"):  # some answer HEAD with 404 or 405
-            with self._ask(method, link) as reply:
-                if reply.is_redirect:
-                    return reply.headers["Location"]
-        raise ValueError(_("the short link leads nowhere (HTTP {status})").format(status=reply.status_code))
-
-    def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> requests.Response:
-        return persist(lambda: self._ask_once(method, url, headers), SiteError)
-
-    def _ask_once(self, method: str, url: str, headers: Mapping[str, str] | None) -> requests.Response:
-        time.sleep(max(0.0, self._next_request_at - time.monotonic()))
-        self._next_request_at = time.monotonic() + self._interval_seconds
-        try:
-            reply = self._session.request(method, url, headers=headers, timeout=10, stream=True)
-        except (OSError, ValueError) as error:
-            raise SiteError(problem(error, url)) from error
-        if reply.status_code >= 500:
-            reply.close()
-            raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
-        return reply
+        return ServerError(sentence.format(url=place(self._url)))
 
 
 # ------------------------------------------------------------------------------------------ what was named
+
+
+def is_listing(id_: str) -> bool:
+    """Tell a source from a video, an episode or a lesson."""
+    return parse_job_id(id_).is_source and not id_.startswith(LESSON)
+
+
+def needs_account(source: str) -> bool:
+    """Tell whether what is listed depends on the account: which lessons of a course it owns, what it put aside."""
+    return source.startswith("cheese:") or plan_request(first_cursor(source)).login
+
+
+def source_wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is wished of sources."""
+    wishes = {"since": options.since, "match": options.match, "limit": options.limit}
+    return {name: value for name, value in {**wishes, "oldest_first": options.oldest_first}.items() if value}
 
 
 def read_entries(stream: io.BufferedReader, name: str) -> Iterator[Entry]:
@@ -464,44 +338,152 @@ def find_category(text: str) -> Category:
 class Adder:
     """Brings entries to a sink, in batches; the tally has what is certainly queued."""
 
-    def __init__(self, sink: Sink, site: Site, options: argparse.Namespace, default_category: str) -> None:
+    def __init__(
+        self, sink: Sink, site: Site, options: argparse.Namespace, default_category: str, again: bool = False
+    ) -> None:
         self.tally = Tally()
         self._sink = sink
         self._site = site
         self._category: str = options.category or default_category
         self._named_category: str = options.category
-        self._limit: int = options.limit
+        self._options = options
+        self._wishes = source_wishes(options)
+        self._again = again
         self._refresh = bool(options.refresh or options.watch)
         self._batch: list[tuple[str, Entry]] = []
         self._waiting_since = 0.0
 
     def take(self, entry: Entry) -> None:
-        """Queue one entry with the next batch, or a ranking at once, or name it as rejected."""
+        """Queue one entry with the next batch, or what it lists at once, or name it as rejected."""
         try:
-            if entry.text.lower().startswith("rank:"):
-                ranked = find_category(entry.text)
-                ids = parse_ranking(self._site.ranking(ranked.rid), ranked)[: self._limit]
+            if entry.text.lower().startswith("rank:") and not self._is_source_of_its_own(entry.text):
+                self._take_ranking(entry)
+                return
+            source = self._source(entry.text)
+            if source and source.startswith("rank:") and not self._is_source_of_its_own(source):
+                self._take_ranking(Entry(source, entry.where))
             else:
-                ranked, ids = None, [self._id(entry.text)]
+                self._take_named(entry, source or self._id(entry.text))
         except (ValueError, JobError) as error:
             code = f" ({error.code})" if isinstance(error, JobError) else ""
             self._reject(entry, f"{error}{code}{_hint(entry)}")
-            return
-        if ranked is not None:
-            if not ids:
-                say(_("{target}: no video of it is in the ranking now").format(target=shown(entry.text)))
-            folder = self._named_category or ranked.name or self._category
-            self._send([(id_, entry) for id_ in ids], folder, f"rank:{ranked.rid}")
-            return
+
+    def _take_named(self, entry: Entry, id_: str) -> None:
+        if is_listing(id_):
+            self._take_source(entry, id_)
+        else:
+            self._take_ids(entry, self._pages(id_))
+
+    def _take_ids(self, entry: Entry, ids: Iterable[str]) -> None:
         self._waiting_since = self._waiting_since or time.monotonic()
-        self._batch.append((ids[0], entry))
+        self._batch += [(id_, entry) for id_ in ids]
         if len(self._batch) >= BATCH or time.monotonic() - self._waiting_since > PATIENCE_SECONDS:
             self.flush()
+
+    def _take_ranking(self, entry: Entry) -> None:
+        ranked = find_category(entry.text)
+        ids = parse_ranking(self._site.ranking(ranked.rid), ranked)[: self._options.limit or RANKED]
+        if not ids:
+            say(_("{target}: no video of it is in the ranking now").format(target=shown(entry.text)))
+        folder = self._named_category or ranked.name or self._category
+        self._send([(id_, entry) for id_ in ids], folder, f"rank:{ranked.rid}")
+
+    def _is_source_of_its_own(self, text: str) -> bool:
+        """Tell whether a ranking is read as other sources are: it is watched, or more is wished than its first ones."""
+        options = self._options
+        wished = options.watch or options.since or options.match or options.oldest_first
+        return bool(wished and re.fullmatch(r"rank:[0-9]{1,9}", text, re.IGNORECASE))
+
+    def _source(self, text: str) -> str | None:
+        """Return the source that a text names: all of it, its first word, or the first address in it."""
+        words = text.split(maxsplit=1)
+        named = [text] if text.lower().startswith("search:") else words[:1]
+        if address := re.search(r"https?://[!-~]+", text):
+            named.append(address[0])
+        for name in named:
+            if source := parse_source(name, self._site.hosts):
+                return source
+        return None
+
+    def _pages(self, id_: str) -> list[str]:
+        """Return the containers of the pages that are wished of a video, or the video itself."""
+        job = parse_job_id(id_)
+        if not self._options.pages or job.number:
+            return [id_]
+        if not job.bvid:
+            raise ValueError(_("--pages is for videos, and this is none"))
+        count = self._site.page_count(job.bvid)
+        return [str(replace(job, number=number)) for number in chosen_pages(self._options.pages, count)]
+
+    def _take_source(self, entry: Entry, source: str) -> None:
+        if self._options.pages:
+            raise ValueError(_("--pages is for videos, and this is none"))
+        if self._options.watch and not self._again:
+            self._sink.watch(source, self._options.watch)
+        sink, wishes = self._sink, self._wishes
+        if source.startswith("rank:"):
+            wishes = {"limit": RANKED, **wishes}
+        if not isinstance(sink, Queue) or needs_account(source):
+            if not self._again:  # then the watch of the server does it
+                self._send([(source, entry)], self._category, "")
+            return
+        waiting = [source]
+        while waiting:
+            source = waiting.pop(0)
+            found = sink.claim(
+                source,
+                f"add_url {socket.gethostname()}"[:64],
+                self._category,
+                wishes,
+                bool(self._options.refresh),
+                if_due=self._again,
+            )
+            if isinstance(found, Lease):
+                waiting += self._walk(sink, found)
+            elif found == "open":
+                say(_("{source} is being read by a worker now").format(source=source))
+
+    def _walk(self, queue: Queue, lease: Lease) -> list[str]:
+        """Read a source to its end; return the sources in it. What is not read stays in the queue, for a worker."""
+        assert lease.walk is not None  # a claim gives sources only
+        nested: list[str] = []
+        walk = SourceWalk(lease.url, lease.walk)
+        try:
+            while True:
+                page = self._site.listing(walk.request, walk.read)
+                for told in walk.take(page):
+                    with undivided():
+                        answer = queue.expand(lease.url, lease.token, (), told.urls, told.more, told.ledger)
+                        self.tally.added += answer.added
+                        self.tally.known += answer.known
+                    nested += [url for url in told.urls if is_listing(url)]
+                    if answer.ended or not told.more:
+                        return nested
+        except JobError as error:
+            if error.code in _REFUSED and self._site.has_account:
+                queue.release(lease.url, lease.token)
+                say(_("{source}: {reason}; a worker asks with its account").format(source=lease.url, reason=error))
+                return nested
+            queue.nack(lease.url, lease.token, Failure(error.kind, error.code, str(error), walk.title))
+            if isinstance(error, PermanentError):
+                raise
+            sentence = _("{source}: {reason} ({code}); a worker goes on with it later")
+            say(sentence.format(source=lease.url, reason=error, code=error.code))
+        except StaleToken:
+            say(_("{source}: a worker goes on with it").format(source=lease.url))
+        except (KeyboardInterrupt, Terminated):
+            with suppress(StaleToken, EngineError):
+                queue.release(lease.url, lease.token)
+            raise
+        return nested
 
     def flush(self) -> None:
         """Queue what waits for its batch to fill."""
         batch, self._batch, self._waiting_since = self._batch, [], 0.0
         self._send(batch, self._category, "")
+
+    def _source_wishes(self, ids: Sequence[str]) -> dict[str, Any]:
+        return {"wishes": self._wishes, "again": True} if any(map(is_listing, ids)) else {}
 
     def _id(self, text: str) -> str:
         """Return the id that a text names: its first word, else the first address in it, as in a shared text."""
@@ -519,7 +501,8 @@ class Adder:
         if not batch:
             return
         with undivided():
-            answer = self._sink.add([id_ for id_, _entry in batch], category, source, self._refresh, uuid4().hex)
+            ids = [id_ for id_, _entry in batch]
+            answer = self._sink.add(ids, category, source, self._refresh, uuid4().hex, **self._source_wishes(ids))
             self.tally.added += answer.added
             self.tally.known += answer.known
         entries = dict(reversed(batch))
@@ -542,7 +525,7 @@ def _hint(entry: Entry) -> str:
 # ------------------------------------------------------------------------------------------ what is done
 
 
-def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: Tally) -> None:
+def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: Tally, again: bool = False) -> None:
     """Queue everything that the options name, once; ``tally`` has what was done also when this is interrupted."""
     entries: Iterable[Entry] = map(Entry, options.targets)
     if options.file:
@@ -552,7 +535,7 @@ def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: 
     # The built-in default is left to the queue, which may have one of its own.
     default = "" if settings.category == Settings().category else settings.category
     site = Site(settings)
-    adder = Adder(sink, site, options, default)
+    adder = Adder(sink, site, options, default, again)
     try:
         with progress(bool(options.file) and sys.stderr.isatty()) as advance:
             for entry in entries:
@@ -581,10 +564,12 @@ def progress(wanted: bool) -> Iterator[Callable[[], None]]:
 
 def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Tally) -> None:
     """Queue everything again and again, until a signal ends it; what fails in one round may work in the next."""
+    again = False
     while True:
         this_round = Tally()
         try:
-            add_all(sink, settings, options, this_round)
+            add_all(sink, settings, options, this_round, again)
+            again = True
         except DownloaderError as error:
             if total == this_round == Tally():  # nothing ever worked: more likely a mistake than a hiccup
                 raise
@@ -595,6 +580,49 @@ def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Ta
             total.add(this_round)
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {this_round}", flush=True)
         time.sleep(options.watch)
+
+
+def unwatch(sink: Sink, settings: Settings, target: str, tally: Tally) -> None:
+    """Watch a source no more; one that was not watched is named, as what is rejected is."""
+    try:
+        source = parse_source(target, SiteHosts(settings.web_url, settings.api_url, settings.short_url))
+        if source is None or not sink.watch(source, 0):
+            raise ValueError(_("it is not watched"))
+        say(_("{source} is watched no more").format(source=source))
+    except ValueError as error:
+        tally.rejected += 1
+        say(_("rejected {target}: {reason}").format(target=shown(target), reason=error))
+
+
+def list_sources(sink: Sink, as_json: bool) -> None:
+    """Print what is known of each source: a table for people, or one JSON text."""
+    found: list[dict[str, Any]] = []
+    after: str | None = ""
+    while after is not None:
+        items, after = sink.sources(after, BATCH)
+        found += items
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+        return
+    from rich.console import Console  # as for the bar: slow to import
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in (
+        _("source"),
+        _("title"),
+        _("state"),
+        _("listed"),
+        _("new"),
+        _("known"),
+        _("gone"),
+        _("watched"),
+        _("read"),
+    ):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for item in found:
+        table.add_row(*map(shown, facts(item, time.time())))
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
 
 def retry_failed(sink: Sink, match: str) -> int:
@@ -621,6 +649,11 @@ examples:
   python add_url.py --file list.txt --category music
   grep -o "BV1[0-9A-Za-z]*" notes.md | python add_url.py --file -
   python add_url.py rank:1010 --limit 20 --watch 3600
+  python add_url.py mid:137137 --since 2024-12-31 --match review
+  python add_url.py "https://space.bilibili.com/137137/favlist?fid=1234567" season:4259 ss28747
+  python add_url.py mid:137137 --watch 3600
+  python add_url.py BV1xx411c7mD --pages 1-3,5,-1
+  python add_url.py --sources
   python add_url.py --retry-failed --match timeout
 
 In a list each line is one target: its first word, or, where that is none, the first address in the line, so
@@ -643,8 +676,9 @@ def make_parser() -> argparse.ArgumentParser:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help=_("a BV, av or ep id, an address of a video or episode, a b23.tv link, or rank:RID or rank:NAME for a"
-               " region's ranking; with no target at all, the ranking of every configured category"),
+        help=_("a BV, av or ep id, an address of a video, an episode or a list of videos, a b23.tv link, or a"
+               " source: mid:, fav:, favs:, season:, series:, ss, md, cheese:, rank:, search:, popular, weekly,"
+               " precious, later; with no target at all, the ranking of every configured category"),
     )  # fmt: skip
     parser.add_argument(
         "--file",
@@ -656,9 +690,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit",
         metavar="N",
-        type=_whole_number(1, 100),
-        default=10,
-        help=_("how many of each ranking, from 1 to 100 (10)"),
+        type=_whole_number(1, 100_000),
+        help=_("how many of each ranking (10) or source (all)"),
+    )
+    parser.add_argument(
+        "--since", metavar="DATE", type=parse_date, default=0, help=_("of sources: what was published since 2024-12-31")
+    )
+    parser.add_argument("--oldest-first", action="store_true", help=_("of sources: the oldest first"))
+    parser.add_argument(
+        "--pages", metavar="P", type=parse_pages, default=(), help=_("of videos: these pages only, as in 1-3,5,-1")
     )
     parser.add_argument("--refresh", action="store_true", help=_("ask known videos again for new pages"))
     parser.add_argument(
@@ -669,8 +709,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--retry-failed", action="store_true", help=_("queue again what failed for good"))
     parser.add_argument(
-        "--match", metavar="TEXT", default="", help=_("of the failed only those with TEXT in title, reason, code or id")
+        "--match",
+        metavar="TEXT",
+        default="",
+        help=_("of sources only what has TEXT in its title; of the failed, in title, reason, code or id"),
     )
+    parser.add_argument("--unwatch", metavar="SOURCE", action="append", help=_("watch a source no more"))
+    parser.add_argument("--sources", action="store_true", help=_("list the sources, and what was found in them"))
+    parser.add_argument("--json", action="store_true", help=_("with --sources: as JSON"))
     return parser
 
 
@@ -692,10 +738,15 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for options that make no sense together, and for files that cannot be read."""
-    if options.match and not options.retry_failed:
-        raise UsageError(_("--match goes with --retry-failed only"))
-    if options.retry_failed and (options.targets or options.file or options.watch):
+    named = bool(options.targets or options.file)
+    if options.retry_failed and (named or options.watch):
         raise UsageError(_("--retry-failed takes no targets, no --file and no --watch"))
+    if (options.sources or options.unwatch) and (named or options.watch or options.retry_failed):
+        raise UsageError(_("--sources and --unwatch take no targets, no --file, no --watch and no --retry-failed"))
+    if options.json and not options.sources:
+        raise UsageError(_("--json goes with --sources only"))
+    if (options.match or options.since or options.oldest_first) and not (named or options.retry_failed):
+        raise UsageError(_("--match, --since and --oldest-first want a source to choose from"))
     for name in options.file or ():
         try:
             if is_regular := name != "-" and not Path(name).is_fifo():  # opening a pipe would take from it
@@ -704,7 +755,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
         if options.watch and not is_regular:
             raise UsageError(_("a pipe or standard input can be read only once: give --watch a file"))
-    if not (options.targets or options.file or options.retry_failed):
+    if not (named or options.retry_failed or options.sources or options.unwatch):
         ranked_categories(options.category)
 
 
@@ -726,10 +777,16 @@ def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> No
         if options.retry_failed:
             print(f"retried {retry_failed(sink, options.match)}")
             return
+        if options.unwatch or options.sources:
+            for target in options.unwatch or ():
+                unwatch(sink, settings, target, tally)
+            if options.sources:
+                list_sources(sink, options.json)
+            return
         if not (options.targets or options.file):
             names = ", ".join(category.name for category in ranked_categories(options.category))
             sentence = _("Nothing was named: adding the first {count} of {names}")
-            print(sentence.format(count=options.limit, names=names), flush=True)
+            print(sentence.format(count=options.limit or RANKED, names=names), flush=True)
         (watch if options.watch else add_all)(sink, settings, options, tally)
     finally:
         sink.close()
@@ -771,7 +828,7 @@ def run(arguments: Sequence[str] | None) -> int:
     except (UsageError, EngineError, ServerError) as error:
         say(str(error))
         status = 2
-    if not options.retry_failed and (status != 2 or tally != Tally()):
+    if not (options.retry_failed or options.sources or options.unwatch) and (status != 2 or tally != Tally()):
         print(tally, flush=True)
     return status
 

@@ -26,7 +26,9 @@ class JobView:
     since: float = 0.0
     """When it was leased, or the container whose page it is."""
     stage: str = "describing"
-    """Then waiting (prepared, without a slot), downloading, merging, recording; a job may end in each of them."""
+    """Then waiting (prepared, without a slot), downloading, merging, recording; a job may end in each of them.
+
+    A source is listing."""
     cid: int = 0
     planned_bytes: int = 0
     """How large all streams together are, by what the site says of them; 0 where it says nothing."""
@@ -86,6 +88,7 @@ class Board:
         self.done = self.failed = self.dead = 0
         self.received_bytes = 0
         self.state = "starting"
+        self.note = ""
         self._samples: deque[tuple[float, int]] = deque(maxlen=64)
 
     def in_stages(self, stages: Iterable[str]) -> list[JobView]:

@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
+from create_folder import USUAL, Output, parse_output
 from errors import UsageError
 from i18n import _
-from model import KIB, Working
+from model import BEST, CODECS, KIB, NO_SOUND, QUALITIES, SOUNDS, Wishes, Working
 
 ROOT = Path(__file__).resolve().parent
 
@@ -69,6 +70,20 @@ CATEGORIES = (
 """The reference's categories; edit, or name targets to add_url.py. Ids: bilibili-API-collect, video_zone*.md."""
 
 
+EXTRAS = (
+    "tags",
+    "chapters",
+    "cover",
+    "cover-file",
+    "danmaku",
+    "danmaku-xml",
+    "subtitles",
+    "embed-subtitles",
+    "nfo",
+    "json",
+)
+"""What may come with a video; docs/extras.md says what each is, and what it costs in requests."""
+
 _REAL_URLS = frozenset(
     f"https://{host}" for host in ("www.bilibili.com", "api.bilibili.com", "passport.bilibili.com", "b23.tv")
 )
@@ -93,6 +108,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     category: str = "other"
     sessdata: str = field(default="", repr=False)
+    cookies: Path | None = None
     lease_seconds: float = 60.0
     affinity_seconds: float = 120.0
     connections: int = 16
@@ -100,6 +116,28 @@ class Settings:
     """0 is no limit; working.json may say otherwise while a worker runs."""
     scratch: Path | None = None
     api_interval_seconds: float = 0.5
+    quality: str = "best"
+    codecs: str = "avc,hevc,av1"
+    audio: str = "192k"
+    streams: str = "both"
+    container: str = "auto"
+    min_quality: str = ""
+
+    @property
+    def wishes(self) -> Wishes:
+        """What the settings say of the streams to take."""
+        return Wishes(
+            qn=_quality_number(self.quality),
+            codecids=tuple(CODECS[name] for name in self.codecs.split(",")),
+            sound=BEST if self.audio == "best" else SOUNDS.get(self.audio, NO_SOUND),
+            streams="video" if self.audio == "none" else self.streams,
+            container=self.container,
+            min_qn=_quality_number(self.min_quality) if self.min_quality else 0,
+        )
+
+    extras: tuple[str, ...] = ("tags",)
+    """Tags by default: they come with what is asked for anyway; every other one costs a request or a file."""
+    output: Output = USUAL
 
     @property
     def scratch_dir(self) -> Path:
@@ -134,12 +172,21 @@ _VARIABLES = {
     "hosts": "BILI_HOSTS",
     "category": "BILI_CATEGORY",
     "sessdata": "BILI_SESSDATA",
+    "cookies": "BILI_COOKIES",
     "lease_seconds": "BILI_LEASE_SECONDS",
     "affinity_seconds": "BILI_AFFINITY_SECONDS",
     "connections": "BILI_CONNECTIONS",
     "max_bytes_per_second": "BILI_MAX_SPEED",
     "scratch": "BILI_SCRATCH_DIR",
     "api_interval_seconds": "BILI_API_INTERVAL",
+    "quality": "BILI_QUALITY",
+    "codecs": "BILI_CODECS",
+    "audio": "BILI_AUDIO",
+    "streams": "BILI_STREAMS",
+    "container": "BILI_CONTAINER",
+    "min_quality": "BILI_MIN_QUALITY",
+    "extras": "BILI_EXTRAS",
+    "output": "BILI_OUTPUT",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -169,6 +216,8 @@ def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
         except ValueError as error:
             shown = "" if name in ("redis_url", "token", "sessdata") else f"={text!r}"
             wrong.append(f"{variable}{shown}: {error}")
+    if not wrong:
+        wrong = _contradictions(found)
     if wrong:
         raise UsageError("\n".join([_("These settings are wrong:"), *wrong]))
     for name, path in (("download_dir", "Download"), ("data_dir", ".data"), ("working_file", "working.json")):
@@ -245,10 +294,83 @@ def category_problem(name: str) -> str:
     return ""
 
 
+def _extras(text: str, root: Path) -> tuple[str, ...]:
+    named = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in named if name not in (*EXTRAS, "all", "none")]:
+        sentence = _("{name} is no extra; there are {names}, and all and none")
+        raise ValueError(sentence.format(name=repr(unknown[0]), names=", ".join(EXTRAS)))
+    if "none" in named and len(named) > 1:
+        raise ValueError(_("none stands alone"))
+    return tuple(name for name in EXTRAS if name in named or "all" in named)
+
+
 def _connections(text: str, root: Path) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 256:
         raise ValueError(_("it must be a whole number from 1 to 256"))
     return int(text)
+
+
+_QUALITY_ALIASES = {"dv": "dolby", "hdr10": "hdr", "1080phigh": "1080p+"}
+_SMART_REPAIR = 100
+
+
+def _quality_number(text: str) -> int:
+    """Return the qn of a quality's name, or of one that is a number itself."""
+    return BEST if text == "best" else QUALITIES.get(text) or int(text)
+
+
+def _quality(text: str, root: Path) -> str:
+    name = text.lower().replace(" ", "")
+    name = _QUALITY_ALIASES.get(name, name)
+    if name == "best" or name in QUALITIES:
+        return name
+    if name.isdecimal() and int(name) in (*QUALITIES.values(), _SMART_REPAIR):
+        return next((known for known, qn in QUALITIES.items() if qn == int(name)), name)
+    raise ValueError(
+        _("it must be best, one of {names}, or the qn of one, such as 80").format(names=", ".join(QUALITIES))
+    )
+
+
+def _least_quality(text: str, root: Path) -> str:
+    name = _quality(text, root)
+    if name == "best":
+        raise ValueError(_("name a quality, such as 1080p"))
+    return name
+
+
+def _codecs(text: str, root: Path) -> str:
+    """Return the codecs in the order that is wished; those that are not named come last."""
+    named = [name.strip().lower() for name in text.split(",")]
+    if len(set(named)) != len(named) or not set(named) <= set(CODECS):
+        raise ValueError(
+            _("it must be some of {names}, each once, with commas between").format(names=", ".join(CODECS))
+        )
+    return ",".join([*named, *(name for name in CODECS if name not in named)])
+
+
+def _audio(text: str, root: Path) -> str:
+    name = text.lower().replace("-", "")
+    by_id = {str(id_): known for known, id_ in SOUNDS.items()}
+    return _one_of("best", *SOUNDS, "none")(by_id.get(name, name), root)
+
+
+def _one_of(*words: str) -> Callable[[str, Path], str]:
+    def parse(text: str, root: Path) -> str:
+        if text.lower() not in words:
+            raise ValueError(_("it must be one of {words}").format(words=", ".join(words)))
+        return text.lower()
+
+    return parse
+
+
+def _contradictions(found: Mapping[str, object]) -> list[str]:
+    """Return what is wrong with settings that are good one by one."""
+    if found.get("audio") == "none" and found.get("streams") == "audio":
+        return [_("BILI_STREAMS=audio wants sound, BILI_AUDIO=none wants none")]
+    wishes = Settings(**{name: found[name] for name in ("quality", "min_quality") if name in found}).wishes  # type: ignore[arg-type]
+    if wishes.min_qn > wishes.qn:
+        return [_("BILI_MIN_QUALITY is above BILI_QUALITY: no video could be both")]
+    return []
 
 
 _SPEED = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+) ?([KMG]?)(?:I?B)?(?:/S)?", re.IGNORECASE)
@@ -288,12 +410,21 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "hosts": _names,
     "category": _category,
     "sessdata": _header,
+    "cookies": _path,
     "lease_seconds": _number(1, 3600),
     "affinity_seconds": _number(0, 86400),
     "connections": _connections,
     "max_bytes_per_second": lambda text, root: parse_speed(text),
     "scratch": _path,
     "api_interval_seconds": _number(0, 60),
+    "quality": _quality,
+    "codecs": _codecs,
+    "audio": _audio,
+    "streams": _one_of("both", "video", "audio"),
+    "container": _one_of("auto", "mp4", "mkv"),
+    "min_quality": _least_quality,
+    "extras": _extras,
+    "output": lambda text, root: parse_output(text),
 }
 
 

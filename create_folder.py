@@ -1,15 +1,20 @@
 """Where a page's file goes: names that every file system takes, and folders that never leave the download folder.
 
 A name is at most 255 bytes of UTF-8 (Linux; the 255 UTF-16 units of Windows and macOS are never less), has no
-character that Windows refuses, and keeps the ids whatever the title is. A whole path over 260 characters still
-needs long paths to be enabled in Windows; nothing here prevents one.
+character that Windows refuses, and keeps the ids whatever the title is. A template says which names there are; what is
+put into it cannot add one. A whole path over 260 characters still needs long paths to be enabled in Windows; nothing
+here prevents one.
 """
 
 from __future__ import annotations
 
 import errno
 import re
+import string
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path, PurePosixPath
 
 from errors import CircumstanceError, DiskFull, PermanentError
@@ -19,6 +24,7 @@ from model import Page, Video
 MAX_NAME_BYTES = 255
 MAX_CATEGORY_BYTES = 120
 MIN_NAME_BYTES = 16
+MAX_ID_CHARACTERS = 32
 
 _READABLE = str.maketrans('/\\:*?"<>|', "／＼：＊？＂＜＞｜")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
@@ -27,23 +33,211 @@ _JOINER = "\u200d"
 _JOINERS = "\u200c" + _JOINER
 
 
-def page_path(category: str, video: Video, page: Page, with_cid: bool = False, extension: str = "mp4") -> PurePosixPath:
+# ------------------------------------------------------------------------------------------ templates
+
+DEFAULT_OUTPUT = "{category}/{title} [{bvid}]"
+PAGE_OUTPUT = "P{page} {page_title}"
+"""The file of a page of several, in a folder of the video's name, where the template itself names no page."""
+ENDINGS = ("mp4", "mkv", "m4a", "mka")
+MAX_FOLDERS = 8
+
+_TEXTS = ("category", "title", "page_title", "owner", "season", "region")
+_WIDEST = {"bvid": 18, "aid": 16, "cid": 19, "page": 5, "pages": 5, "owner_id": 16, "date": 10, "year": 4}
+"""How many bytes the fields have at most that are never cut."""
+OUTPUT_FIELDS = (*_TEXTS, *_WIDEST)
+_IDS = frozenset({"bvid", "aid", "cid"})
+_OF_A_PAGE = frozenset({"page", "page_title", "cid"})
+_FIRST_DAY = date(1970, 1, 1).toordinal()
+_BEIJING_SECONDS = 8 * 3600
+
+_Parts = tuple[tuple[str, str], ...]
+"""One name of a template: each literal text, and the field behind it, or an empty text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A template taken apart: the names of the folders and of the file, and those of pages of several."""
+
+    text: str
+    names: tuple[_Parts, ...]
+    page_names: tuple[_Parts, ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_output(text: str) -> Output:
+    """Return a template taken apart; ValueError with a sentence for the user for one that cannot name files.
+
+    Where it names no id of the video, that is added to its last name: else names of different videos would meet, and
+    what a file is called would depend on what else is there. Where it names nothing of a page, the pages of a video
+    of several lie in a folder of the video's name.
+    """
+    names = [_parsed_name(name) for name in _split_names(text)]
+    if not _IDS & _fields_of(*names):
+        names[-1] = (*names[-1], (" [", "bvid"), ("]", ""))
+    pages = [] if _OF_A_PAGE & _fields_of(*names) else [_parsed_name(PAGE_OUTPUT)]
+    for all_names in (names, [*names, *pages]):
+        for name in all_names:
+            _check_name(name, MAX_NAME_BYTES if name is not all_names[-1] else MAX_NAME_BYTES - _ENDING_BYTES)
+    return Output(text, tuple(names), (*names, *pages))
+
+
+_ENDING_BYTES = len(f" [{2**63}].{ENDINGS[0]}")
+
+
+def _split_names(text: str) -> list[str]:
+    if text.startswith("/") or text.endswith("/") or "//" in text:
+        raise ValueError(_("it is a path below the download folder: no / at its begin or end, nor two together"))
+    if text.lower().endswith(tuple(f".{ending}" for ending in ENDINGS)):
+        raise ValueError(_("the ending ({ending}) is added by itself: leave it out").format(ending=text[-4:]))
+    names = text.split("/")
+    if len(names) > MAX_FOLDERS:
+        raise ValueError(_("it has more than {count} folders").format(count=MAX_FOLDERS - 1))
+    return names
+
+
+def _parsed_name(name: str) -> _Parts:
+    parts = []
+    try:
+        parsed = [*string.Formatter().parse(name)]
+    except ValueError:
+        raise ValueError(
+            _("a brace is open or closed alone in {name}; {{{{ and }}}} are braces").format(name=repr(name))
+        ) from None
+    for literal, field, form, conversion in parsed:
+        if field is not None and field not in OUTPUT_FIELDS:
+            raise ValueError(
+                _("{field} is no field; there are {fields}").format(field=repr(field), fields=", ".join(OUTPUT_FIELDS))
+            )
+        if form or conversion:
+            raise ValueError(_("{field} takes no format: write {{{field}}}").format(field=field))
+        if not literal.isprintable() or set(literal) & set('\\:*?"<>|'):
+            raise ValueError(_('it has one of \\ : * ? " < > | or a control character; folders are divided by /'))
+        parts.append((literal, field or ""))
+    return tuple(parts)
+
+
+def _fields_of(*names: _Parts) -> set[str]:
+    return {field for name in names for _literal, field in name}
+
+
+def _check_name(name: _Parts, room: int) -> None:
+    """Raise ValueError for a name that no file system takes as it stands, or that leaves no room for its texts."""
+    sample = "".join(literal + ("x" if field else "") for literal, field in name)
+    if not name or safe_name(sample, max(len(sample.encode()) + 1, MIN_NAME_BYTES)) != sample:
+        shown = "".join(literal + (f"{{{field}}}" if field else "") for literal, field in name)
+        sentence = _(
+            "{name} cannot be the name of a file: no dot, space or minus at its begin, none of . or space at its end"
+        )
+        raise ValueError(sentence.format(name=repr(shown)))
+    needed = sum(
+        len(literal.encode()) + _WIDEST.get(field, 0 if not field else MIN_NAME_BYTES) for literal, field in name
+    )
+    if needed > room:
+        raise ValueError(_("it leaves no room for titles: a name has {room} bytes").format(room=room))
+
+
+def show_of(output: Output, video: Video) -> str:
+    """Return what the folder of a page's file is the folder of: ``"video"``, ``"season"``, or nothing in particular."""
+    names = output.page_names if len(video.pages) > 1 else output.names
+    fields = _fields_of(*names[-2:-1])
+    if len(video.pages) > 1 and fields & {"bvid", "aid"}:
+        return "video"
+    return "season" if video.about.season and "season" in fields else ""
+
+
+# ------------------------------------------------------------------------------------------ paths
+
+
+def page_path(
+    category: str,
+    video: Video,
+    page: Page,
+    with_cid: bool = False,
+    extension: str = "mp4",
+    output: Output | None = None,
+) -> PurePosixPath:
     """Return where a page's file goes, relative to the download folder; ``with_cid`` tells files of one name apart.
 
     The title is cut at the same place with and without ``with_cid``. Raise ValueError for ids that are none.
     """
-    identity = _identity(video)
     cid = f" [{_number(page.cid)}]"
     ending = f"{cid if with_cid else ''}.{extension}"
     room = MAX_NAME_BYTES - len(f"{cid}.{extension}".encode())
-    folder = PurePosixPath(safe_name(category, MAX_CATEGORY_BYTES))
-    suffix = f" [{identity}]"
-    if len(video.pages) <= 1:
-        return folder / f"{safe_name(video.title, room - len(suffix))}{suffix}{ending}"
-    width = max(2, len(str(max(other.number for other in video.pages))))
-    number = f"P{_number(page.number):0{width}d}"
-    title = safe_name(video.title, MAX_NAME_BYTES - len(suffix))
-    return folder / f"{title}{suffix}" / f"{number} {safe_name(page.title, room - len(number) - 1)}{ending}"
+    output = output or USUAL
+    names = output.page_names if len(video.pages) > 1 else output.names
+    values = _values(category, video, page)
+    folders = [_name(name, values, MAX_NAME_BYTES) for name in names[:-1]]
+    return PurePosixPath(*folders) / (_name(names[-1], values, room) + ending)
+
+
+def companion_path(relative: PurePosixPath, suffix: str) -> PurePosixPath:
+    """Return the path of a file beside a page's file: the same name with another ending.
+
+    A name that is too long with it is cut before its last ``[…]``, so that the id stays.
+    """
+    stem = relative.stem
+    room = MAX_NAME_BYTES - len(suffix.encode())
+    if len(stem.encode()) > room:
+        title, mark, identity = stem.rpartition(" [")
+        ending = mark + identity if stem.endswith("]") and len(identity) <= MAX_ID_CHARACTERS else ""
+        stem = _trimmed(_cut(title if ending else stem, room - len(ending.encode()))) + ending
+    return relative.with_name(stem + suffix)
+
+
+def _values(category: str, video: Video, page: Page) -> dict[str, str]:
+    """Return what stands for each field; unknown texts have a word that is the same in all languages."""
+    about = video.about
+    width = max(2, len(str(max((other.number for other in video.pages), default=1))))
+    day = date.fromordinal(_FIRST_DAY + (about.published_at + _BEIJING_SECONDS) // 86400).isoformat()
+    return {
+        "category": safe_name(category, MAX_CATEGORY_BYTES),
+        "title": video.title,
+        "page_title": page.title,
+        "owner": video.owner or "unknown",
+        "season": about.season or video.title,
+        "region": about.region or "unknown",
+        "bvid": _identity(video),
+        "aid": str(_number(video.aid)),
+        "cid": str(_number(page.cid)),
+        "page": f"{_number(page.number):0{width}d}",
+        "pages": str(len(video.pages)),
+        "owner_id": str(_number(about.owner_id)),
+        "date": day if about.published_at else "undated",
+        "year": day[:4] if about.published_at else "0000",
+    }
+
+
+def _name(parts: _Parts, values: Mapping[str, str], max_bytes: int) -> str:
+    """Return one name of a path: ids and numbers as they are, texts cut so that all of it fits."""
+    name = _joined(parts, values, max_bytes)
+    if safe_name(name, max_bytes) != name:  # what is legal alone may not be so together, as in con{page}
+        name = safe_name(_joined(parts, values, max_bytes - 1), max_bytes)
+    return name
+
+
+def _joined(parts: _Parts, values: Mapping[str, str], max_bytes: int) -> str:
+    fixed = sum(
+        len((literal + ("" if field in _TEXTS else values.get(field, ""))).encode()) for literal, field in parts
+    )
+    texts = [field for _literal, field in parts if field in _TEXTS]
+    lengths = [len(safe_name(values[field], MAX_NAME_BYTES).encode()) for field in texts]
+    limit = max(_share(lengths, max_bytes - fixed), MIN_NAME_BYTES)
+    return "".join(
+        literal + (safe_name(values[field], limit) if field in _TEXTS else values.get(field, ""))
+        for literal, field in parts
+    )
+
+
+def _share(lengths: list[int], room: int) -> int:
+    """Return how many bytes each text may have, so that the short ones stay whole and the long ones are cut alike."""
+    for place, length in enumerate(sorted(lengths)):
+        left = len(lengths) - place
+        if length * left > room:
+            return min(room // left, MAX_NAME_BYTES)
+        room -= length
+    return MAX_NAME_BYTES
 
 
 def _identity(video: Video) -> str:
@@ -188,3 +382,6 @@ def _failure(error: OSError, path: Path) -> CircumstanceError | PermanentError:
             _("{path} must be a folder, but is something else").format(path=error.filename or path), code="folder"
         )
     return DiskFull(_("cannot make the folder {path}: {problem}").format(path=path.parent, problem=error.strerror))
+
+
+USUAL = parse_output(DEFAULT_OUTPUT)

@@ -30,6 +30,7 @@ from errors import (
     JobError,
     NameTaken,
     PermanentError,
+    RiskControl,
     ServerError,
     ServerUnreachable,
     StaleToken,
@@ -37,12 +38,15 @@ from errors import (
     TransientError,
     Unauthorized,
 )
+from extras import Companions, Extras
 from i18n import _
+from merge_proof import read_tag
 from merge_stream_file import merge
 from model import (
     HAVE_LIMIT,
     MIB,
     Choice,
+    Expanded,
     Failure,
     JobId,
     Lease,
@@ -56,12 +60,14 @@ from model import (
     Wishes,
     Working,
 )
-from mp4_boxes import read_comment
-from parse_ import choose_streams, parse_job_id, streams_bytes
+from parse_ import parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import ResultLog, log_path
+from source_reader import read_source
+from sources import Told
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, streams_bytes
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +99,8 @@ _WORDS = {
     "audio": _("audio"),
 }
 """What becomes of a failed job, and the parts of a page, for people."""
+
+_SLOWER = _("asking the site more slowly, because it wants fewer requests from this address or account")
 
 _BEFORE_MERGE = frozenset({"describing", "waiting", "downloading"})
 _WRITING = frozenset({"downloading", "merging"})
@@ -162,6 +170,11 @@ class PageStreams:
     def planned_bytes(self) -> int:
         """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
         return streams_bytes(self.choice, self.playinfo.duration_seconds or self._page.duration_seconds)
+
+    @property
+    def extension(self) -> str:
+        """The extension of the file that the chosen streams make."""
+        return extension(self.choice, self._wishes)
 
     def sources(self) -> dict[str, StreamSource]:
         """Return what to download, by part: video and audio, or the segments by their order."""
@@ -247,8 +260,10 @@ class Scheduler:
         self._refusal = ""
         self._ends_when_empty = False
         self._obeyed: Working | None = None
-        self._wishes = Wishes()
+        self._wishes = settings.wishes
+        self._extras = Extras(settings, site, wire)
         self._note = ""
+        self._risk = ""
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
         self._is_replaying = False
         self.working = WorkingFile(settings.working_file)
@@ -262,6 +277,7 @@ class Scheduler:
             self._state,
             lambda beat: _call_soon(loop, self._take_beat, beat),
             self._results.unsure,
+            self._standing,
         )
 
     # -------------------------------------------------------------------------------- life
@@ -333,6 +349,7 @@ class Scheduler:
                 self._give_back_paused()
             self.board.sample(lease_clock())
             self.board.state = self._state_word()
+            self.board.note = self._notes()
             self._slots.look()  # the time of a parked worker may be over
             if self._running.is_set():
                 self._send_back(PREPARED_SECONDS)
@@ -388,6 +405,8 @@ class Scheduler:
         for held in beat.returned:  # given up by our own clock, while the server still kept it for us
             self._later(self._quietly(self._queue.release(held.lease)))
         self._results.confirm(beat.confirmed)
+        if beat.slow_seconds:
+            self._slow_down(beat.slow_seconds)
         if beat.replay and not self._is_replaying:
             self._is_replaying = True
             self._later(self._replay())
@@ -425,7 +444,14 @@ class Scheduler:
         seconds = max(retry.park_seconds(self._park_failures), error.retry_after_seconds or 0.0)
         self._parked_until = lease_clock() + seconds
         self._note = str(error)
+        self._risk = error.code if isinstance(error, RiskControl) else ""
         log.warning(_("This worker leases nothing for %.0f s: %s"), seconds, error)
+
+    def _slow_down(self, seconds: float) -> None:
+        """Ask the site for less for a while: it has asked another worker of our address or account for that."""
+        if not self._site.pace.slow_seconds and self._state_word() != "parked":
+            log.warning(_("%s, for %.0f s"), _SLOWER, seconds)
+        self._site.pace.slow_for(seconds)
 
     def _state_word(self) -> str:
         if self._stopping.is_set():
@@ -442,8 +468,24 @@ class Scheduler:
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
             "working": {"stop": working.stop, "count": working.count},
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
-            "note": self._note if self.board.state == "parked" else "",
+            "note": self.board.note,
         }
+
+    def _notes(self) -> str:
+        """Return what a person should know of this worker now, an empty text for nothing."""
+        slower = _SLOWER if self._site.pace.slow_seconds else ""
+        notes = (self._note if self.board.state == "parked" else slower, self._site.login.problem)
+        return " · ".join(filter(None, notes))
+
+    def _standing(self) -> Mapping[str, Any]:
+        """Return how this worker stands with the site, for the others; called in the heartbeat's thread."""
+        standing: dict[str, Any] = {}
+        if self._site.login.digest:
+            standing["account"] = self._site.login.digest
+        parked_seconds = self._parked_until - lease_clock()
+        if self._risk and parked_seconds > 0:
+            standing["risk"] = {"kind": self._risk, "seconds": round(parked_seconds, 1)}
+        return standing
 
     # -------------------------------------------------------------------------------- leasing
 
@@ -473,7 +515,8 @@ class Scheduler:
             return 0
         running = board.in_stages(("downloading",))
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
-        held = len(board.in_stages(_BEFORE_MERGE))
+        # One listing is read beside the downloads; more of them take the places of some.
+        held = len(board.in_stages(_BEFORE_MERGE)) + max(0, len(board.in_stages(("listing",))) - 1)
         missing = min(count + ahead - held, LEASES_AT_ONCE, LEASES_AT_MOST - len(self._jobs))
         if held >= count and missing < (ahead + 1) // 2:
             return 0  # nothing waits for it: several in one request are cheaper
@@ -652,6 +695,9 @@ class Scheduler:
     async def _perform(self, held: Held, view: JobView) -> Held | None:
         lease = held.lease
         job = parse_job_id(lease.url)
+        if lease.walk is not None:
+            await self._read_source(held, view)
+            return None
         video = await self._site.describe(job)
         if not job.is_page:
             return await self._expand(held, view, job, video)
@@ -665,7 +711,8 @@ class Scheduler:
         await self._queue.ack(lease, result)
         self._results.add(lease.url, result)
         self._unfinished.pop(lease.url, None)
-        self._park_failures = 0
+        if lease_clock() >= self._parked_until:  # an extra of this page may just have parked the worker
+            self._park_failures = 0
         self.board.done += 1
         log.info(_("%s: done, %s (%.1f MiB)"), lease.url, result.path, result.bytes / MIB)
         return None
@@ -692,20 +739,47 @@ class Scheduler:
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
         return None if expanded.lease is None else self._hold(expanded.lease, asked, view.since)
 
+    async def _read_source(self, held: Held, view: JobView) -> None:
+        """Read the listing of a source, from where it was read before; each page is told on its own."""
+        view.stage = "listing"
+
+        async def tell(told: Told) -> Expanded:
+            held.settling = True  # the queue may end the lease with any page
+            answer = await self._queue.expand_source(held.lease, told.urls, told.ledger, told.more)
+            held.settling = answer.ended or not told.more
+            return answer
+
+        def name(title: str) -> None:
+            view.title = title
+
+        await read_source(self._site, held.lease, tell, name)
+        self._park_failures = 0
+
     # -------------------------------------------------------------------------------- one page
 
     async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
         """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
-        relative, present = self._place(held.lease.category, video, page)
-        if present:
-            result = self._result_there(held, view, relative, page)
-            discard_parts(self._parts, page.cid)
-            return result
+        kind = "m4a" if self._wishes.streams == "audio" else "mp4"
+        relative, present = self._place(held.lease.category, video, page, kind)
+        async with self._extras.of(held.lease.url, video, page, relative) as extras:
+            if present:
+                result = self._result_there(held, view, relative, page)
+                discard_parts(self._parts, page.cid)
+            else:
+                result = await self._new_file(held, view, video, page, extras)
+            await extras.lay_beside(PurePosixPath(result.path))
+        if extras.trouble is not None:
+            self._park(extras.trouble)
+        return result
+
+    async def _new_file(self, held: Held, view: JobView, video: Video, page: Page, extras: Companions) -> Result:
+        """Return the file of a page that is downloaded and merged."""
         streams = PageStreams(self._site, video, page, held.lease.url, self._wishes)
         await streams.ask()
         view.cid, view.planned_bytes = page.cid, streams.planned_bytes
         files = await self._fetch(view, streams)
         try:
+            embedded = await extras.embedding()
             plan = MergePlan(
                 output="",  # looked for anew just before: it may be another one after a long download
                 video=_path(files.get("video")),
@@ -715,8 +789,13 @@ class Scheduler:
                 title=view.title,
                 tag=_tag(video, page),
                 scratch=str(self._parts),
+                streams=self._wishes.streams,
+                cover=embedded.cover,
+                chapters=embedded.chapters,
+                tags=embedded.tags,
+                subtitles=embedded.subtitles,
             )
-            result = await self._merge(held, view, video, page, plan)
+            result = await self._merge(held, view, video, page, plan, streams.extension)
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)
@@ -725,7 +804,9 @@ class Scheduler:
                 file.close()
         return result
 
-    async def _merge(self, held: Held, view: JobView, video: Video, page: Page, plan: MergePlan) -> Result:
+    async def _merge(
+        self, held: Held, view: JobView, video: Video, page: Page, plan: MergePlan, extension: str
+    ) -> Result:
         """Merge a page under a name that is free at that moment, unless the page itself has come there meanwhile.
 
         A name may be taken between the look and the end of the merge: by another page of the same title, or by
@@ -734,7 +815,7 @@ class Scheduler:
         attempt = 0
         while True:
             attempt += 1
-            relative, present = self._place(held.lease.category, video, page)
+            relative, present = self._place(held.lease.category, video, page, extension)
             if present:
                 return self._result_there(held, view, relative, page)
             output = str(create_folder.create_folder(self._settings.download_dir, relative))
@@ -752,25 +833,33 @@ class Scheduler:
         size_bytes = (self._settings.download_dir / relative).stat().st_size
         return Result(str(relative), size_bytes, page.duration_seconds, view.title)
 
-    def _place(self, category: str, video: Video, page: Page) -> tuple[PurePosixPath, bool]:
-        """Return where a page's file belongs, and whether it is there already.
+    def _place(self, category: str, video: Video, page: Page, extension: str) -> tuple[PurePosixPath, bool]:
+        """Return where a page's file belongs, and whether it is there already, in whatever container.
 
         A file says in its comment which page it holds: one with our cid is the finished work of a worker that died
-        before it could tell; one with another cid keeps its name, and ours gets its cid into the name. Raise NameTaken
-        where a strange file has that one too.
+        before it could tell, unless it is sound only and the picture is wanted too, or the other way round; one with
+        another cid keeps its name, and ours gets its cid into the name. Raise NameTaken where a strange file has that
+        one too.
         """
-        relative = create_folder.page_path(category, video, page)
-        holder = _cid_of(self._settings.download_dir / relative)
-        if holder not in (None, page.cid):
-            relative = create_folder.page_path(category, video, page, with_cid=True)
-            holder = _cid_of(self._settings.download_dir / relative)
-        if holder not in (None, page.cid):
-            raise NameTaken(
-                _("{path} is there, but it is not this page: move it away, then try again").format(
-                    path=self._settings.download_dir / relative
-                )
+        kin = AUDIO_EXTENSIONS if extension in AUDIO_EXTENSIONS else VIDEO_EXTENSIONS
+        output = self._settings.output
+        strange: list[PurePosixPath] = []
+        for with_cid in (False, True):
+            holders = {}
+            for each in (*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS):
+                relative = create_folder.page_path(category, video, page, with_cid, each, output)
+                holders[relative] = _cid_of(self._settings.download_dir / relative)
+            for relative, holder in holders.items():
+                if holder == page.cid and relative.suffix[1:] in kin:
+                    return relative, True
+            strange = [relative for relative, holder in holders.items() if holder not in (None, page.cid)]
+            if not strange:
+                return create_folder.page_path(category, video, page, with_cid, extension, output), False
+        raise NameTaken(
+            _("{path} is there, but it is not this page: move it away, then try again").format(
+                path=self._settings.download_dir / strange[0]
             )
-        return relative, holder == page.cid
+        )
 
     def _enter(self, view: JobView, stage: str) -> None:
         """Let a job come to its next stage, and others, perhaps, to its place."""
@@ -864,10 +953,8 @@ def _tag(video: Video, page: Page) -> str:
 def _cid_of(path: Path) -> int | None:
     """Return the cid that the file under a name says it holds, 0 if it says none or is cut, None without a file."""
     try:
-        size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            found = re.search(r" cid=(\d{1,19})$", read_comment(file, size_bytes))
-            return int(found[1]) if found else 0
+        found = re.search(r" cid=(\d{1,19})$", read_tag(path))
+        return int(found[1]) if found else 0
     except FileNotFoundError:
         return 0 if path.is_symlink() else None  # a link that leads nowhere has the name all the same
     except (OSError, JobError):

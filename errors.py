@@ -14,6 +14,7 @@
         │   ├── TransferError      a stream could not be had from any mirror
         │   └── MergeError         ffmpeg or a check of its output failed
         │       └── NameTaken      a file stands under the name by now: look again whose it is
+        ├── NotYet                 there is too little now: delayed, no attempt counted, nobody parks
         ├── PermanentError         it will never work for this account: dead at once
         └── CircumstanceError      not the job's fault: no attempt counted, the worker parks
             ├── RiskControl        the site wants us to slow down
@@ -106,6 +107,13 @@ class NameTaken(MergeError):
     """The file cannot get its name: another one has it, and is never overwritten."""
 
     default_code = "name-taken"
+
+
+class NotYet(JobError):
+    """What there is now is less than what is wanted, and more may come without anything being wrong."""
+
+    kind = "waiting"
+    default_code = "not-yet"
 
 
 class PermanentError(JobError):

@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -38,9 +38,17 @@ from typing import IO, BinaryIO
 import xxhash
 
 import merge_starter
-import mp4_boxes
-from errors import DiskFull, JobError, MergeError, NameTaken, PermanentError, StaleToken, UsageError
+from errors import DiskFull, MergeError, NameTaken, StaleToken, UsageError
 from i18n import _
+from merge_command import (
+    ffmpeg_arguments,
+    list_of_chapters,
+    list_of_chapters_path,
+    segment_list,
+    segment_list_path,
+    without_extras,
+)
+from merge_proof import check_inputs, check_output, write_failure
 from model import KIB, MIB, Merged, MergePlan
 
 if sys.platform != "win32":
@@ -58,20 +66,17 @@ GOODBYE_SECONDS = 2.0
 LINE_BYTES = 4 * KIB
 LEFTOVER_SECONDS = 24 * 3600.0
 NOTE_BYTES = 16 * KIB
-TITLE_CHARACTERS = 500
 
 _TEMPORARY = ".merge-{}.tmp"
-_LIST_SUFFIX = ".ffconcat"
+_LIST_SUFFIXES = (".ffconcat", ".ffmetadata")
 _NOTE_SUFFIX = ".moved"
-_LEFTOVER = re.compile(r"\.merge-[0-9a-f]{16}\.tmp(\.ffconcat|\.moved)?")
-_PLAIN_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*", re.ASCII)
+_LEFTOVER = re.compile(r"\.merge-[0-9a-f]{16}\.tmp(\.ffconcat|\.ffmetadata|\.moved)?")
 _SUSPICIOUS = re.compile(r"[Cc]orrupt|Invalid|Broken|[Mm]ismatch")
 _HARMLESS = re.compile(r"Invalid mvhd time scale")
 """Some old joined files say no timescale for the whole; each of their tracks has its own."""
 _NO_SPACE = re.compile(r"No space left|Disk quota exceeded")
 _NO_SPACE_STATUS = 256 - errno.ENOSPC
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
-_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 # ------------------------------------------------------------------------------------------ ffmpeg itself
@@ -124,73 +129,6 @@ def probe_ffmpeg(path: str, timeout_seconds: float = 20.0) -> str:
     raise UsageError(_("{path} is broken ({problem}): replace or remove it").format(path=path, problem=problem))
 
 
-def ffmpeg_arguments(
-    ffmpeg: str,
-    plan: MergePlan,
-    temporary: str,
-    video_codec: str = "",
-    container: str = "mov",
-    uniform: bool = False,
-) -> list[str]:
-    """Return the command that joins what ``plan`` says into ``temporary``.
-
-    ``video_codec`` is the fourcc of the input, ``container`` what a durl segment is: ``mov`` or ``flv``. The format is
-    forced, because ffmpeg would follow a playlist that calls itself .m4s; every path has ``file:`` before it, because
-    ffmpeg takes ``a:b`` for a protocol and has no ``--``. ``uniform`` segments have one decoder configuration: their
-    packets are then taken as they are, else ffmpeg writes the configuration before each key frame.
-    """
-    start = [ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning"]
-    if len(plan.segments) < 2:
-        # Not for joined ones: the sound of a segment may end after its picture, and that is an error for -xerror.
-        start.append("-xerror")
-    start += ["-progress", "pipe:1", "-y"]
-    inputs: list[str] = []
-    maps: list[str] = []
-    if len(plan.segments) > 1:
-        inputs += ["-protocol_whitelist", "file", "-f", "concat", "-safe", "1"]
-        inputs += ["-auto_convert", "0"] if uniform else []
-        inputs += ["-i", f"file:{segment_list_path(plan, temporary)}"]
-    else:
-        for path in (*plan.segments, plan.video, plan.audio):
-            if path:
-                inputs += ["-protocol_whitelist", "file", "-f", container, "-i", f"file:{path}"]
-    if plan.segments:
-        maps = ["-map", "0:v:0?", "-map", "0:a:0?"]
-    elif plan.video:
-        maps = ["-map", "0:v:0", *(["-map", "1:a:0"] if plan.audio else [])]
-    else:
-        maps = ["-map", "0:a:0"]
-    return [
-        *start,
-        *inputs,
-        *maps,
-        *("-c", "copy", "-map_metadata", "-1", "-map_chapters", "-1", "-movflags", "+faststart", "-strict", "-2"),
-        *(("-tag:v", "hvc1") if video_codec in ("hev1", "hvc1") else ()),  # Apple's players refuse hev1
-        *(("-metadata", f"title={_one_line(plan.title)}") if plan.title else ()),
-        *(("-metadata", f"comment={_one_line(plan.tag)}") if plan.tag else ()),
-        *("-f", "mp4", f"file:{temporary}"),
-    ]
-
-
-def segment_list_path(plan: MergePlan, temporary: str) -> str:
-    """Return where the list of several segments is written: beside them, so that it needs their bare names only."""
-    return str(Path(plan.segments[0]).parent / (Path(temporary).name + _LIST_SUFFIX))
-
-
-def segment_list(plan: MergePlan) -> str:
-    """Return the list of segments as ffmpeg's concat demuxer reads it; raise MergeError for names it could misread."""
-    paths = [Path(segment) for segment in plan.segments]
-    for path in paths:
-        if path.parent != paths[0].parent or not _PLAIN_NAME.fullmatch(path.name):
-            raise MergeError(_("{path}: segments need plain names in one folder").format(path=repr(str(path))))
-    return "ffconcat version 1.0\n" + "".join(f"file {path.name}\n" for path in paths)
-
-
-def _one_line(text: str) -> str:
-    printable = "".join(character if character.isprintable() else " " for character in text[:TITLE_CHARACTERS])
-    return printable.encode("utf-8", "replace").decode()
-
-
 # ------------------------------------------------------------------------------------------ the merge
 
 
@@ -205,9 +143,25 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
     ``may_publish`` is asked immediately before the file gets its name; if it says no, StaleToken is raised. A file
     that stands under the name already, since whenever, stays as it is, and NameTaken is raised. When cancelled, ffmpeg
     is killed and the temporary files removed. Raise MergeError with ffmpeg's last line, DiskFull, or PermanentError for
-    encrypted streams.
+    encrypted streams. Where it fails with what comes beside the streams (cover, chapters, tags, subtitles), it is tried
+    once more without.
     """
-    inputs = await asyncio.to_thread(_check_inputs, plan)
+    try:
+        return await _merge(ffmpeg, plan, may_publish)
+    except NameTaken:
+        raise
+    except MergeError as error:
+        bare = without_extras(plan)
+        if bare == plan:
+            raise
+        log.warning(
+            _("%s: made without cover, chapters, tags and subtitles, because with them: %s"), plan.output, error
+        )
+    return await _merge(ffmpeg, bare, may_publish)
+
+
+async def _merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool]) -> Merged:
+    inputs = await asyncio.to_thread(check_inputs, plan)
     output = Path(plan.output)
     scratch = Path(plan.scratch) if plan.scratch else output.parent
     with contextlib.ExitStack() as files:
@@ -216,13 +170,15 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
             if not is_one_disk:
                 _check_room(output.parent, inputs.size_bytes)  # now, not when the work is done
             temporary, lock = files.enter_context(_temporary_file(scratch, inputs.size_bytes))
-            files.enter_context(_segment_list_file(plan, temporary))
+            files.enter_context(_list_files(plan, temporary))
             command = ffmpeg_arguments(
-                ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform
+                ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform, inputs.cover
             )
             timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
-            await _run(command, timeout_seconds, (str(scratch), *plan.segments, plan.video, plan.audio), processor)
-        merged = await asyncio.to_thread(_check_output, temporary, plan, inputs, is_one_disk)
+            names = (str(scratch), *plan.segments, plan.video, plan.audio, plan.cover)
+            names += tuple(subtitle.path for subtitle in plan.subtitles)
+            await _run(command, timeout_seconds, names, processor)
+        merged = await asyncio.to_thread(check_output, temporary, plan, inputs, is_one_disk)
         if not is_one_disk:
             proved = temporary
             temporary, lock = files.enter_context(_noted_file(proved, output.parent, merged.bytes))
@@ -306,7 +262,7 @@ def remove_leftovers(folder: Path) -> int:
 
 def _remove_leftover(path: Path) -> bool:
     old = time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
-    if path.suffix == _LIST_SUFFIX and not old:
+    if path.suffix in _LIST_SUFFIXES and not old:
         return False
     with path.open("r+b") as file:
         locked = _lock(file)
@@ -353,7 +309,7 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     try:
         total_bytes, _used, free_bytes = shutil.disk_usage(folder)
     except OSError as error:
-        raise _write_failure(error, folder) from error
+        raise write_failure(error, folder) from error
     if total_bytes and free_bytes < needed_bytes:  # some network drives say 0 of everything
         raise DiskFull(
             _("{folder} has {free} MiB left, the merged file needs {needed}: free some room").format(
@@ -369,7 +325,7 @@ def _temporary_file(folder: Path, needed_bytes: int, name: str = "") -> Iterator
     try:
         path, file = _create_locked(folder, name)
     except OSError as error:
-        raise _write_failure(error, folder) from error
+        raise write_failure(error, folder) from error
     try:
         with file:
             yield path, file
@@ -402,30 +358,32 @@ def _noted_file(proved: Path, folder: Path, needed_bytes: int) -> Iterator[tuple
             note.write(os.fsencode(folder / proved.name))
             note.flush()
         except OSError as error:
-            raise _write_failure(error, proved.parent) from error
+            raise write_failure(error, proved.parent) from error
         with _temporary_file(folder, needed_bytes, proved.name) as made:
             yield made
 
 
 @contextlib.contextmanager
-def _segment_list_file(plan: MergePlan, temporary: Path) -> Iterator[None]:
-    if len(plan.segments) < 2:
+def _list_files(plan: MergePlan, temporary: Path) -> Iterator[None]:
+    """Write the lists of segments and of chapters that ffmpeg reads, and remove them in the end."""
+    texts: dict[Path, str] = {}
+    if len(plan.segments) > 1:
+        texts[Path(segment_list_path(plan, str(temporary)))] = segment_list(plan)
+    if plan.chapters:
+        texts[Path(list_of_chapters_path(str(temporary)))] = list_of_chapters(plan)
+    with contextlib.ExitStack() as files:
+        for path, text in texts.items():
+            files.callback(_unlink, path)
+            try:
+                path.write_text(text, encoding="utf-8", newline="\n")
+            except OSError as error:
+                raise write_failure(error, path.parent) from error
         yield
-        return
-    path = Path(segment_list_path(plan, str(temporary)))
-    try:
-        path.write_text(segment_list(plan), encoding="utf-8", newline="\n")
-        yield
-    except OSError as error:
-        raise _write_failure(error, path.parent) from error
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
-def _write_failure(error: OSError, folder: Path) -> JobError:
-    sentence = _("cannot write into {folder}: {problem}").format(folder=folder, problem=error.strerror or error)
-    return DiskFull(sentence) if error.errno in _NOT_WRITABLE else MergeError(sentence)
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 # ------------------------------------------------------------------------------------------ to another disk
@@ -460,7 +418,7 @@ def _copy_and_compare(source: Path, target: Path, stop: threading.Event) -> None
                 for piece in _pieces(target, reader_back, stop):
                     found.update(piece)
     except OSError as error:
-        raise _write_failure(error, target.parent) from error
+        raise write_failure(error, target.parent) from error
     if written.digest() != found.digest() and not stop.is_set():
         raise MergeError(
             _("{folder} does not give back what was written there: its disk may be failing").format(
@@ -498,7 +456,7 @@ def _publish(temporary: Path, lock: BinaryIO, output: Path) -> None:
             _("{path} is there already: it stays as it is, move it away if it is not wanted").format(path=output)
         ) from error
     except OSError as error:
-        raise _write_failure(error, output.parent) from error
+        raise write_failure(error, output.parent) from error
 
 
 def _link_or_rename(temporary: Path, output: Path) -> None:
@@ -808,155 +766,3 @@ async def _spawn(arguments: list[str]) -> _Spawned:
         with contextlib.suppress(OSError):  # it has ended already
             os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + merge_starter.NICENESS)
     return _Spawned(process)
-
-
-# ------------------------------------------------------------------------------------------ proofs
-
-_KINDS = {"video": _("video"), "audio": _("audio")}
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What the inputs hold, read before ffmpeg: seconds by kind of track."""
-
-    seconds: Mapping[str, float]
-    size_bytes: int
-    video_codec: str = ""
-    container: str = "mov"
-    uniform: bool = False
-
-
-def _check_inputs(plan: MergePlan) -> _Inputs:
-    if bool(plan.segments) == bool(plan.video or plan.audio):
-        raise ValueError("a plan has either DASH streams or segments")
-    if plan.segments:
-        return _check_segments(plan.segments)
-    seconds: dict[str, float] = {}
-    codec = ""
-    size_bytes = 0
-    for kind, text in (("video", plan.video), ("audio", plan.audio)):
-        if text:
-            with _named_input(text) as (file, bytes_):
-                track = _only(mp4_boxes.read_stream(file, bytes_), kind)
-            seconds[kind] = track.duration_seconds
-            codec = track.codec if kind == "video" else codec
-            size_bytes += bytes_
-    return _Inputs(seconds, size_bytes, codec)
-
-
-def _check_segments(paths: tuple[str, ...]) -> _Inputs:
-    seconds: dict[str, float] = {}
-    codec = ""
-    containers = set()
-    configurations = set()
-    size_bytes = 0
-    for path in paths:
-        with _named_input(path) as (file, bytes_):
-            container, tracks = _segment_tracks(file, bytes_)
-        containers.add(container)
-        size_bytes += bytes_
-        for track in tracks:
-            seconds[track.kind] = seconds.get(track.kind, 0.0) + track.duration_seconds
-            if track.kind == "video":
-                codec = track.codec
-                configurations.add(track.configuration)
-    if len(containers) > 1:
-        raise MergeError(_("the segments are of different formats: {formats}").format(formats=sorted(containers)))
-    if not seconds:
-        raise MergeError(_("{path} has neither video nor audio").format(path=paths[0]))
-    uniform = len(configurations) == 1 and b"" not in configurations
-    return _Inputs(seconds, size_bytes, codec, containers.pop(), uniform)
-
-
-def _segment_tracks(file: BinaryIO, size_bytes: int) -> tuple[str, tuple[mp4_boxes.Track, ...]]:
-    if file.read(3) == b"FLV":
-        return "flv", mp4_boxes.read_flv_tracks(file, size_bytes)
-    mp4_boxes.check_plain(file, size_bytes)
-    tracks = mp4_boxes.read_tracks(file, size_bytes)
-    return "mov", tuple(next(track for track in tracks if track.kind == kind) for kind in {t.kind for t in tracks})
-
-
-def _only(tracks: tuple[mp4_boxes.Track, ...], kind: str) -> mp4_boxes.Track:
-    if len(tracks) != 1 or tracks[0].kind != kind:
-        raise MergeError(
-            _("one {kind} track is expected, it has: {found}").format(
-                kind=_KINDS[kind], found=_kinds(track.kind for track in tracks)
-            )
-        )
-    if tracks[0].codec in ("encv", "enca"):
-        raise PermanentError(_("the stream is encrypted (DRM)"), code="drm")
-    return tracks[0]
-
-
-def _kinds(kinds: Iterable[str]) -> str:
-    return ", ".join(_KINDS[kind] for kind in sorted(kinds)) or "-"
-
-
-@contextlib.contextmanager
-def _named_input(path: str) -> Iterator[tuple[BinaryIO, int]]:
-    """Open an input; whatever is wrong with it is said with its name."""
-    try:
-        with Path(path).open("rb") as file:
-            yield file, os.fstat(file.fileno()).st_size
-    except JobError as error:
-        raise type(error)(f"{Path(path).name}: {error}", error.code) from error
-    except OSError as error:
-        raise MergeError(_("cannot read {path}: {problem}").format(path=path, problem=error.strerror)) from error
-
-
-def _check_output(temporary: Path, plan: MergePlan, inputs: _Inputs, stays: bool) -> Merged:
-    """Prove the merged file, and bring one that stays on this disk to it; return it as it is to be called."""
-    with _named_output(temporary) as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        mp4_boxes.check_plain(file, size_bytes)
-        tracks = mp4_boxes.read_tracks(file, size_bytes)
-        _check_tracks(tracks, plan, inputs)
-        if mp4_boxes.read_comment(file, size_bytes) != _one_line(plan.tag):
-            raise MergeError(_("the merged file lacks its comment"))
-        if stays:
-            os.fsync(file.fileno())
-    return Merged(plan.output, size_bytes, max(track.duration_seconds for track in tracks))
-
-
-@contextlib.contextmanager
-def _named_output(temporary: Path) -> Iterator[BinaryIO]:
-    try:
-        with temporary.open("r+b") as file:
-            yield file
-    except MergeError as error:
-        raise MergeError(_("ffmpeg's output is wrong: {problem}").format(problem=error)) from error
-    except OSError as error:
-        raise _write_failure(error, temporary.parent) from error
-
-
-def _check_tracks(tracks: tuple[mp4_boxes.Track, ...], plan: MergePlan, inputs: _Inputs) -> None:
-    kinds = sorted(track.kind for track in tracks)
-    if kinds != sorted(inputs.seconds):
-        raise MergeError(
-            _("it has the tracks {found}, not {expected}").format(found=_kinds(kinds), expected=_kinds(inputs.seconds))
-        )
-    joints = max(len(plan.segments), 1)
-    for track in tracks:
-        seconds, expected = track.duration_seconds, inputs.seconds[track.kind]
-        if abs(seconds - expected) > 0.5 * joints:
-            raise MergeError(
-                _("its {kind} track lasts {seconds:.1f} s, the input {expected:.1f} s").format(
-                    kind=_KINDS[track.kind], seconds=seconds, expected=expected
-                )
-            )
-        _check_announced(track, plan.duration_seconds)
-
-
-def _check_announced(track: mp4_boxes.Track, announced_seconds: float) -> None:
-    """Compare a track with what the site announced, which is rounded; sound may end long before the picture does."""
-    if announced_seconds <= 0:
-        return
-    surplus = track.duration_seconds - announced_seconds
-    longer = max(2.0, 0.02 * announced_seconds)
-    shorter = longer if track.kind == "video" else max(5.0, 0.5 * announced_seconds)
-    if not -shorter <= surplus <= longer:
-        raise MergeError(
-            _("its {kind} track lasts {seconds:.1f} s, the site announced {announced:.1f} s").format(
-                kind=_KINDS[track.kind], seconds=track.duration_seconds, announced=announced_seconds
-            )
-        )

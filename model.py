@@ -6,6 +6,7 @@ half-open ranges ``[start, stop)``. Tokens and signed URLs have no repr, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 KIB = 1024
@@ -13,6 +14,9 @@ MIB = 1024 * KIB
 
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
+
+JOB_ID_CHARACTERS = 1300
+"""The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""
 
 HAVE_LIMIT = 64
 """A lease request names so many unfinished jobs at most."""
@@ -31,11 +35,29 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What the site says of a video beside its title; each field is empty or 0 where it does not say it.
+
+    ``season`` is the collection (合集) or the bangumi season that the video belongs to, ``episode_number`` its place in
+    that, from 1. ``published_at`` is in Unix seconds.
+    """
+
+    owner_id: int = 0
+    description: str = ""
+    published_at: int = 0
+    region: str = ""
+    season: str = ""
+    episode_number: int = 0
+    cover_url: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """A described container: a video (稿件) with all its pages, in order.
 
     ``episode_id`` is set where the site serves the pages through its bangumi player; it is the episode that was
-    asked for, or the one that the video redirects to. ``notes`` are sentences that a user should read.
+    asked for, or the one that the video redirects to. ``lesson_id`` is set where the video is a lesson of a course.
+    ``notes`` are sentences that a user should read.
     """
 
     bvid: str
@@ -45,6 +67,8 @@ class Video:
     owner: str = ""
     episode_id: int | None = None
     notes: tuple[str, ...] = ()
+    lesson_id: int = 0
+    about: About = About()
 
     def page_with_cid(self, cid: int) -> Page | None:
         """Return the page whose identity is ``cid``, or None when the uploader took it away."""
@@ -83,7 +107,8 @@ class Segment:
 class Playinfo:
     """A page's streams as the site offers them now: DASH in ``videos`` and ``audios``, or durl ``segments``.
 
-    ``deadline`` is the Unix time in seconds at which the signed URLs die, None where they do not say.
+    ``deadline`` is the Unix time in seconds at which the signed URLs die, None where they do not say. ``announced`` are
+    the qn that the video has, by what the site tells everybody, also those that this account gets no stream of.
     """
 
     duration_seconds: float
@@ -92,20 +117,59 @@ class Playinfo:
     segments: tuple[Segment, ...] = ()
     segments_qn: int = 0
     deadline: int | None = None
+    announced: tuple[int, ...] = ()
+
+
+BEST = 1000
+"""The wish for the best of all, of pictures or of sound."""
+
+NO_SOUND = 0
+
+QUALITIES = {
+    "8k": 127,
+    "dolby": 126,
+    "hdr": 125,
+    "4k": 120,
+    "1080p60": 116,
+    "1080p+": 112,
+    "1080p": 80,
+    "720p60": 74,
+    "720p": 64,
+    "480p": 32,
+    "360p": 16,
+    "240p": 6,
+}
+"""The qn of each quality by the name that settings and sentences use, the best first.
+
+All numbers here: bilibili-API-collect, docs/video/videostream_url.md. 100 ("smart repair", sharpened by the site,
+between 1080p+ and 1080p) has no name; 129 (HDR Vivid) is for the site's apps only.
+"""
+
+CODECS = {"avc": 7, "hevc": 12, "av1": 13}
+SOUNDS = {"hires": 30251, "dolby": 30250, "192k": 30280, "132k": 30232, "64k": 30216}
+"""The ids of audio streams by name. 30250 is Dolby Atmos and 30255 Dolby Audio (yutto, media/quality.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user wants of the streams on offer: the highest qn, and codecs in order of preference."""
+    """What the user wants of the streams on offer; ``stream_choice.py`` says what follows from it."""
 
-    qn: int = 127
+    qn: int = BEST
     codecids: tuple[int, ...] = (7, 12, 13)
     """AVC 7, HEVC 12, AV1 13: AVC first, because it plays everywhere."""
+    sound: int = 30280
+    """An id of SOUNDS, or BEST: 192K, because Dolby and Hi-Res do not play everywhere."""
+    streams: str = "both"
+    """``both``, ``video`` (without sound) or ``audio`` (sound only)."""
+    container: str = "auto"
+    """``mp4``, ``mkv`` or ``auto``."""
+    min_qn: int = 0
+    """The floor, 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The streams to download of a page: a video with an audio stream or without, or durl segments."""
+    """The streams to download of a page: a video, an audio stream or both, or durl segments."""
 
     video: Stream | None = None
     audio: Stream | None = None
@@ -128,21 +192,30 @@ class Target:
 class JobId:
     """A job id taken apart; ``str`` is the id exactly as it stands in ``ready``.
 
-    Exactly one of ``bvid`` and ``episode_id`` is set. ``cid`` makes it a page job; without it the job is a
-    container, of all pages or, with ``number``, of that page only.
+    Exactly one of ``bvid``, ``episode_id`` and ``source`` is set. ``cid`` makes it a page job; without it the job is
+    a container, of all pages or, with ``number``, of that page only. ``source`` is the canonical id of a container
+    that lists others; nothing else is set then, save the ``cid`` of the page that a lesson of a course has.
     """
 
     bvid: str = ""
     episode_id: int = 0
     number: int = 0
     cid: int = 0
+    source: str = ""
 
     @property
     def is_page(self) -> bool:
         """Tell a page to download from a container to expand."""
         return self.cid > 0
 
+    @property
+    def is_source(self) -> bool:
+        """Tell a container that lists other containers from one that has pages."""
+        return bool(self.source)
+
     def __str__(self) -> str:
+        if self.source:
+            return f"{self.source}?cid={self.cid}" if self.cid else self.source
         base = self.bvid or f"ep{self.episode_id}"
         query = "&".join(f"{name}={value}" for name, value in (("p", self.number), ("cid", self.cid)) if value > 0)
         return f"{base}?{query}" if query else base
@@ -169,10 +242,47 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
+class Walk:
+    """How a source is to be read: where an earlier reader stopped, and what the user wishes of it.
+
+    ``page`` pages were told to the queue, ``cursor`` is what the listing goes on with (empty: from its beginning), and
+    ``taken`` items count towards the limit. ``since`` is in Unix seconds. A ``quick`` pass ends where nothing is new.
+    """
+
+    cursor: str = ""
+    page: int = 0
+    taken: int = 0
+    since: int = 0
+    match: str = ""
+    limit: int = 0
+    oldest_first: bool = False
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPage:
+    """What the ledger of a source is told of one page of its listing, beside the ids that are queued.
+
+    ``page`` counts from 1 in each pass: a page that is told twice counts once. ``skipped`` are listed but not wished;
+    ``ended`` says of the last page why it is the last: ``end`` of the listing, or ``wished``.
+    """
+
+    page: int
+    title: str = ""
+    announced: int | None = None
+    pages: int | None = None
+    unavailable: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    taken: int = 0
+    cursor: str = ""
+    ended: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to work on one job until ``lease_seconds`` from the request, renewed by heartbeats.
 
-    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1.
+    ``url`` is the job id exactly as in ``ready``; ``attempt`` counts from 1. ``walk`` comes with a source.
     """
 
     url: str
@@ -180,6 +290,7 @@ class Lease:
     category: str
     attempt: int
     lease_seconds: float
+    walk: Walk | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +303,15 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one."""
+    """The answer to an expand: pages newly queued, pages already known, and a lease of the first new one.
+
+    ``ended`` is said of a source: its pass is over, also where more was to follow.
+    """
 
     added: int
     known: int
     lease: Lease | None
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +325,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed, as it is sent with a nack. ``kind`` is transient, permanent or environment.
+    """Why an attempt failed, as it is sent with a nack. ``kind`` is transient, waiting, permanent or environment.
 
     ``code`` is the site's own number as text where there is one (``-404``), else a word (``disk-full``).
     """
@@ -274,12 +389,38 @@ class StreamProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Chapter:
+    """A part of a page with a title of its own."""
+
+    start_seconds: float
+    stop_seconds: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subtitle:
+    """A file of subtitles, .srt or .ass, to put into the video.
+
+    ``language`` is as the site writes it (``zh-Hans``, ``ai-en``), or a code of ISO 639-2.
+    """
+
+    path: str
+    language: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MergePlan:
     """What ffmpeg is to join: DASH ``video`` and ``audio`` files (either may be missing), or durl ``segments``.
 
     Paths are absolute texts. ``tag`` is written into the file as its comment and read back by
-    ``mp4_boxes.read_comment``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
-    this or another disk, or beside the output where that is empty.
+    ``merge_proof.read_tag``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
+    this or another disk, or beside the output where that is empty. The extension of the output says the container:
+    mp4, m4a (the same without a picture), mkv or mka.
+
+    ``streams`` picks out of segments: ``both``, ``video`` or ``audio``. What comes with the video never costs it: a
+    ``cover`` (JPEG or PNG), ``chapters``, ``tags`` (names of ffmpeg such as artist, date, description, and their texts)
+    and ``subtitles`` are left out, with a warning, where the file cannot be made with them.
     """
 
     output: str
@@ -290,6 +431,11 @@ class MergePlan:
     title: str = ""
     tag: str = ""
     scratch: str = ""
+    streams: str = "both"
+    cover: str = ""
+    chapters: tuple[Chapter, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    subtitles: tuple[Subtitle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ class Track:
     codec: str
     configuration: bytes = field(default=b"", repr=False, compare=False)
     """What a decoder must know before the first sample (avcC, hvcC); empty where that is unknown."""
+    samples: int = field(default=0, compare=False)
+    """How many frames it has; 0 where that is unknown."""
 
 
 class _Box(NamedTuple):
@@ -58,6 +60,7 @@ class _Movie(NamedTuple):
     timescale: int
     duration: int
     samples: _Box | None
+    sizes: _Box | None
     configuration: bytes
 
 
@@ -308,10 +311,32 @@ def _read_tracks(reader: _Reader, boxes: list[_Box]) -> tuple[Track, ...]:
         durations = [_plain_duration(reader, movie) for movie in movies]
     else:
         durations = _fragmented_durations(reader, boxes, extends, movies)
+    counts = _fragmented_counts(reader, boxes)
     return tuple(
-        Track(movie.kind, duration / movie.timescale, movie.codec, movie.configuration)
+        Track(
+            *(movie.kind, duration / movie.timescale, movie.codec, movie.configuration),
+            samples=_plain_count(reader, movie) + counts.get(movie.number, 0),
+        )
         for movie, duration in zip(movies, durations, strict=True)
     )
+
+
+def _plain_count(reader: _Reader, movie: _Movie) -> int:
+    return int.from_bytes(reader.field(movie.sizes, 8, 4), "big") if movie.sizes else 0
+
+
+def _fragmented_counts(reader: _Reader, boxes: list[_Box]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for moof in (box for box in boxes if box.kind == b"moof"):
+        for traf in reader.children(moof, b"traf"):
+            number = 0
+            for box in reader.children(traf, b"tfhd", b"trun"):
+                value = int.from_bytes(reader.field(box, 4, 4), "big")
+                if box.kind == b"tfhd":  # it is the first one inside
+                    number = value
+                else:
+                    counts[number] = counts.get(number, 0) + value
+    return counts
 
 
 def _traks(reader: _Reader, moov: _Box) -> list[_Box]:
@@ -339,8 +364,9 @@ def _read_trak(reader: _Reader, trak: _Box) -> _Movie | None:
     codec = reader.field(stsd, 12, 4)
     unknown = duration in (0, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
     samples = next(reader.children(table, b"stts"), None)
+    sizes = next(reader.children(table, b"stsz", b"stz2"), None)
     return _Movie(
-        number, kind, _name(codec), timescale, 0 if unknown else duration, samples, _configuration(reader, stsd)
+        number, kind, _name(codec), timescale, 0 if unknown else duration, samples, sizes, _configuration(reader, stsd)
     )
 
 
@@ -423,14 +449,47 @@ def _run_duration(reader: _Reader, trun: _Box, default: int) -> int:
 def read_comment(file: BinaryIO, size_bytes: int) -> str:
     """Return the comment tag (``©cmt`` in moov/udta/meta/ilst), or an empty text where there is none."""
     reader = _Reader(file, size_bytes)
-    box = next((box for box in _opened(reader) if box.kind == b"moov"), None)
-    for kind in (b"udta", b"meta", b"ilst", b"\xa9cmt", b"data"):
-        if box is None:
-            return ""
-        box = next(reader.children(box, kind, skip=_own_fields(reader, box)), None)
+    box = _inside(reader, _moov(reader), b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")
     if box is None:
         return ""
     return reader.field(box, 8, min(max(box.stop - box.body - 8, 0), 65536)).decode("utf-8", "replace")
+
+
+def _moov(reader: _Reader) -> _Box | None:
+    return next((box for box in _opened(reader) if box.kind == b"moov"), None)
+
+
+def _inside(reader: _Reader, box: _Box | None, *kinds: bytes) -> _Box | None:
+    """Return the first box on a path of kinds inside ``box``, None where there is none."""
+    for kind in kinds:
+        if box is None:
+            return None
+        box = next(reader.children(box, kind, skip=_own_fields(reader, box)), None)
+    return box
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a file has beside its picture and its sound."""
+
+    subtitles: int
+    chapters: int
+    has_cover: bool
+
+
+def read_extras(file: BinaryIO, size_bytes: int) -> Extras:
+    """Return what stands beside the streams of a plain MP4: subtitle tracks, chapters (chpl), a cover (covr)."""
+    reader = _Reader(file, size_bytes)
+    moov = _moov(reader)
+    if moov is None:
+        return Extras(0, 0, False)
+    handlers = [reader.field(reader.child(reader.child(trak, b"mdia"), b"hdlr"), 8, 4) for trak in _traks(reader, moov)]
+    chapters = _inside(reader, moov, b"udta", b"chpl")
+    return Extras(
+        subtitles=handlers.count(b"sbtl"),
+        chapters=reader.field(chapters, 8, 1)[0] if chapters else 0,
+        has_cover=_inside(reader, moov, b"udta", b"meta", b"ilst", b"covr") is not None,
+    )
 
 
 def _own_fields(reader: _Reader, box: _Box) -> int:

@@ -22,7 +22,7 @@ from errors import CircumstanceError, JobError, PermanentError, RiskControl, Sit
 from i18n import _
 from model import (
     MIB,
-    Choice,
+    About,
     JobId,
     Page,
     Playinfo,
@@ -30,8 +30,8 @@ from model import (
     Stream,
     Target,
     Video,
-    Wishes,
 )
+from source_ids import LESSON, find_source
 
 # ------------------------------------------------------------------------------------------ ids
 
@@ -51,6 +51,7 @@ _BV = rf"BV1[{_BV_ALPHABET}]{{9}}"
 _JOB_ID = re.compile(
     rf"(?P<bvid>{_BV})(?:\?p=(?P<number>[1-9][0-9]{{0,4}})(?:&cid=(?P<cid>[1-9][0-9]{{0,15}}))?)?"
     r"|ep(?P<episode>[1-9][0-9]{0,15})(?:\?cid=(?P<episode_cid>[1-9][0-9]{0,15}))?"
+    rf"|(?P<lesson>{LESSON}[1-9][0-9]{{0,15}})\?cid=(?P<lesson_cid>[1-9][0-9]{{0,15}})"
 )
 
 
@@ -85,6 +86,8 @@ def bvid_to_aid(bvid: str) -> int:
 
 def parse_job_id(text: str) -> JobId:
     """Return the parts of a job id exactly as ``str`` writes it; ValueError for any other text."""
+    if find_source(text) is not None:
+        return JobId(source=text)
     match = _JOB_ID.fullmatch(text)
     if match is None:
         raise ValueError(_("{text} is no job id").format(text=repr(text[:80])))
@@ -94,9 +97,10 @@ def parse_job_id(text: str) -> JobId:
         bvid=match["bvid"] or "",
         episode_id=int(match["episode"] or 0),
         number=int(match["number"] or 0),
-        cid=int(match["cid"] or match["episode_cid"] or 0),
+        cid=int(match["cid"] or match["episode_cid"] or match["lesson_cid"] or 0),
+        source=match["lesson"] or "",
     )
-    if job.cid > MAX_CID or job.episode_id > MAX_CID:
+    if job.cid > MAX_CID or job.episode_id > MAX_CID or (job.source and find_source(job.source) is None):
         raise ValueError(_("{text} is no job id").format(text=repr(text[:80])))
     return job
 
@@ -235,6 +239,7 @@ MAX_TEXT_CHARACTERS = 8 * MIB
 """More than that is no answer of this site: the largest ones are a tenth of it."""
 
 MAX_TITLE_CHARACTERS = 1000
+MAX_DESCRIPTION_CHARACTERS = 8000
 MAX_URL_CHARACTERS = 8192
 MAX_MIRRORS = 16
 
@@ -315,11 +320,17 @@ def _title(node: object) -> str:
     return re.sub(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+", " ", text).strip()[:MAX_TITLE_CHARACTERS]
 
 
+def _lines(node: object) -> str:
+    """Return a text of several lines, cleaned as a title is."""
+    text = node[:MAX_DESCRIPTION_CHARACTERS] if isinstance(node, str) else ""
+    return "\n".join(_title(line) for line in text.splitlines()).strip()
+
+
 # ------------------------------------------------------------------------------------------ what its codes mean
 
 _GONE = _("the video is deleted or never existed")
 _HIDDEN = _("the video is not public: its uploader or the site has hidden it")
-_LOGIN = _("the site shows this only to a logged-in account: set BILI_SESSDATA")
+_LOGIN = _("the site shows this only to a logged-in account: run.py --login, or set BILI_SESSDATA")
 _SUPPORTERS = _("the video is only for supporters of its uploader, and this account is none")
 _BUSY = _("the site has trouble of its own; it may work later")
 
@@ -357,6 +368,20 @@ def risk_control(code: object, retry_after_seconds: float | None = None) -> Risk
     """Return the error for the site's wish that we slow down; ``code`` is its number or word for it."""
     sentence = _("the site's risk control wants fewer requests from this address or account")
     return RiskControl(sentence, str(code), retry_after_seconds)
+
+
+_FIRST_CODE = re.compile(r'\s*\{\s*"code"\s*:\s*(-?\d{1,9})\b')
+
+
+def answer_code(text: str) -> str:
+    """Return the code that an answer of the API begins with, "v_voucher" for a puzzle, an empty text for neither."""
+    code = _FIRST_CODE.match(text)
+    return "v_voucher" if '"v_voucher"' in text[:400] else code[1] if code else ""
+
+
+def is_refusal(code: str) -> bool:
+    """Tell whether a code is the site's wish that we slow down."""
+    return code == "v_voucher" or (code.lstrip("-").isdecimal() and int(code) in _RISK_CODES)
 
 
 def _code_error(code: int, message: object) -> JobError:
@@ -449,7 +474,32 @@ def _video(view: _Object) -> Video:
         owner=_title(_object(view.get("owner")).get("name")),
         episode_id=int(match[1]) if match else None,
         notes=tuple(notes),
+        about=_about(view, aid),
     )
+
+
+_LATEST = 2**33
+"""Seconds: after 2200, which is no date of a video."""
+
+
+def _about(view: _Object, aid: int) -> About:
+    """Return what a view answer says of the video beside its title; nothing of it has to be there."""
+    season = _object(view.get("ugc_season"))
+    listed = [item for part in _objects(season.get("sections")) for item in _objects(part.get("episodes"))]
+    places = [place for place, item in enumerate(listed, 1) if _integer(item.get("aid")) == aid]
+    return About(
+        owner_id=_integer(_object(view.get("owner")).get("mid")),
+        description=_lines(view.get("desc")),
+        published_at=_integer(view.get("pubdate"), _LATEST),
+        region=_title(view.get("tname_v2") or view.get("tname")),
+        season=_title(season.get("title")),
+        episode_number=places[0] if places else 0,
+        cover_url=_address(view.get("pic")),
+    )
+
+
+def _address(node: object) -> str:
+    return node if isinstance(node, str) and len(node) <= MAX_URL_CHARACTERS else ""
 
 
 def _ids(node: _Object) -> tuple[str, int]:
@@ -483,7 +533,13 @@ def _episode(episode: _Object, episode_id: int, season: str) -> Video:
     own = " ".join(filter(None, (_title(episode.get("title")), _title(episode.get("long_title")))))
     title = _title(episode.get("share_copy")) or " ".join(filter(None, (season, own))) or bvid
     page = Page(number=1, cid=cid, title=own or title, duration_seconds=_seconds(episode.get("duration"), 1000))
-    return Video(bvid=bvid, aid=aid, title=title, pages=(page,), episode_id=episode_id)
+    about = About(
+        published_at=_integer(episode.get("pub_time"), _LATEST),
+        season=season,
+        episode_number=_integer(episode.get("title"), MAX_NUMBER),
+        cover_url=_address(episode.get("cover")),
+    )
+    return Video(bvid=bvid, aid=aid, title=title, pages=(page,), episode_id=episode_id, about=about)
 
 
 def _initial_state(page: str) -> _Object:
@@ -514,8 +570,6 @@ def _script_value(page: str, assignment: str) -> object:
 
 _DEADLINE = re.compile(r"[?&]deadline=([0-9]{9,11})(?:&|$)")
 _CODECIDS = {"avc1": 7, "avc3": 7, "hev1": 12, "hvc1": 12, "dvh1": 12, "dvhe": 12, "av01": 13}
-_EXTRA_AUDIO_IDS = frozenset({30250, 30251, 30255})
-"""Dolby Atmos and Hi-Res: not every player knows them, so they are taken only where nothing else is."""
 
 
 @_reads_site
@@ -573,7 +627,16 @@ def _playinfo(answer: _Object) -> Playinfo:
         segments=segments,
         segments_qn=_integer(info.get("quality")) if segments else 0,
         deadline=_deadline(url for urls in mirrors for url in urls),
+        announced=_announced(info),
     )
+
+
+def _announced(info: _Object) -> tuple[int, ...]:
+    """Return the qn that the video has, whoever asks: two lists say so, and one of them may be missing."""
+    accepted = info.get("accept_quality")
+    found = [_integer(qn) for qn in accepted] if isinstance(accepted, list) else []
+    found += [_integer(node.get("quality")) for node in _objects(info.get("support_formats"))]
+    return tuple(sorted({qn for qn in found if qn}, reverse=True))
 
 
 def _deadline(urls: Iterable[str]) -> int | None:
@@ -687,37 +750,6 @@ def _segments(nodes: object) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def choose_streams(playinfo: Playinfo, wishes: Wishes) -> Choice:
-    """Return the best streams on offer: the highest qn within the wish, or the lowest where all are above.
-
-    Within a qn the order of codecs decides, then the bandwidth.
-    """
-    if playinfo.segments:
-        return Choice(segments=playinfo.segments, qn=playinfo.segments_qn)
-    video = None
-    if playinfo.videos:
-        offered = {stream.id for stream in playinfo.videos}
-        qn = max((qn for qn in offered if qn <= wishes.qn), default=min(offered))
-        best = [stream for stream in playinfo.videos if stream.id == qn]
-        video = min(best, key=lambda stream: (_place(stream.codecid, wishes.codecids), -stream.bandwidth))
-    ordinary = [stream for stream in playinfo.audios if stream.id not in _EXTRA_AUDIO_IDS]
-    audio = max(ordinary or playinfo.audios, key=lambda stream: (stream.id, stream.bandwidth), default=None)
-    if video is None and audio is None:
-        raise SiteError(_("the site offers no streams of this page"))
-    return Choice(video=video, audio=audio, qn=video.id if video else 0)
-
-
-def streams_bytes(choice: Choice, duration_seconds: float) -> int:
-    """Return how large the chosen streams are together by what the site says of them; 0 where it says nothing."""
-    streams = [stream for stream in (choice.video, choice.audio) if stream is not None]
-    by_bandwidth = sum(stream.bandwidth for stream in streams) * duration_seconds / 8
-    return round(by_bandwidth) + sum(segment.size_bytes for segment in choice.segments)
-
-
-def _place(codecid: int, order: tuple[int, ...]) -> int:
-    return order.index(codecid) if codecid in order else len(order)
-
-
 # ------------------------------------------------------------------------------------------ signatures and cookies
 
 _MIXIN_ORDER = (
@@ -737,6 +769,13 @@ def parse_wbi_keys(text: str) -> tuple[str, str]:
     if not all(re.fullmatch(r"[0-9A-Za-z]{32}", key) for key in keys):
         raise _nonsense()
     return keys[0], keys[1]
+
+
+@_reads_site
+def parse_login(text: str) -> tuple[bool, str]:
+    """Return whether an answer of /x/web-interface/nav is for an account, and the number of that account."""
+    data = _object(_envelope(text, frozenset({-101})).get("data"))
+    return data.get("isLogin") is True, str(_integer(data.get("mid"), 2**63 - 1) or "")
 
 
 def sign_wbi(params: Mapping[str, str | int], keys: tuple[str, str], unix_seconds: int) -> dict[str, str]:
@@ -828,3 +867,12 @@ def _belongs(item: _Object, category: Region) -> bool | None:
 
 def _sub_regions(item: _Object) -> set[int]:
     return {_integer(item.get(name)) for name in ("tid", "tidv2", "tid_v2")} - {0}
+
+
+# ------------------------------------------------------------------------------------------ for sources/
+
+# The listings of the site are read with the same care as its videos, by the same tools.
+reads_site, envelope, nonsense = _reads_site, _envelope, _nonsense
+as_object, as_objects, whole_number, plain_title, video_ids = _object, _objects, _integer, _title, _ids
+split_address, path_below, has_default_port = _split_address, _path_below, _has_default_port
+WEB_HOSTS, SHORT_HOSTS = _WEB_HOSTS, _SHORT_HOSTS

@@ -26,9 +26,10 @@ import retry
 from config import Settings, category_problem, tls_context
 from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from i18n import _
-from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
+from model import JOB_ID_CHARACTERS, MIB, Counts, Expanded, Failure, Lease, Leased, ListedPage, Page, Result
 from parse_ import parse_job_id
 from shapes import Check, flag, line, list_of, number, record
+from sources import WALK, read_lease
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +73,20 @@ class Beat:
     replay: bool = False
     """The queue does not know a page that we finished: it has lost data."""
     confirmed: tuple[str, ...] = ()
+    slow_seconds: float = 0.0
+    """The site asked a worker of this address or account for less, and this is how long that counts yet."""
 
 
 class Pulse(NamedTuple):
-    """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again."""
+    """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again.
+
+    And for how long to ask the site for less.
+    """
 
     lost: list[str]
     period_seconds: float | None
     replay: bool
+    slow_seconds: float = 0.0
 
 
 class QueueClient:
@@ -122,7 +129,7 @@ class QueueClient:
             if any(have_bytes):
                 query["have_bytes"] = ",".join(map(str, have_bytes))
         answer, headers = await self._call("GET", "/get_url", query=query, patience_seconds=2.0)
-        leases = tuple(Lease(**lease) for lease in _understood(_LEASES, answer))
+        leases = tuple(map(read_lease, _understood(_LEASES, answer)))
         if len(leases) > count:
             raise ServerError(_("The server gave more leases than were asked for"))
         self._unanswered = None
@@ -150,17 +157,32 @@ class QueueClient:
             added += answer["added"]
             known += answer["known"]
             lease_fields = answer.get("lease")
-        return Expanded(added, known, Lease(**lease_fields) if lease_fields else None)
+        return Expanded(added, known, read_lease(lease_fields) if lease_fields else None)
+
+    async def expand_source(self, lease: Lease, urls: Sequence[str], ledger: ListedPage, more: bool) -> Expanded:
+        """Report what a page of a source's listing names; the answer may say that no more is wanted."""
+        told = {name: value for name, value in asdict(ledger).items() if value not in (None, "", (), {})}
+        body = {"url": lease.url, "token": lease.token, "urls": list(urls), "more": more, "ledger": told}
+        answer = _understood(_EXPANDED, await self._post("/expand", body, lease.lease_seconds))
+        return Expanded(answer["added"], answer["known"], None, answer.get("ended", False))
 
     async def heartbeat(
-        self, jobs: Sequence[Mapping[str, Any]], state: Mapping[str, Any], finished: Sequence[str] = ()
+        self,
+        jobs: Sequence[Mapping[str, Any]],
+        state: Mapping[str, Any],
+        finished: Sequence[str] = (),
+        standing: Mapping[str, Any] | None = None,
     ) -> Pulse:
-        """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known."""
-        body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state)}
+        """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known.
+
+        ``standing`` is how this worker stands with the site: ``account`` and ``risk`` of the API.
+        """
+        body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state), **(standing or {})}
         if finished:
             body["finished"] = list(finished)
         answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
-        return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False))
+        slow_seconds = answer.get("control", {}).get("slow_seconds", 0.0)
+        return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False), slow_seconds)
 
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
         """Tell again what this worker has finished; return how many of these pages the queue had lost."""
@@ -311,7 +333,7 @@ def _understood(shape: Check, answer: Any) -> Any:
 
 
 def _job_id(value: Any) -> str:
-    text: str = line(200)(value)
+    text: str = line(JOB_ID_CHARACTERS)(value)
     parse_job_id(text)
     return text
 
@@ -332,18 +354,22 @@ _LEASE = record(
         "category": _category,
         "attempt": number(1, 1000, whole=True),
         "lease_seconds": number(1, 86400),
-    }
+    },
+    walk=WALK,
 )
 _LEASES = list_of(_LEASE, 64)
-_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE)
-_BEAT = record({"lost": list_of(line(200), 256)}, heartbeat_seconds=_SECONDS, replay=flag)
+_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
+_CONTROL = record({}, slow_seconds=_SECONDS)
+_BEAT = record(
+    {"lost": list_of(line(JOB_ID_CHARACTERS), 256)}, heartbeat_seconds=_SECONDS, replay=flag, control=_CONTROL
+)
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
 _STATUS = record(
     {"jobs": record(dict.fromkeys(("ready", "leased", "delayed", "done", "dead"), _COUNT))}, next_due_seconds=_SECONDS
 )
-_FAILURE = record({"url": line(200), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000))
-_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(200))
+_FAILURE = record({"url": line(JOB_ID_CHARACTERS), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000))
+_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(JOB_ID_CHARACTERS))
 
 
 def _header_seconds(text: str | None) -> float | None:
@@ -376,7 +402,8 @@ class Heartbeat:
     """Renews all leases of a worker from a thread with a loop of its own, so that a busy worker is not taken for dead.
 
     ``held`` is owned by the worker's loop and only read here. ``on_beat`` is called in this thread, and ``finished``,
-    which returns pages that this worker finished and the queue is to be asked about.
+    which returns pages that this worker finished and the queue is to be asked about, and ``standing``, which returns
+    how it stands with the site.
     """
 
     def __init__(
@@ -388,9 +415,10 @@ class Heartbeat:
         state: Callable[[], Mapping[str, Any]],
         on_beat: Callable[[Beat], None],
         finished: Callable[[], Sequence[str]] = tuple,
+        standing: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._settings = settings
-        self._finished = finished
+        self._finished, self._standing = finished, standing
         self._names = (worker, instance)
         self._held = held
         self._state = state
@@ -458,7 +486,9 @@ class Heartbeat:
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
                 finished = self._finished()
-                lost, period_seconds, replay = await client.heartbeat(_renewals(held), self._state(), finished)
+                lost, period_seconds, replay, slow_seconds = await client.heartbeat(
+                    _renewals(held), self._state(), finished, self._standing()
+                )
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
                 gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
         except (ServerError, TimeoutError) as error:
@@ -477,6 +507,7 @@ class Heartbeat:
                 returned=tuple(one for one in cut_off if one.lease.url not in gone),
                 replay=replay,
                 confirmed=() if replay else tuple(finished),
+                slow_seconds=slow_seconds,
             )
         )
 

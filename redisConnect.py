@@ -15,7 +15,10 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -29,18 +32,20 @@ from config import Settings
 from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
-from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, Page, Result
+from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from parse_ import bvid_to_aid, parse_job_id
 
 log = logging.getLogger(__name__)
 
 BUCKETS = 65536
 """Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
+SOURCE_BUCKETS = 256
+"""Sets of texts stay compact (about 15 bytes an entry) while no bucket has more than 128: 3·10^4 sources."""
 
 COMMON_KEYS = (
     *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
     *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
-    *("deaths", "draining", "started"),
+    *("deaths", "draining", "started", "ledger", "watch"),
 )
 """In the order in which ``lua/common.lua`` names them."""
 
@@ -208,17 +213,24 @@ class Queue:
 
     @_engine_errors
     def add(
-        self, ids: Sequence[str], category: str = "", source: str = "", refresh: bool = False, request: str = ""
+        self,
+        ids: Sequence[str],
+        category: str = "",
+        source: str = "",
+        refresh: bool = False,
+        request: str = "",
+        wishes: Mapping[str, Any] | None = None,
+        again: bool = False,
     ) -> Added:
         """Queue containers, each once; with ``refresh`` known ones are asked again for new pages.
 
-        ``request`` is a random id that makes a repeated call count the same. At most a few thousand ids.
+        ``request`` is a random id that makes a repeated call count the same. ``wishes`` (since, match, limit and
+        oldest_first of model.Walk) are for the sources among the ids; with ``again`` known sources are read again.
+        At most a few thousand ids.
         """
-        origin = {"category": category} if category and category != self._category else {}
-        if source:
-            origin["source"] = source
         keys = [_answer(request or secrets.token_hex(8))]
-        args: list[str] = ["1" if refresh else "", _json(origin) if origin else ""]
+        renewed = "all" if refresh else "sources" if again else ""
+        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes)]
         for text in ids:
             identity = _identity(_container(text))
             keys += [_bucket("seen", identity), _bucket("closed", identity)]
@@ -240,6 +252,92 @@ class Queue:
         while ids := self._redis.zrange(_key("dead"), 0, 99):
             moved += int(self._run("redrive", [], ids))
         return moved
+
+    # -------------------------------------------------------------------------------- sources
+
+    @_engine_errors
+    def claim(
+        self,
+        source: str,
+        worker: str,
+        category: str = "",
+        wishes: Mapping[str, Any] | None = None,
+        refresh: bool = False,
+        if_due: bool = False,
+        request: str = "",
+    ) -> Lease | str:
+        """Queue a source and lease it in one step, for who reads it at once; known or not, it is read anew.
+
+        Return ``"open"`` instead where somebody reads it now. With ``if_due`` a watched source is read as its
+        watch would, or not at all: ``"early"``.
+        """
+        job = _container(source)
+        keys = [
+            _answer(request or secrets.token_hex(8)),
+            _bucket("seen", _identity(job)),
+            _bucket("closed", _identity(job)),
+        ]
+        args: list[str | int] = [source, _identity(job).member, worker, self._lease_ms, secrets.token_hex(8)]
+        args += [secrets.token_hex(4), self._origin(category, "", refresh, wishes), "1" if if_due else ""]
+        answer = json.loads(self._run("claim", keys, args))
+        return answer if isinstance(answer, str) else self._lease(*answer)
+
+    @_engine_errors
+    def watch(self, source: str, seconds: int) -> int:
+        """Have a source read again that often by itself, or with 0 no more; return what was set before."""
+        return int(self._run("watch", [], [str(_container(source)), seconds]))
+
+    @_engine_errors
+    def revisit(self) -> int:
+        """Queue watched sources whose time has come, a bounded number of them; return how many."""
+        seconds, micros = self._redis.time()
+        due = self._redis.zrangebyscore(_key("watch"), "-inf", seconds * 1000 + micros // 1000, 0, 100)
+        if not due:
+            return 0
+        keys, args = [], []
+        for source in due:
+            identity = _identity(_container(source))
+            keys += [_bucket("seen", identity), _bucket("closed", identity)]
+            args += [source, identity.member]
+        return int(self._run("revisit", keys, args))
+
+    @_engine_errors
+    def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return the ledgers of sources in the order of their ids, and where to go on (None at the end)."""
+        ids = sorted(self._redis.hkeys(_key("ledger")))
+        first = bisect_right(ids, after)
+        following = ids[first + limit - 1] if len(ids) > first + limit else None
+        ids = ids[first : first + limit]
+        if not ids:
+            return [], None
+        texts, tries, leased, delayed, dead, *closed = self._look(
+            lambda pipe: (
+                pipe.hmget(_key("ledger"), ids).hmget(_key("tries"), ids),
+                pipe.zmscore(_key("leased"), ids).zmscore(_key("delayed"), ids).zmscore(_key("dead"), ids),
+                [pipe.sismember(_bucket("closed", _identity(_container(source))), source) for source in ids],
+            )
+        )
+        places = {"leased": leased, "delayed": delayed, "dead": dead, "closed": [one or None for one in closed]}
+        states = [
+            next((state for state, found in places.items() if found[index] is not None), "ready")
+            for index in range(len(ids))
+        ]
+        return [
+            self._ledger(source, _dict(text), state, _dict(failure))
+            for source, text, state, failure in zip(ids, texts, states, tries, strict=True)
+        ], following
+
+    def _ledger(self, source: str, ledger: dict[str, Any], state: str, tries: dict[str, Any]) -> dict[str, Any]:
+        failed = state in ("delayed", "dead")
+        return {
+            "source": source,
+            "state": state,
+            "code": tries.get("code", "") if failed else "",
+            "reason": _reason(tries) if failed else "",
+            "category": ledger.get("category") or self._category,
+            "wishes": ledger.get("wishes") or {},
+            **{name: ledger.get(name, default) for name, default in _LEDGER.items()},
+        }
 
     # -------------------------------------------------------------------------------- what workers do
 
@@ -269,23 +367,39 @@ class Queue:
 
     @_engine_errors
     def expand(
-        self, url: str, token: str, pages: Sequence[Page], urls: Sequence[str] = (), more: bool = False
+        self,
+        url: str,
+        token: str,
+        pages: Sequence[Page],
+        urls: Sequence[str] = (),
+        more: bool = False,
+        ledger: ListedPage | None = None,
     ) -> Expanded:
         """Turn a leased container into a job for each page never seen, close it, and lease the first new one.
 
-        A source gives ``urls``, containers in their turn. With ``more`` the container stays open for another call.
+        A source gives ``urls``, containers in their turn, and what its ledger is told. With ``more`` the container
+        stays open for another call, unless nothing new is left in a source that is read for its news only.
         """
         container = _container(url)
         identity = _identity(container)
-        keys = [_answer(token), _bucket("closed", identity)]
+        own = _key(f"listed:{url}") if container.is_source else _bucket("paged", identity)
+        keys = [_answer(token), _bucket("closed", identity), own]
         args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
-        args.append(len(pages))
-        jobs = [_page_job(container, page) for page in pages] + [_container(text) for text in urls]
-        for job in jobs:
+        told = ledger or ListedPage(0)
+        args += [
+            len(pages),
+            _json({name: value for name, value in asdict(told).items() if value not in (None, "", ())}),
+        ]
+        for page in pages:
+            job = _page_job(container, page)
             keys.append(_bucket("seen", _identity(job)))
             args += [str(job), _identity(job).member]
-        added, known, *lease = json.loads(self._current(self._run("expand", keys, args), url))
-        return Expanded(added, known, self._lease(*lease[0]) if lease else None)
+        for job in map(_container, urls):
+            keys += [_bucket(kind, _identity(job)) for kind in ("seen", "closed", "paged")]
+            args += [str(job), _identity(job).member]
+        added, known, *rest = json.loads(self._current(self._run("expand", keys, args), url))
+        ended = rest == [True]
+        return Expanded(added, known, self._lease(*rest[0]) if rest and not ended else None, ended)
 
     @_engine_errors
     def heartbeat(self, worker: str, jobs: Sequence[tuple[str, str, int]], status: dict[str, Any]) -> list[str]:
@@ -297,6 +411,27 @@ class Queue:
         for url, token, done_bytes in jobs:
             args += [url, token, int(done_bytes)]
         return list(self._run("heartbeat", [], args))
+
+    @_engine_errors
+    def tell_risk(self, marks: Sequence[str], kind: str, seconds: float) -> None:
+        """Remember for a while that the site asked a worker for less; ``marks`` are its address and its account."""
+        told_ms = round(seconds * 1000)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for mark in marks:
+                pipe.pttl(_risk(mark))
+            left = pipe.execute()
+            for mark, left_ms in zip(marks, left, strict=True):
+                if told_ms > left_ms:  # a shorter time must not shorten what another worker told
+                    pipe.set(_risk(mark), kind, px=told_ms)
+            pipe.execute()
+
+    @_engine_errors
+    def risk_seconds(self, marks: Sequence[str]) -> float:
+        """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for mark in marks:
+                pipe.pttl(_risk(mark))
+            return float(max(0, *pipe.execute())) / 1000
 
     @_engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
@@ -334,7 +469,8 @@ class Queue:
     @_engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
         """Record a failed attempt; return the state that follows from its class: delayed, dead or ready."""
-        delays = retry.redelivery_delays_seconds(self._draw)
+        waits = failure.kind == "waiting"
+        delays = retry.waiting_delays_seconds(self._draw) if waits else retry.redelivery_delays_seconds(self._draw)
         if failure.retry_after_seconds is not None:
             delays = (max(1.0, min(failure.retry_after_seconds, 6 * 3600.0)),) * len(delays)
         args: list[str | int] = [url, token, failure.kind, failure.code, failure.reason, failure.title]
@@ -503,9 +639,24 @@ class Queue:
             ).format(place=self.place)
         )
 
-    def _lease(self, url: str, token: str, origin: str, attempt: int) -> Lease:
-        category = _dict(origin).get("category", self._category)
-        return Lease(url, token, category, int(attempt), self._lease_seconds)
+    def _origin(
+        self, category: str, source: str, refresh: bool = False, wishes: Mapping[str, Any] | None = None
+    ) -> str:
+        """Return where jobs come from and how they are read as JSON, an empty text where all is as usual."""
+        origin: dict[str, Any] = {"category": category} if category and category != self._category else {}
+        wished = {name: value for name, value in (wishes or {}).items() if value}
+        origin |= {name: value for name, value in (("source", source), ("wishes", wished)) if value}
+        if refresh:
+            origin["refresh"] = "all"
+        return _json(origin) if origin else ""
+
+    def _lease(self, url: str, token: str, origin: str, attempt: int, ledger: str = "") -> Lease:
+        found = _dict(origin)
+        walk = None
+        if ledger:
+            stand = {name: value for name, value in _dict(ledger).items() if name in ("cursor", "page", "taken")}
+            walk = Walk(**stand, **found.get("wishes", {}), quick=found.get("quick", False))
+        return Lease(url, token, found.get("category", self._category), int(attempt), self._lease_seconds, walk)
 
     def _current(self, answer: str | None, url: str) -> str:
         if answer is None:
@@ -529,6 +680,10 @@ def _done(page: JobId) -> str:
     return _key(f"done:{page.cid % BUCKETS}")
 
 
+def _risk(mark: str) -> str:
+    return _key(f"risk:{mark}")
+
+
 def _container(text: str) -> JobId:
     job = parse_job_id(text)
     if job.is_page:
@@ -537,6 +692,8 @@ def _container(text: str) -> JobId:
 
 
 def _page_job(container: JobId, page: Page) -> JobId:
+    if container.is_source:
+        return JobId(source=container.source, cid=page.cid)
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
@@ -556,10 +713,33 @@ class _Identity(NamedTuple):
 def _identity(job: JobId) -> _Identity:
     if job.is_page:
         return _Identity("c", job.cid, str(job.cid))
+    if job.is_source:
+        return _Identity("s", zlib.crc32(job.source.encode()) % SOURCE_BUCKETS, job.source)
     if job.episode_id:
         return _Identity("e", job.episode_id, str(job.episode_id))
     aid = bvid_to_aid(job.bvid)
     return _Identity("p", aid, f"{aid}:{job.number}") if job.number else _Identity("v", aid, str(aid))
+
+
+_LEDGER: dict[str, Any] = {
+    "title": "",
+    "announced": None,
+    "pages_expected": None,
+    "pages_read": 0,
+    "listed": 0,
+    "queued": 0,
+    "known": 0,
+    "unavailable": {},
+    "complete": False,
+    "ended": "",
+    "cursor": "",
+    "started": None,
+    "finished": None,
+    "checked": None,
+    "full_pass": None,
+    "watched": 0,
+}
+"""What is shown of a source's ledger, and what stands for what is not known yet."""
 
 
 def _json(value: object) -> str:
@@ -583,13 +763,17 @@ def _success(entry: str, fields: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _reason(tries: dict[str, Any]) -> str:
+    return _POISON_REASON if tries.get("code") == "poison" else str(tries.get("reason", ""))
+
+
 def _failed(url: str, tries: dict[str, Any], due_ms: float | None, at: float) -> dict[str, Any]:
     return {
         "url": url,
         "state": "dead" if due_ms is None else "delayed",
         "title": tries.get("title", ""),
         "code": tries.get("code", ""),
-        "reason": _POISON_REASON if tries.get("code") == "poison" else tries.get("reason", ""),
+        "reason": _reason(tries),
         "attempts": tries.get("attempts", 0),
         "worker": tries.get("worker", ""),
         "time": tries.get("time", 0) / 1000,

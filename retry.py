@@ -26,6 +26,14 @@ def redelivery_delays_seconds(draw: Draw) -> tuple[float, ...]:
     return tuple(full_jitter_seconds(n, 30.0, 6 * 3600.0, draw) for n in range(1, MAX_ATTEMPTS))
 
 
+def waiting_delays_seconds(draw: Draw) -> tuple[float, ...]:
+    """Return the delay after each look at what is not there yet: 10 min doubling to 6 h, the last one again and again.
+
+    Half of each is at random, so that what began to wait together is not asked for together.
+    """
+    return tuple(min(6 * 3600.0, 600.0 * 2.0**n) * (0.5 + draw() / 2) for n in range(7))
+
+
 def park_seconds(failures: int) -> float:
     """Return how long a worker parks after its ``failures``-th environment failure in a row: 30 s to 30 min."""
     return float(min(1800.0, 30.0 * 2.0 ** min(max(failures, 1) - 1, 10)))

@@ -4,12 +4,16 @@
 
 working.json beside it steers it while it runs: "stop" is 1 to run and 0 to stop, "count" is how many videos are
 downloaded at the same time. Ctrl-C gives all jobs back at once and keeps what is on disk; a second one ends at once.
+
+    python run.py --login
+    python run.py --logout
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -33,6 +37,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+import account
 import config
 from bili_client import BiliClient, make_session
 from board import Board, JobView
@@ -47,6 +52,7 @@ from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from mirrors import Health, media_allowed
 from model import MIB, StreamProgress
 from part_file import discard_old_parts
+from passport import Keeper, Passport, draw_code, log_in
 from queue_client import QueueClient, make_server_session
 from speed_limit import SpeedLimit
 
@@ -58,6 +64,7 @@ OLD_PARTS_SECONDS = 30 * 86400.0
 KEEP_SECONDS = 60.0
 """Between two looks at the mirrors' health that outlive a kill."""
 EXIT_USAGE = 2
+EXIT_NO_LOGIN = 1
 
 _WORDS = {
     "starting": _("starting"),
@@ -66,6 +73,7 @@ _WORDS = {
     "parked": _("parked"),
     "stopping": _("stopping"),
     "describing": _("reading"),
+    "listing": _("reading a list"),
     "waiting": _("waiting"),
     "downloading": _("downloading"),
     "merging": _("merging"),
@@ -81,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to(console)
     try:
         settings = config.load(os.environ)
+        if options.login or options.logout:
+            return asyncio.run(_log_in(settings)) if options.login else _log_out(settings)
+        account.load(settings)  # one that cannot be used is said before anything begins
         ffmpeg = find_ffmpeg(config.ROOT, os.environ)
         log.info("ffmpeg: %s", probe_ffmpeg(ffmpeg))
         settings, name_lock = _claim_name(settings)
@@ -112,7 +123,49 @@ def _parser() -> argparse.ArgumentParser:
         metavar=_("SECONDS"),
         help=_("with --until-empty: wait for delayed jobs that fall due within this time (300)"),
     )
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--login", action="store_true", help=_("log in with a QR code, keep the account on this machine, and end")
+    )
+    either.add_argument("--logout", action="store_true", help=_("delete the account that --login has kept, and end"))
     return parser
+
+
+async def _log_in(settings: Settings) -> int:
+    """Show a QR code, wait until it is confirmed, keep the account."""
+    async with make_session(settings) as session:
+        kept = await log_in(Passport(settings, session), _say, _show_code)
+    if kept is None:
+        _say(_("Nobody has logged in; once more with: python run.py --login"))
+        return EXIT_NO_LOGIN
+    try:
+        account.save(settings, kept)
+    except OSError as error:
+        raise UsageError(_cannot_write("BILI_DATA_DIR", settings.data_dir, error)) from None
+    path = account.account_path(settings)
+    _say(_("Logged in, account {mid}. Kept in {path}, for your eyes only").format(mid=kept.mid or "?", path=path))
+    if settings.sessdata or settings.cookies:
+        _say(_("BILI_SESSDATA and BILI_COOKIES come first: take them out of the settings, or this login is not used"))
+    return 0
+
+
+def _log_out(settings: Settings) -> int:
+    gone = account.forget(settings)
+    _say(_("The login is deleted from this machine") if gone else _("There was no login on this machine"))
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+def _show_code(link: str) -> None:
+    """Draw a QR code where somebody can see it; the link is said beside it in any case."""
+    picture = draw_code(link)
+    with contextlib.suppress(UnicodeEncodeError):
+        picture.encode(sys.stdout.encoding or "ascii")
+        if sys.stdout.isatty():
+            _say(picture)
 
 
 def _log_to(console: Console) -> None:
@@ -184,10 +237,11 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
         MediaClient(settings, media_allowed(MEDIA_SUFFIXES, settings.stand_in_hosts)) as media_client,
         _known_mirrors(settings) as health,
     ):
+        site = BiliClient(settings, site_session)
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
-            BiliClient(settings, site_session),
+            site,
             Wire(media_client, Connections(settings.connections), running, SpeedLimit(), health),
             running,
             ffmpeg,
@@ -196,10 +250,23 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
         )
         _stop_on_signals(scheduler)
         log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
-        if not console.is_terminal:
-            return await scheduler.run(until_empty_seconds)
-        with Screen(scheduler.board, console):
-            return await scheduler.run(until_empty_seconds)
+        async with _kept_login(Keeper(settings, Passport(settings, site_session), site.login, site.check_login)):
+            if not console.is_terminal:
+                return await scheduler.run(until_empty_seconds)
+            with Screen(scheduler.board, console):
+                return await scheduler.run(until_empty_seconds)
+
+
+@asynccontextmanager
+async def _kept_login(keeper: Keeper) -> AsyncIterator[None]:
+    """Look after the account while the worker works."""
+    keeping = asyncio.create_task(keeper.keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
 
 
 @asynccontextmanager
@@ -275,7 +342,7 @@ class Screen(Live):
             for view in list(board.jobs.values())
         ]
         speed = _rate(board.speed_bytes_per_second)
-        now = (jobs, board.state, board.done, board.failed, speed, self.console.size)
+        now = (jobs, board.state, board.note, board.done, board.failed, speed, self.console.size)
         if now != self._drawn:
             self._drawn = now
             super().refresh()
@@ -297,7 +364,10 @@ def _screen(board: Board) -> Group:
         done=board.done,
         failed=board.failed,
     )
-    return Group(table, Text(totals, style="bold", no_wrap=True, overflow="ellipsis"))
+    lines = [Text(totals, style="bold", no_wrap=True, overflow="ellipsis")]
+    if board.note:
+        lines.append(Text(_printable(board.note), style="yellow"))
+    return Group(table, *lines)
 
 
 def _add_rows(table: Table, view: JobView) -> None:

@@ -26,7 +26,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from types import FrameType
 from typing import Any, NoReturn
@@ -49,10 +49,21 @@ from werkzeug.exceptions import (
 from config import Settings, category_problem, is_loopback, load
 from errors import EngineError, EngineFull, StaleToken, UsageError
 from i18n import _, catalogue
-from model import KIB, MIB, Counts, Failure, Page, Result
-from parse_ import MAX_CID, SiteHosts, parse_job_id, parse_target
+from model import JOB_ID_CHARACTERS, KIB, MIB, Counts, Failure, Page, Result
+from parse_ import MAX_CID, SiteHosts, parse_job_id
 from redisConnect import Queue, open_queue
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
+from sources import (
+    LEAST_WATCH_SECONDS,
+    WATCH_SECONDS,
+    WISHES,
+    job_address,
+    lease_fields,
+    ledger_shape,
+    listed_page,
+    parse_source,
+    sort_out,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +73,7 @@ MAX_BUFFERED_BYTES = 16 * MIB
 MAX_STATUS_BYTES = 16 * KIB
 MAX_URLS = 1000
 MAX_RESULTS = 200
+MAX_RISK_SECONDS = 6 * 3600
 NEWS_SECONDS = 7 * 86400
 """The dashboard tells for so long that the queue had lost results."""
 MAX_PAGES = 500
@@ -76,13 +88,14 @@ SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
 SHOWN_FAILURES = 50
 SHOWN_SUCCESSES = 12
+SHOWN_SOURCES = 50
 
 # ------------------------------------------------------------------------------------------ what requests look like
 
 
 def job_id(value: Any) -> str:
     """Check a job id, exactly as it stands in the queue."""
-    text: str = line(200)(value)
+    text: str = line(JOB_ID_CHARACTERS)(value)
     parse_job_id(text)
     return text
 
@@ -109,7 +122,12 @@ _PAGE = record(
     duration_seconds=number(0, 1e9),
 )
 _EXPAND = record(
-    _LEASE_FIELDS, title=_TITLE, pages=list_of(_PAGE, MAX_PAGES), urls=list_of(job_id, MAX_PAGES), more=flag
+    _LEASE_FIELDS,
+    title=_TITLE,
+    pages=list_of(_PAGE, MAX_PAGES),
+    urls=list_of(job_id, MAX_PAGES),
+    more=flag,
+    ledger=ledger_shape(job_id),
 )
 _STREAM = lenient(
     name=line(40, cut=True),
@@ -130,6 +148,8 @@ _HEARTBEAT = record(
     {"worker": _WORKER, "jobs": list_of(record(_LEASE_FIELDS, progress=_PROGRESS), 256)},
     state=_WORKER_STATE,
     finished=list_of(job_id, 64),
+    account=line(64, 1),
+    risk=record({"kind": line(40, 1), "seconds": number(0, MAX_RISK_SECONDS)}),
 )
 _ACK = record(
     {**_LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
@@ -141,7 +161,7 @@ _REPLAY = record({"worker": _WORKER, "results": list_of(_RESULT, MAX_RESULTS)})
 _NACK = record(
     {
         **_LEASE_FIELDS,
-        "class": one_of("transient", "permanent", "environment"),
+        "class": one_of("transient", "waiting", "permanent", "environment"),
         "code": _code,
         "reason": line(1000, cut=True),
     },
@@ -154,7 +174,10 @@ _ADD = record(
     source=line(200),
     refresh=flag,
     request=_REQUEST,
+    wishes=WISHES,
+    again=flag,
 )
+_WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
 _REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag)
 
 
@@ -359,7 +382,7 @@ class Verbs:
         again = read_query("request", _REQUEST, "")
         instance = read_query("instance", _REQUEST, "")
         leases = self._queue.lease(worker, count, have, again, instance, sizes)
-        response = jsonify([asdict(lease) for lease in leases])
+        response = jsonify([lease_fields(lease) for lease in leases])
         if leases:
             log.info(_("leased %d to %s: %s"), len(leases), worker, ", ".join(lease.url for lease in leases))
             self._count("leased", len(leases))
@@ -374,11 +397,12 @@ class Verbs:
             raise BadRequest(_("pages or urls are expected"))
         pages = [Page(**page) for page in body.get("pages", ())]
         more = body.get("more", False)
+        ledger = listed_page(body.get("ledger"))
         with bad_request():
-            expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more)
+            expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
         log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
-        lease = asdict(expanded.lease) if expanded.lease else None
-        return jsonify(added=expanded.added, known=expanded.known, lease=lease)
+        lease = lease_fields(expanded.lease) if expanded.lease else None
+        return jsonify(added=expanded.added, known=expanded.known, lease=lease, ended=expanded.ended)
 
     def heartbeat(self) -> Response:
         """Keep a worker's leases, and what it tells of itself for the status page."""
@@ -388,10 +412,24 @@ class Verbs:
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._queue.worker_count() / 200)
-        answer = {"lost": lost, "control": None, "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace)}
+        answer = {
+            "lost": lost,
+            "control": self._control(body),
+            "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
+        }
         if "finished" in body:
             answer["replay"] = not self._queue.knows(body["finished"])
         return jsonify(answer)
+
+    def _control(self, body: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return what a worker should do because the site asked one of its address or account for less."""
+        marks = [f"address:{_egress()}", *(f"account:{body[name]}" for name in ("account",) if name in body)]
+        risk = body.get("risk", {"kind": "", "seconds": 0.0})
+        if risk["seconds"]:
+            with suppress(EngineFull):  # leases are kept all the same
+                self._queue.tell_risk(marks, risk["kind"], risk["seconds"])
+        seconds = self._queue.risk_seconds(marks)
+        return {"slow_seconds": seconds} if seconds else None
 
     def ack(self) -> Response:
         """Record a finished page."""
@@ -441,30 +479,38 @@ class Verbs:
         category = body.get("category") or self._settings.category
         if problem := category_problem(category):
             raise BadRequest(f"category: {problem}")
-        ids, rejected = self._targets(body["urls"])
+        ids, rejected = sort_out(body["urls"], self._site)
         unique = list(dict.fromkeys(ids))
         added = self._queue.add(
-            unique, category, body.get("source", ""), body.get("refresh", False), body.get("request", "")
+            unique,
+            category,
+            body.get("source", ""),
+            body.get("refresh", False),
+            body.get("request", ""),
+            body.get("wishes"),
+            body.get("again", False),
         )
         known = added.known + len(ids) - len(unique)
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
         self._count("added", added.added)
         return jsonify(added=added.added, known=known, rejected=rejected)
 
-    def _targets(self, texts: Sequence[str]) -> tuple[list[str], list[dict[str, str]]]:
-        ids, rejected = [], []
-        for text in texts:
-            try:
-                target = parse_target(text, self._site)
-            except ValueError as error:
-                rejected.append({"url": text, "reason": str(error)})
-                continue
-            if target.short_link:
-                reason = _("the server fetches nothing: give this short link to add_url.py, or what it leads to")
-                rejected.append({"url": text, "reason": reason})
-            else:
-                ids.append(target.id)
-        return ids, rejected
+    def watch(self) -> Response:
+        """Have a source read again and again, or no more."""
+        body = read_body(_WATCH)
+        if 0 < body["seconds"] < LEAST_WATCH_SECONDS:
+            raise BadRequest(_("seconds: 0, or at least {count}").format(count=LEAST_WATCH_SECONDS))
+        with bad_request():
+            source = parse_source(body["source"], self._site)
+            if source is None:
+                raise BadRequest(_("source: this is no source: {text}").format(text=body["source"][:80]))
+            before = self._queue.watch(source, body["seconds"])
+        log.info(_("watching %s: every %d s"), source, body["seconds"])
+        return jsonify(source=source, before=before)
+
+    def sources(self) -> Response:
+        """List what is known of each source."""
+        return self._listing(self._queue.sources)
 
     def redrive(self) -> Response:
         """Give dead or delayed jobs all their attempts back."""
@@ -493,7 +539,7 @@ class Verbs:
         return self._listing(self._queue.failed)
 
     def _listing(self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]]) -> Response:
-        after = read_query("after", line(200), "")
+        after = read_query("after", line(JOB_ID_CHARACTERS), "")
         limit = read_query("limit", _decimal(1, 1000), 100)
         with bad_request():
             items, following = verb(after, limit)
@@ -512,6 +558,16 @@ class Verbs:
     def _count(self, name: str, amount: int) -> None:
         with self._lock:
             self.totals[name] += amount
+
+
+def _egress() -> str:
+    """Return the address from which a worker comes: behind a proxy on this machine, the one that the proxy names.
+
+    Whoever forges it can only make others ask the site more slowly.
+    """
+    address = request.remote_addr or ""
+    named = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+    return named if named and _is_address(named) and ipaddress.ip_address(address or "::").is_loopback else address
 
 
 def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -555,7 +611,7 @@ class Dashboard:
             size=size_text,
             span=lambda seconds: span_text(seconds, speak),
             now=time.time(),
-            link=self._link,
+            link=lambda url: job_address(url, self._settings.web_url),
             **content,
         )
         headers = {"Vary": "Accept-Language"}
@@ -572,6 +628,7 @@ class Dashboard:
                 "successes": self._queue.latest_success(SHOWN_SUCCESSES),
                 "replayed": self._replayed(),
                 "unsafe": self._queue.unsafe(),
+                "sources": self._queue.sources("", SHOWN_SOURCES),
                 "failures": failures,
                 "more_failures": more_failures is not None,
                 "full": self._full(),
@@ -602,14 +659,6 @@ class Dashboard:
             for worker in self._queue.workers()
         ]
         return sorted(workers, key=lambda worker: (worker["away"], worker["worker"]))
-
-    def _link(self, url: str) -> str:
-        """Return the address on the site of what a job id names."""
-        job = parse_job_id(url)
-        if job.episode_id:
-            return f"{self._settings.web_url}/bangumi/play/ep{job.episode_id}"
-        page = f"?p={job.number}" if job.number else ""
-        return f"{self._settings.web_url}/video/{job.bvid}{page}"
 
     def count_request(self, response: Response) -> None:
         """Note a request for the metrics, by its route, so that no client makes up names."""
@@ -695,11 +744,14 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
 
     verbs = Verbs(settings, queue)
     dashboard = Dashboard(settings, queue, verbs.totals)
-    for view in (verbs.get_url, verbs.status, verbs.success, verbs.failed, verbs.healthz, dashboard.metrics):
+    for view in (
+        *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
+        dashboard.metrics,
+    ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
-        *(verbs.add_url, verbs.redrive),
+        *(verbs.add_url, verbs.watch, verbs.redrive),
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     app.add_url_rule("/", "dashboard", dashboard.page)
@@ -759,6 +811,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
         try:
             while queue.sweep() >= SWEEP_LIMIT and not ended.is_set():
                 pass
+            queue.revisit()
             poisoned, looked_ms = queue.poisoned(looked_ms)
             for url in poisoned:
                 log.warning(_("%s has failed for good: its workers died with it again and again"), url)

@@ -65,18 +65,12 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 # ------------------------------------------------------------------------------------------ the command
 
 
-async def _no_tags(request: web.Request) -> web.Response:
-    """Answer what the stand-in does not know, because our worker does not ask for it, and yutto cannot do without."""
-    return web.json_response({"code": 0, "message": "0", "ttl": 1, "data": []})
-
-
 async def serve(shelf: Path, media: tuple[str, ...], port: int, relay_port: int, front_port: int) -> None:
     """Serve until a signal."""
     crowd = read_shelf(shelf)
     state = SiteState(Library(shelf.parent, ()), crowd, counters=Counters(len(media)))
     state.web_url, state.media_hosts = REAL_WEB_URL, media
     app = Site(state, "").application()
-    app.router.add_get("/api/x/tag/archive/tags", _no_tags)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()

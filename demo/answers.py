@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from demo import extras
 from demo.catalogue import (
     EPISODES,
+    EXTRA_EPISODES,
+    MEDIA_ID,
     RANKING_RIDS,
     RISKY,
     SEASON_ID,
@@ -23,20 +26,31 @@ from demo.catalogue import (
     VideoRecord,
 )
 from demo.media import AVC, FRAME_RATE, TINY_SIZE, StreamFile
+from demo.shelves import PUBLISHED, published_at
 from demo.signing import wbi_image_urls
 from demo.state import SiteState
 
 Json = dict[str, Any]
 
 LOGGED_OUT_QN, TRY_LOOK_QN, LOGGED_IN_QN = 32, 80, 127
-PUBLISHED = 1_700_000_000
 QUALITIES = {
+    127: ("hdflv2", "超高清 8K", "8K 超高清"),
+    126: ("hdflv2", "杜比视界", "杜比视界"),
+    125: ("hdflv2", "真彩 HDR", "HDR 真彩"),
+    120: ("hdflv2", "超清 4K", "4K 超清"),
+    116: ("flv_p60", "高清 1080P60", "1080P 60帧"),
+    112: ("hdflv2", "高清 1080P+", "1080P 高码率"),
+    74: ("flv720_p60", "高清 720P60", "720P 60帧"),
     80: ("flv", "高清 1080P", "1080P 高清"),
     64: ("flv720", "高清 720P", "720P 高清"),
     32: ("flv480", "清晰 480P", "480P 清晰"),
     16: ("mp4", "流畅 360P", "360P 流畅"),
 }
 DASH, DOLBY, AV1_WANTED = 16, 256, 2048
+FOUR_K = 128
+BITS = {127: 1024, 126: 512, 125: 64, 120: FOUR_K}
+"""Bits of fnval without which a quality is not given; 4K wants ``fourk=1`` besides."""
+MEMBERS_ABOVE_QN = 80
 _EXTRA_AUDIO = (30250, 30251)
 
 
@@ -116,8 +130,8 @@ def pages(state: SiteState, record: VideoRecord) -> list[Json]:
     return [_page(page, number) for number, page in enumerate(state.pages[record.bvid], 1)]
 
 
-def _summary(state: SiteState, record: VideoRecord) -> Json:
-    """Return what view and ranking say alike of a video."""
+def summary(state: SiteState, record: VideoRecord) -> Json:
+    """Return what view, rankings and lists say alike of a video."""
     now = state.pages[record.bvid]
     return {
         "bvid": record.bvid,
@@ -126,11 +140,11 @@ def _summary(state: SiteState, record: VideoRecord) -> Json:
         "tid": record.region.tid,
         "tname": record.region.name,
         "copyright": 1,
-        "pic": "http://i0.hdslb.com/bfs/archive/demo.jpg",
+        "pic": extras.cover_url(state, record),
         "title": record.title,
-        "pubdate": PUBLISHED,
-        "ctime": PUBLISHED,
-        "desc": f"stand-in for the odd case {record.name}",
+        "pubdate": published_at(record),
+        "ctime": published_at(record),
+        "desc": extras.description(record),
         "state": 0,
         "duration": sum(_page_seconds(page) for page in now),
         "rights": {"bp": 0, "elec": 0, "download": 1, "movie": 0, "pay": 0, "hd5": 1, "no_reprint": 1, "autoplay": 1}
@@ -149,7 +163,7 @@ def _summary(state: SiteState, record: VideoRecord) -> Json:
 def view_data(state: SiteState, record: VideoRecord) -> Json:
     """Return the ``data`` of x/web-interface/view."""
     data = {
-        **_summary(state, record),
+        **summary(state, record),
         "tid_v2": record.region.tid_v2,
         "tname_v2": record.region.name_v2,
         "desc_v2": [{"raw_text": record.name, "type": 1, "biz_id": 0}],
@@ -200,7 +214,7 @@ def ranking(state: SiteState, rid: int) -> Json:
     wanted = rid if rid in RANKING_RIDS else 0
     listed = (
         {
-            **_summary(state, record),
+            **summary(state, record),
             "tidv2": record.region.tid_v2,
             "tnamev2": record.region.name_v2,
             "pid_v2": record.region.pid_v2,
@@ -258,6 +272,7 @@ def _dash(state: SiteState, page: PageRecord, streams: Sequence[StreamFile], lim
             and (kind == "audio" or stream.id <= limit)
             and stream.id not in _EXTRA_AUDIO
             and (stream.codecid != 13 or fnval & AV1_WANTED)
+            and (stream.id not in BITS or fnval & BITS[stream.id])
         ]
 
     extra = {stream.id: stream for stream in streams if stream.id in _EXTRA_AUDIO and limit > LOGGED_OUT_QN}
@@ -303,6 +318,7 @@ def _format(qn: int, streams: Sequence[StreamFile]) -> Json:
         "superscript": "",
         "codecs": codecs or None,
         "need_login": qn > LOGGED_OUT_QN,
+        "need_vip": qn > MEMBERS_ABOVE_QN,
     }
 
 
@@ -388,8 +404,18 @@ def _episode(state: SiteState, record: EpisodeRecord) -> Json:
     }
 
 
+def _sections(state: SiteState) -> list[Json]:
+    """Return what a season has beside its main episodes, and last what the site recommends of other works."""
+    extras = [_episode(state, record) for record in EXTRA_EPISODES]
+    other = {**_episode(state, EPISODES[0]), "id": 999001, "ep_id": 999001, "share_copy": "另一部作品"}
+    return [
+        {"attr": 0, "episodes": extras, "id": 50001, "title": "PV", "type": 1},
+        {"attr": 0, "episodes": [other], "id": 50002, "title": "编辑推荐", "type": 5},
+    ]
+
+
 def season(state: SiteState) -> Json:
-    """Return pgc/view/web/season."""
+    """Return pgc/view/web/season; ``styles`` as yutto reads it."""
     episodes = [_episode(state, record) for record in EPISODES]
     link = f"{state.web_url}/bangumi/play/ss{SEASON_ID}"
     result = {
@@ -402,7 +428,7 @@ def season(state: SiteState) -> Json:
         "evaluate": "",
         "jp_title": "",
         "link": link,
-        "media_id": 28000000,
+        "media_id": MEDIA_ID,
         "mode": 2,
         "new_ep": {"desc": "已完结", "id": EPISODES[-1].ep_id, "is_new": 0, "title": EPISODES[-1].title},
         "positive": {"id": 50000, "title": "正片"},
@@ -411,18 +437,19 @@ def season(state: SiteState) -> Json:
         "rights": {"allow_download": 0, "area_limit": 0, "copyright": "bilibili", "is_preview": 0},
         "season_id": SEASON_ID,
         "season_title": SEASON_TITLE,
-        "seasons": [{"season_id": SEASON_ID, "season_title": SEASON_TITLE, "media_id": 28000000}],
-        "section": [],
+        "seasons": [{"season_id": SEASON_ID, "season_title": SEASON_TITLE, "media_id": MEDIA_ID}],
+        "section": _sections(state),
         "series": {"display_type": 0, "series_id": 4141, "series_title": SEASON_TITLE},
         "share_url": link,
         "square_cover": "http://i0.hdslb.com/bfs/bangumi/demo.jpg",
         "stat": {"coins": 1, "danmakus": 2, "favorites": 3, "likes": 4, "reply": 5, "share": 6, "views": 7},
         "status": 2,
+        "styles": ["日常", "校园"],
         "subtitle": "",
         "title": SEASON_TITLE,
         "total": len(EPISODES),
         "type": 1,
-        "up_info": {"mid": 928123, "uname": "哔哩哔哩番剧"},
+        "up_info": {"avatar": "https://i0.hdslb.com/bfs/face/demo.jpg", "mid": 928123, "uname": "哔哩哔哩番剧"},
     }
     return {"code": 0, "message": "success", "result": result}
 

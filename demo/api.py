@@ -1,7 +1,7 @@
 """The API, the pages and the short links of the stand-in site, and the control API of tests.
 
 The routes are those of the real hosts, below one path prefix for each host: ``/web``, ``/api``,
-``/passport`` and ``/short``. The control API is below ``/_control``.
+``/passport``, ``/short`` and ``/space``. The control API is below ``/_control``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from demo import answers
+from demo import answers, extras, other_clients
 from demo.catalogue import (
     EPISODES,
     SEASON_ID,
@@ -26,13 +26,16 @@ from demo.catalogue import (
     find_episode,
 )
 from demo.cdn import STALL_SECONDS, close_connection, status_response
-from demo.faults import API_FAULTS, CDN_FAULTS, Fault
+from demo.faults import API_FAULTS, CDN_FAULTS, LISTING_FAULTS, Fault
+from demo.listings import Listings, spoil
+from demo.shelves import found_in
 from demo.signing import wbi_is_valid
 from demo.state import SiteState
 
 Answer = Callable[[web.Request], answers.Json]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_LOGGED_IN = web.RequestKey("logged_in", bool)
 HUGE_BYTES = 64 * 1024 * 1024
 DEEP = 200_000
 
@@ -58,12 +61,14 @@ class Site:
         app = web.Application(middlewares=[self._guard])
         for path, answer in self._api_routes().items():
             app.router.add_get(f"{self._prefix}/api{path}", self._api_handler(answer))
-        app.router.add_get(f"{self._prefix}/passport/x/passport-login/web/cookie/info", self._api_handler(_cookie_info))
+        self._state.passport.add_routes(app, self._prefix)
+        app.router.add_get(f"{self._prefix}/api/x/v2/dm/web/seg.so", extras.danmaku_segment)
         app.router.add_get(f"{self._prefix}/web/", self._home)
         app.router.add_get(f"{self._prefix}/web/video/{{id}}", self._video_page)
         app.router.add_get(f"{self._prefix}/web/video/{{id}}/", self._video_page)
         app.router.add_get(f"{self._prefix}/web/bangumi/play/ep{{id:\\d+}}", self._episode_page)
         app.router.add_get(f"{self._prefix}/short/{{code}}", self._short_link)
+        app.router.add_get(f"{self._prefix}/space/{{mid:\\d{{1,18}}}}{{rest:(/.*)?}}", other_clients.space_page)
         Control(self._state).add_routes(app, f"{self._prefix}/_control")
         return app
 
@@ -76,12 +81,15 @@ class Site:
             "/x/web-interface/wbi/view/detail": self._signed(self._view_detail),
             "/x/web-interface/ranking/v2": lambda request: answers.ranking(self._state, _number(request, "rid")),
             "/x/player/pagelist": self._pagelist,
+            "/x/player/v2": self._player,
             "/x/player/wbi/v2": self._player,
+            "/x/tag/archive/tags": self._tags,
             "/x/player/playurl": self._playurl,
             "/x/player/wbi/playurl": self._signed(self._playurl),
             "/pgc/view/web/season": self._season,
             "/pgc/player/web/playurl": lambda request: self._episode_playurl(request, 1),
             "/pgc/player/web/v2/playurl": lambda request: self._episode_playurl(request, 2),
+            **Listings(self._state, self._signed, is_logged_in).routes(),
         }
 
     # -------------------------------------------------------------------------------------- around every request
@@ -92,8 +100,12 @@ class Site:
         if path.startswith("/_control"):
             return await handler(request)
         route = "/" + path.split("/", 2)[-1]
+        request[_LOGGED_IN] = self._state.passport.knows(request.cookies.get("SESSDATA", ""))
+        self._state.passport.note_cookies(path.split("/", 2)[1], request)
         self._state.counters.routes[path if path.startswith(("/web/", "/short/")) else route] += 1
         for fault in self._state.faults.take("api", route).values():
+            if fault.kind in LISTING_FAULTS:
+                return spoil(await handler(request), fault.kind)
             return await _api_fault(request, fault)
         if "Mozilla/" not in request.headers.get("User-Agent", ""):
             return _json(answers.BANNED, status=412)
@@ -107,9 +119,10 @@ class Site:
 
     def _signed(self, answer: Answer) -> Answer:
         def check(request: web.Request) -> answers.Json:
-            if wbi_is_valid(request.rel_url.raw_query_string, self._state.keys, time.time()):
-                return answer(request)
-            return answers.voucher()
+            is_valid = wbi_is_valid(request.rel_url.raw_query_string, self._state.keys, time.time())
+            if not is_valid or self._state.passport.misses_marks(request.query):
+                return answers.voucher()
+            return answer(request)
 
         return check
 
@@ -136,9 +149,19 @@ class Site:
             return no or answers.NOT_FOUND
         return answers.ok(answers.pages(self._state, record))
 
+    def _tags(self, request: web.Request) -> answers.Json:
+        record = self._wanted(request)
+        no = answers.refusal(self._state, record)
+        if no is not None or record is None:
+            return no or answers.NOT_FOUND
+        return answers.ok(other_clients.tags(record))
+
     def _player(self, request: web.Request) -> answers.Json:
-        subtitle = {"allow_submit": False, "lan": "", "lan_doc": "", "subtitles": []}
-        return answers.ok({"subtitle": subtitle, "view_points": [], "need_login_subtitle": False})
+        record = self._wanted(request)
+        page = self._page(record, _number(request, "cid")) if record is not None else None
+        if record is None or page is None:
+            return answers.NOT_FOUND
+        return answers.ok(extras.player(self._state, record, page, is_logged_in(request)))
 
     def _page(self, record: VideoRecord, cid: int) -> PageRecord | None:
         return next((page for page in self._state.pages[record.bvid] if page.cid == cid), None)
@@ -163,6 +186,8 @@ class Site:
     def _streams(self, request: web.Request, record: VideoRecord, page: PageRecord) -> answers.Json:
         limit = answers.quality_limit(record, is_logged_in(request), request.query.get("try_look") == "1")
         qn, fnval = _number(request, "qn"), _number(request, "fnval", 1)
+        if request.query.get("fourk") != "1":
+            fnval &= ~answers.FOUR_K
         return answers.playinfo_data(self._state, page, limit=limit, qn=qn, fnval=fnval)
 
     # -------------------------------------------------------------------------------------- episodes
@@ -236,12 +261,8 @@ class Site:
 
 
 def is_logged_in(request: web.Request) -> bool:
-    """Tell whether the request has a session; any SESSDATA is one, save the word ``expired``."""
-    return request.cookies.get("SESSDATA", "") not in ("", "expired")
-
-
-def _cookie_info(request: web.Request) -> answers.Json:
-    return answers.ok({"refresh": False, "timestamp": int(time.time() * 1000)})
+    """Tell whether the request has a session, as the guard has found."""
+    return bool(request.get(_LOGGED_IN))
 
 
 def _found(location: str) -> web.Response:
@@ -288,7 +309,9 @@ class Control:
         """Add the routes below ``base``."""
         reading: dict[str, Callable[[], Any]] = {
             "stats": self._state.counters.listing,
+            "passport": self._state.passport.listing,
             "catalogue": lambda: catalogue_listing(self._state),
+            "sources": lambda: found_in(self._state.videos),
             "faults": lambda: {"on": self._state.faults.listing(), "cdn": dict(CDN_FAULTS), "api": dict(API_FAULTS)},
         }
         writing: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -300,6 +323,7 @@ class Control:
             "lose_page": lambda body: self._state.lose_page(self._state.video(body["name"]), int(body["number"])),
             "risk": self._risk,
             "rotate_wbi": self._rotate_wbi,
+            "passport": self._state.passport.control,
             "settings": self._settings,
         }
         for name, read in reading.items():

@@ -238,7 +238,7 @@ VIDEOS: tuple[VideoRecord, ...] = (
     ),
 )
 
-SEASON_ID = 41410
+SEASON_ID, MEDIA_ID = 41410, 28000000
 SEASON_TITLE = "示例番剧"
 
 EPISODES: tuple[EpisodeRecord, ...] = (
@@ -257,6 +257,9 @@ EPISODES: tuple[EpisodeRecord, ...] = (
     ),
 )
 
+EXTRA_EPISODES = (EpisodeRecord("episode-trailer", 733400, "BV148411u7eR", "PV1", "预告"),)
+"""Those of the season's sections, beside the main ones."""
+
 SHORT_LINKS = {
     "Demo001": "/video/BV1Vc411Q7GB?share_source=copy_web&p=1",
     "Demo005": "/video/BV1PHuFeVE1V?p=3&share_source=copy_web",
@@ -274,7 +277,7 @@ _BY_NAME = {record.name: record for record in VIDEOS}
 _BY_BVID = {record.bvid: record for record in VIDEOS}
 _BY_AID = {record.aid: record for record in VIDEOS}
 _EPISODES_BY_NAME = {record.name: record for record in EPISODES}
-_EPISODES_BY_ID = {record.ep_id: record for record in EPISODES}
+_EPISODES_BY_ID = {record.ep_id: record for record in (*EPISODES, *EXTRA_EPISODES)}
 
 
 def video(name: str) -> VideoRecord:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from demo import extras
 from demo.counters import RangeRecord
 from demo.faults import CDN_FAULTS, CONNECTION_FAULTS, Fault
 from demo.media import StreamFile, read_range
@@ -100,6 +101,7 @@ class Mirror:
         span = parse_range(wanted, target.size_bytes) if target else None
         record = RangeRecord(self._number, *(span or (0, None)))
         self._state.counters.opened(request.path, record)
+        self._state.passport.note_cookies("media", request)
         try:
             faults = self._state.faults.take(
                 "cdn", request.path, self._number, span[1] if span else 0, kinds=_REQUEST_FAULTS
@@ -117,6 +119,8 @@ class Mirror:
             size_bytes, seed = int(raw[1]), int(raw[2])
             read = functools.partial(raw_bytes, seed)
             return CdnObject(path, size_bytes, f'"raw-{size_bytes}-{seed}"', "application/octet-stream", read)
+        if (content := extras.open_file(path)) is not None:
+            return CdnObject(path, len(content), '"open"', "application/octet-stream", lambda at, to: content[at:to])
         if (stream := self._state.files.get(path)) is not None:
             read = functools.partial(read_range, self._state.library.folder / stream.file)
             return _stream_object(stream, stream.sha256[:32], read)
@@ -156,6 +160,8 @@ class Mirror:
         is_known = referer.startswith((REAL_SITE, self._state.web_url)) and bool(urlsplit(referer).netloc)
         if "Mozilla/" not in headers.get("User-Agent", "") or not is_known:
             return False
+        if request.path.startswith(extras.OPEN_FOLDER):
+            return True
         try:
             serial = url_serial(request.path, request.query, time.time())
         except (KeyError, ValueError):

@@ -33,7 +33,10 @@ STAMP_BYTES = len(PLACEHOLDER)
 
 FIRST_AID, AID_STEP, FIRST_CID = 900_000_000_000_000, 1_000_003, 20_000_000_000
 FIRST_LARGE_AID, FIRST_LARGE_CID = 1_800_000_000_000_000, 30_000_000_000
+FIRST_PAGED_CID, PAGED = 40_000_000_000, 100_000_000
 CIDS_OF_A_VIDEO = 10
+CROWD_MID = 20000
+"""Of the uploader of all small ones."""
 _REGIONS = (SCIENCE, HUMANITIES, CAMPUS, CAREER, CRAFTS, MUSIC)
 
 
@@ -49,7 +52,7 @@ def small_video(number: int) -> VideoRecord:
     later = (PageRecord(cid + count + 1, titles[1], "tiny", 1),) if count > 1 else ()
     region = _REGIONS[number % len(_REGIONS)]
     name, title = f"crowd-{number}", f"人群{number:05d}"
-    return VideoRecord(name, aid, aid_to_bvid(aid), title, pages, region, mid=20000 + number, later_pages=later)
+    return VideoRecord(name, aid, aid_to_bvid(aid), title, pages, region, mid=CROWD_MID, later_pages=later)
 
 
 def large_video(number: int) -> VideoRecord:
@@ -58,6 +61,13 @@ def large_video(number: int) -> VideoRecord:
     title = f"大块头{number:03d}"
     pages = (PageRecord(cid + 1, title, "heavy", HEAVY_TEMPLATES[0].duration_seconds),)
     return VideoRecord(f"crowd-large-{number}", aid, aid_to_bvid(aid), title, pages, SCIENCE, open_quality=True)
+
+
+def paged_video(count: int) -> VideoRecord:
+    """Return ``crowd-pages``: a course of so many pages."""
+    aid = FIRST_LARGE_AID + PAGED * AID_STEP
+    pages = tuple(PageRecord(FIRST_PAGED_CID + n, f"第{n}讲", "tiny", 1) for n in range(1, count + 1))
+    return VideoRecord("crowd-pages", aid, aid_to_bvid(aid), f"{count}讲的课程", pages, SCIENCE)
 
 
 # ------------------------------------------------------------------------------------------ stamps
@@ -229,8 +239,11 @@ class Crowd:
         return next(template for template in self._templates(stream.cid) if template.stream.id == stream.id)
 
 
-def ensure_crowd(cache: Path, ffmpeg: str, count: int, large: int = 0) -> Crowd:
-    """Return a crowd of ``count`` small videos and ``large`` large ones; its templates are made where missing."""
+def ensure_crowd(cache: Path, ffmpeg: str, count: int, large: int = 0, pages: int = 0) -> Crowd:
+    """Return a crowd of ``count`` small videos, ``large`` large ones, and one of ``pages`` pages.
+
+    Its templates are made where they are missing.
+    """
 
     def templates(pages: tuple[PageRecord, ...]) -> Iterator[tuple[Template, ...]]:
         library = ensure_templates(cache, pages, ffmpeg)
@@ -239,8 +252,9 @@ def ensure_crowd(cache: Path, ffmpeg: str, count: int, large: int = 0) -> Crowd:
 
     videos = [small_video(number) for number in range(1, count + 1)]
     videos += [large_video(number) for number in range(1, large + 1)]
+    videos += [paged_video(pages)] if pages else []
     return Crowd(
         tuple(videos),
-        tiny=tuple(templates(TINY_TEMPLATES)) if count else (),
+        tiny=tuple(templates(TINY_TEMPLATES)) if count or pages else (),
         heavy=tuple(templates(HEAVY_TEMPLATES)) if large else (),
     )

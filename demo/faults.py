@@ -37,7 +37,11 @@ API_FAULTS: Mapping[str, str] = {
     "deep_json": "answers 200,000 nested arrays",
     "huge": "answers a gzip body that unpacks to `bytes` (or 64 MiB) of blanks",
     "timeout": "never answers",
+    "lose_item": "the list in the answer lacks its first entry",
+    "lose_items": "the list in the answer is empty",
 }
+LISTING_FAULTS = frozenset({"lose_item", "lose_items"})
+"""API faults that spoil an answer; all others come in place of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,9 @@ class Fault:
     """One fault that is on. ``path`` is a pattern (``*`` and ``?``) of the request's path: that of a stream, or
     of a route below ``/api``, ``/web`` or ``/short``.
 
-    ``mirror`` counts CDN hosts from 0, None is all of them. ``count`` is how many requests it meets, None
-    all. With ``once_per_range`` each range (by its end, so that a resumed one is the same) is met only once.
+    ``mirror`` counts CDN hosts from 0, None is all of them. ``count`` is how many requests it meets, None all, after
+    those that ``skip`` lets pass. With ``once_per_range`` each range (by its end, so that a resumed one is the same) is
+    met only once.
     """
 
     kind: str
@@ -54,6 +59,7 @@ class Fault:
     mirror: int | None = None
     path: str = "*"
     count: int | None = None
+    skip: int = 0
     once_per_range: bool = False
     bytes: int = 0
     bytes_per_second: float = 0.0
@@ -99,12 +105,14 @@ class FaultTable:
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._met: list[int] = []
+        self._passed: list[int] = []
         self._ranges: list[set[tuple[str, int]]] = []
 
     def add(self, fault: Fault, serial: int) -> None:
         """Switch a fault on; ``serial`` is that of the newest signed URL."""
         self._faults.append(replace(fault, serial=serial) if fault.kind == "expire" else fault)
         self._met.append(0)
+        self._passed.append(0)
         self._ranges.append(set())
 
     def clear(self) -> None:
@@ -138,5 +146,8 @@ class FaultTable:
         if fault.mirror not in (None, mirror) or not fnmatch.fnmatchcase(path, fault.path):
             return False
         if fault.count is not None and self._met[index] >= fault.count:
+            return False
+        if self._passed[index] < fault.skip:
+            self._passed[index] += 1
             return False
         return not (fault.once_per_range and (path, range_stop) in self._ranges[index])

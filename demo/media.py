@@ -26,7 +26,13 @@ FORMAT = 4
 """Counted up by hand when a change here makes other bytes: old folders are then left alone."""
 
 AVC, HEVC, AV1, NO_CODEC = 7, 12, 13, 0
-SIZES = {16: (640, 360), 32: (852, 480), 64: (1280, 720), 80: (1920, 1080)}
+SIZES = {
+    **{16: (640, 360), 32: (852, 480), 64: (1280, 720), 80: (1920, 1080)},
+    **{74: (320, 180), 112: (336, 190), 116: (352, 198), 120: (368, 208), 125: (384, 216), 126: (400, 226)},
+    127: (416, 234),
+}
+"""True up to 1080P; the qualities above, and 720P60, are there for their numbers: small, and each of another size."""
+DOLBY_VISION = 126
 FRAME_RATE = 10
 SEGMENTS = 3
 LARGE_BITS_PER_SECOND = 64_000_000
@@ -43,6 +49,8 @@ _ENCODERS = {
     ),
     AV1: "-c:v libaom-av1 -cpu-used 8 -usage realtime -row-mt 0 -threads 1 -g 10 -pix_fmt yuv420p",
 }
+_DOLBY_VISION_TAG = ("-tag:v hev1", "-tag:v dvh1")
+"""What such a stream calls its pictures; they are plain HEVC, since no free encoder makes others."""
 _AUDIO = {
     30216: "-c:a aac -flags:a +bitexact -b:a 64k",
     30232: "-c:a aac -flags:a +bitexact -b:a 128k",
@@ -63,6 +71,15 @@ _URL_IDS = {
     (AV1, 32): 100023,
     (AV1, 64): 100024,
     (AV1, 80): 100026,
+    (AVC, 74): 30074,
+    (AVC, 112): 30112,
+    (AVC, 116): 30116,
+    (AVC, 120): 30120,
+    (HEVC, 120): 30121,
+    (HEVC, 125): 30125,
+    (HEVC, 126): 30126,
+    (HEVC, 127): 30127,
+    (AV1, 127): 100029,
 }
 """The number that ends the real site's file names, by codec and quality."""
 
@@ -89,7 +106,12 @@ PROFILES: dict[Profile, tuple[Make, ...]] = {
     "silent": (*_PLAIN, _LEGACY),
     "mp4": (Make("mp4", 32), Make("mp4", 16)),
     "flv": tuple(Make("flv", qn) for qn in (64, 32)),
-    "rich": (*_PLAIN, Make("video", 64, AV1), *_SOUND, Make("audio", 30250), Make("audio", 30251), _LEGACY),
+    "rich": (
+        *(Make("video", 127, AV1), Make("video", 127, HEVC), Make("video", DOLBY_VISION, HEVC)),
+        *(Make("video", 125, HEVC), Make("video", 120, HEVC)),
+        *(Make("video", qn, AVC) for qn in (120, 116, 112, 74)),
+        *(*_PLAIN, Make("video", 64, AV1), *_SOUND, Make("audio", 30250), Make("audio", 30251), _LEGACY),
+    ),
 }
 TEMPLATES: dict[Profile, tuple[Make, Make]] = {
     "tiny": (Make("video", 32, AVC), Make("audio", 30232)),
@@ -296,7 +318,7 @@ def _inputs(page: PageRecord) -> list[str]:
     seconds, seed = page.duration_seconds, page.cid % 1_000_003
     if page.profile == "flv":
         seconds *= SEGMENTS
-    width, height = max(SIZES[make.id] for make in PROFILES[page.profile] if make.kind != "audio")
+    width, height = max(_size(page, make) for make in PROFILES[page.profile] if make.kind != "audio")
     picture = f"testsrc2=s={width}x{height}:r={FRAME_RATE}:d={seconds},hue=h={seed % 360}"
     sound = f"sine=f={200 + seed % 1800}:r=48000:d={seconds},volume=0.5"
     noise = f"color=c=gray:s=1920x1080:r=25:d={seconds},noise=alls=60:allf=t:all_seed={seed}"
@@ -307,12 +329,15 @@ def _inputs(page: PageRecord) -> list[str]:
 def _output(page: PageRecord, make: Make, order: int) -> list[str]:
     if make.kind == "audio":
         return f"-map 1:a {_AUDIO[make.id]} {_FRAGMENTED}".split()
-    width, height = SIZES[make.id]
+    width, height = _size(page, make)
     picture = f"-map 0:v -vf scale={width}:{height}"
     if make.kind == "video":
         if page.profile == "large" and make.id == 80:
             return f"-map 2:v {_ENCODERS[AVC]} -b:v {LARGE_BITS_PER_SECOND} {_FRAGMENTED}".split()
-        return f"{picture} {_ENCODERS[make.codecid]} {_FRAGMENTED}".split()
+        encoder = _ENCODERS[make.codecid]
+        if make.id == DOLBY_VISION:
+            encoder = encoder.replace(*_DOLBY_VISION_TAG)
+        return f"{picture} {encoder} {_FRAGMENTED}".split()
     joined = f"{picture} -map 1:a {_ENCODERS[AVC]} {_AUDIO[30232]} {_BIT_EXACT}"
     if make.kind == "mp4":
         return f"{joined} -movflags +faststart -f mp4".split()
@@ -385,7 +410,7 @@ def codecs_text(head: bytes) -> str:
     if (at := head.find(b"avcC")) > 0:
         return f"avc1.{head[at + 5 : at + 8].hex()}"
     if (at := head.find(b"hvcC")) > 0:
-        return f"hev1.1.6.L{head[at + 16]}.90"
+        return "dvh1.08.06" if b"dvh1" in head else f"hev1.1.6.L{head[at + 16]}.90"
     if (at := head.find(b"av1C")) > 0:
         return f"av01.0.{head[at + 5] & 31:02d}M.08"
     return "fLaC" if b"fLaC" in head else "ec-3" if b"ec-3" in head else "mp4a.40.2"

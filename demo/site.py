@@ -167,6 +167,7 @@ async def running_site(
     rate_bytes_per_second: float = 0.0,
     crowd: int = 0,
     crowd_large: int = 0,
+    crowd_pages: int = 0,
     ffmpeg: str = "",
 ) -> AsyncIterator[RunningSite]:
     """Serve the site until the block is left; port 0 takes a free one.
@@ -177,7 +178,7 @@ async def running_site(
     """
     ffmpeg = ffmpeg or imageio_ffmpeg.get_ffmpeg_exe()
     library = await asyncio.to_thread(ensure_library, cache, ffmpeg)
-    many = await asyncio.to_thread(ensure_crowd, cache, ffmpeg, crowd, crowd_large)
+    many = await asyncio.to_thread(ensure_crowd, cache, ffmpeg, crowd, crowd_large, crowd_pages)
     state = SiteState(library, many, rate_bytes_per_second=rate_bytes_per_second, counters=Counters(mirrors))
     async with contextlib.AsyncExitStack() as stack:
         hosts = []
@@ -213,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=0.0, help=_("bytes per second of each CDN response; 0 is free"))
     parser.add_argument("--crowd", type=int, default=0, metavar="N", help=_("have N tiny videos more"))
     parser.add_argument("--crowd-large", type=int, default=0, metavar="N", help=_("have N videos of 30 MiB more"))
+    parser.add_argument("--crowd-pages", type=int, default=0, metavar="N", help=_("have one video more, of N pages"))
     parser.add_argument("--end-with-stdin", action="store_true", help=_("end when standard input is closed"))
     return parser
 
@@ -244,6 +246,7 @@ async def _serve(options: argparse.Namespace, ffmpeg: str) -> None:
         rate_bytes_per_second=options.rate,
         crowd=options.crowd,
         crowd_large=options.crowd_large,
+        crowd_pages=options.crowd_pages,
         ffmpeg=ffmpeg,
     ) as site:
         print(site.ready_line(), flush=True)
@@ -259,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     try:
-        ensure_crowd(options.cache, ffmpeg, options.crowd, options.crowd_large)
+        ensure_crowd(options.cache, ffmpeg, options.crowd, options.crowd_large, options.crowd_pages)
         ensure_library(options.cache, ffmpeg)  # here, where a signal still ends the process at once
         asyncio.run(_serve(options, ffmpeg))
     except (OSError, MediaError) as error:

@@ -11,6 +11,7 @@ from demo.counters import Counters
 from demo.crowd import Crowd
 from demo.faults import FaultTable
 from demo.media import Library, StreamFile
+from demo.passport import Passport
 from demo.signing import sign_url, wbi_keys
 
 LIFETIME_SECONDS = 7200
@@ -34,6 +35,7 @@ class SiteState:
     serial: int = 0
     wbi_generation: int = 0
     risky: set[str] = field(default_factory=set)
+    passport: Passport = field(default_factory=Passport)
     pages: dict[str, tuple[PageRecord, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,6 +50,7 @@ class SiteState:
         self.lifetime_seconds = LIFETIME_SECONDS
         self.rate_bytes_per_second = self._rate_at_start
         self.wbi_generation = 0
+        self.passport.__init__()  # type: ignore[misc]
         self.risky = {self.video(RISKY).bvid}
         self.pages = {record.bvid: record.pages for record in self.videos}
 

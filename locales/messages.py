@@ -19,7 +19,13 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parent.parent
 PO = ROOT / "locales" / "zh_CN" / "LC_MESSAGES" / "bili.po"
 MO = PO.with_suffix(".mo")
-SOURCES = (("*.py", "python"), ("demo/*.py", "python"), ("templates/*.html", "jinja2.ext:babel_extract"))
+SOURCES = (
+    ("*.py", "python"),
+    ("demo/*.py", "python"),
+    ("extras/*.py", "python"),
+    ("sources/*.py", "python"),
+    ("templates/*.html", "jinja2.ext:babel_extract"),
+)
 KEYWORDS = {"_": None}
 ARGPARSE = (
     "positional arguments",

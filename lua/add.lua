@@ -1,9 +1,9 @@
 -- add: containers that a user asks for, each once. KEYS: the common ones, answer:<request>, then for each id its
--- seen and its closed bucket. ARGV: 1 to ask known ones again for new pages, origin as JSON or '', then id and
--- member of each. Answers {added, known}.
+-- seen and its closed bucket. ARGV: all to ask known ones again for new pages, sources to read known sources again, origin as JSON or '', the same for
+-- sources, then id and member of each. Answers {added, known}.
 
 local answer_key, first_bucket = KEYS[OWN + 1], OWN + 2
-local refresh, origin, first_id = ARGV[1] == '1', ARGV[2], 3
+local first_id = 4
 
 local given = recall(answer_key, 'add')
 if given then
@@ -13,8 +13,13 @@ local added, total = 0, (#ARGV - first_id + 1) / 2
 for i = 0, total - 1 do
   local id, member = ARGV[first_id + 2 * i], ARGV[first_id + 2 * i + 1]
   local seen_key, closed_key = KEYS[first_bucket + 2 * i], KEYS[first_bucket + 2 * i + 1]
+  local refresh = ARGV[1] == 'all' or (ARGV[1] == 'sources' and is_source(id))
   local new = redis.call('SADD', seen_key, member) == 1
   if new or (refresh and redis.call('SREM', closed_key, member) == 1) then
+    local origin = is_source(id) and ARGV[3] or ARGV[2]
+    if is_source(id) then
+      begin_source(id, origin)
+    end
     redis.call('RPUSH', READY, id)
     if origin ~= '' then
       redis.call('HSET', ORIGIN, id, origin)

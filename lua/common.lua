@@ -12,7 +12,8 @@ local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts lea
 local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lease runs out (both in ms)
 local DEATHS, DRAINING = KEYS[21], KEYS[22] -- ZSET worker and instance -> when it died; worker -> until (all in ms)
 local STARTED = KEYS[23] -- ZSET worker and instance -> when that process was first heard of
-local OWN = 23 -- keys after this one are the script's own
+local LEDGER, WATCH = KEYS[24], KEYS[25] -- HASH source -> JSON; ZSET source -> when it is to be read again (in ms)
+local OWN = 25 -- keys after this one are the script's own
 
 local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
 local ANSWER_MS = 3600 * 1000
@@ -24,6 +25,7 @@ local SUSPECT_DEATHS, POISON_DEATHS, POISON_DEATHS_AT_MOST = 2, 3, 8
 local DIED_LIMIT = 32 -- names that are kept of the workers that died with one job, the last ones
 local UNREST_MS = 60000 -- deaths of other workers from so long before a job's first one on speak for the job
 local PROGRESS_BYTES = 1048576
+local FULL_PASS_SECONDS = 24 * 3600 -- a watched source is read to its end so often, in between only its news
 
 -- The only clock there is: that of the server.
 local function now()
@@ -266,7 +268,64 @@ local function drop_recorded(id)
   end
 end
 
--- Returns {id, token, origin, attempt} of a fresh lease.
+-- What is known of a source: how far it was read, and what was found. `page` and `cursor` are where a pass through its
+-- listing stands; a pass is quick where it ends at the first page with nothing new.
+local function ledger_of(id)
+  local text = redis.call('HGET', LEDGER, id)
+  if text then
+    return cjson.decode(text)
+  end
+  return {
+    title = '', pages_read = 0, listed = 0, queued = 0, known = 0, unavailable = {}, complete = false, watched = 0,
+    page = 0, taken = 0, cursor = '',
+  }
+end
+
+local function save_ledger(id, ledger)
+  redis.call('HSET', LEDGER, id, cjson.encode(ledger))
+end
+
+-- Every other job is a video, an episode, a lesson, or a page of one.
+local function is_source(id)
+  local kind = string.sub(id, 1, 2)
+  return kind ~= 'BV' and kind ~= 'ep' and string.sub(id, 1, 9) ~= 'cheese:ep'
+end
+
+-- A source is to be read from its beginning, as `origin` says; what was found the last time stays until then.
+local function begin_source(id, origin)
+  local ledger = ledger_of(id)
+  local wanted = origin ~= '' and cjson.decode(origin) or {}
+  ledger.category, ledger.wishes = wanted.category, wanted.wishes
+  ledger.page, ledger.taken, ledger.cursor, ledger.last = 0, 0, '', nil
+  save_ledger(id, ledger)
+end
+
+-- 0 seconds: it is watched no more.
+local function watch(id, seconds, at)
+  local ledger = ledger_of(id)
+  ledger.watched = seconds
+  save_ledger(id, ledger)
+  if seconds > 0 then
+    redis.call('ZADD', WATCH, at + seconds * 1000, id)
+  else
+    redis.call('ZREM', WATCH, id)
+  end
+end
+
+-- Returns how a watched source is read this time: its news, or once a day all of it, and then known videos that have
+-- several pages are asked for more of them.
+local function revisit_origin(id, at)
+  local ledger = ledger_of(id)
+  local origin = { category = ledger.category, wishes = ledger.wishes }
+  if ledger.full_pass and math.abs(at / 1000 - ledger.full_pass) < FULL_PASS_SECONDS then
+    origin.quick = true
+  else
+    origin.refresh = 'paged'
+  end
+  return cjson.encode(origin)
+end
+
+-- Returns {id, token, origin, attempt, ledger} of a fresh lease; the ledger is that of a source, else empty.
 local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   if tries.worker ~= worker then
     tries.chunks = nil -- what the last worker has on its disk is out of this one's reach
@@ -277,5 +336,6 @@ local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   redis.call('HSET', TOKEN, id, token)
   redis.call('ZADD', LEASED, at + lease_ms, id)
   redis.call('HINCRBY', HOLDS, worker, 1)
-  return { id, token, redis.call('HGET', ORIGIN, id) or '', tries.attempts + 1 }
+  local ledger = is_source(id) and (redis.call('HGET', LEDGER, id) or '{}') or ''
+  return { id, token, redis.call('HGET', ORIGIN, id) or '', tries.attempts + 1, ledger }
 end

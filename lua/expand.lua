@@ -1,13 +1,15 @@
 -- expand: a leased container becomes a job for each page (and each container) that was never seen.
--- KEYS: the common ones, answer:<token>, closed:<namespace>:<bucket> of the container, a seen bucket for each job.
--- ARGV: id, token, member of the container, 1 if more follows, lease_ms, nonce, number of pages,
--- then id and member of each job, the pages first. Answers {added, known, {id, token, origin, attempt} or nothing},
--- as JSON, or false for a stale token.
+-- KEYS: the common ones, answer:<token>, closed:<namespace>:<bucket> of the container, paged:<namespace>:<bucket> of a
+-- video or listed:<id> of a source, a seen bucket for each page, and for each container its seen, closed and paged one.
+-- ARGV: id, token, member of the container, 1 if more follows, lease_ms, nonce, number of pages, what the ledger of a
+-- source is told as JSON, then id and member of each job, the pages first.
+-- Answers {added, known, {id, token, origin, attempt, ledger} or nothing}, as JSON, or false for a stale token; of a
+-- source that is ended here, whatever was to follow, {added, known, true}.
 
-local answer_key, closed_key, first_bucket = KEYS[OWN + 1], KEYS[OWN + 2], OWN + 3
+local answer_key, closed_key, own_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local id, token, member, more = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local lease_ms, nonce, page_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-local first_job = 8
+local first_bucket, first_job = OWN + 4, 9
 
 local call = 'expand ' .. id
 local given, is_ours = opened(answer_key, call, id, token)
@@ -18,16 +20,147 @@ end
 local at = now()
 local origin = redis.call('HGET', ORIGIN, id)
 local known, pages, containers = 0, {}, {}
+
+-- ---------------------------------------------------------------------------------- the ledger of a source
+
+local ledger = is_source(id) and ledger_of(id)
+local wanted = ledger and origin and cjson.decode(origin) or {}
+local news = ledger and cjson.decode(ARGV[8])
+
+-- The counts are those of one pass through the whole listing; quick ones are added to them.
+local function begin_pass()
+  save_ledger(id, ledger) -- a full memory refuses the first write only, and DEL never
+  ledger.page, ledger.taken, ledger.fresh, ledger.before = 0, 0, 0, ledger.announced
+  if not wanted.quick then
+    ledger.pages_read, ledger.listed, ledger.queued, ledger.known, ledger.unavailable = 0, 0, 0, 0, {}
+    ledger.started, ledger.finished, ledger.ended, ledger.complete = math.floor(at / 1000), nil, nil, false
+    ledger.announced, ledger.pages_expected = nil, nil
+    redis.call('DEL', own_key)
+  end
+end
+
+-- A listing that moves while it is read shows some twice and others not at all: each is counted once.
+local function count_listed(job)
+  if not wanted.quick then
+    ledger.listed = ledger.listed + redis.call('SADD', own_key, job)
+  end
+end
+
+local function is_all_there()
+  local unavailable = 0
+  for _, count in pairs(ledger.unavailable) do
+    unavailable = unavailable + count
+  end
+  return ledger.ended == 'end' and (not ledger.announced or ledger.announced == ledger.listed + unavailable)
+end
+
+-- One page of the listing was read; `added` of what it names are new.
+local function note_page(added)
+  for _, job in ipairs(news.skipped or {}) do
+    count_listed(job)
+  end
+  ledger.page, ledger.taken, ledger.cursor = news.page, news.taken or 0, news.cursor or ''
+  ledger.title = news.title or ledger.title
+  ledger.announced = news.announced or ledger.announced
+  ledger.pages_expected = news.pages or ledger.pages_expected
+  ledger.fresh = (ledger.fresh or 0) + added
+  ledger.queued = ledger.queued + added
+  if wanted.quick then
+    ledger.listed = ledger.listed + added
+  else
+    ledger.known, ledger.pages_read = ledger.known + known, ledger.page
+    for reason, count in pairs(news.unavailable or {}) do
+      ledger.unavailable[reason] = (ledger.unavailable[reason] or 0) + count
+    end
+    redis.call('PEXPIRE', own_key, 7 * WORKER_MS)
+  end
+end
+
+-- Nothing on a page is new, and no more was announced than the last time and since: further on nothing is new either.
+-- An answer that lists nothing says nothing of that: it may only name the source, or have lost what it lists.
+local function has_no_more_news(added)
+  return wanted.quick and added == 0 and (known > 0 or #(news.skipped or {}) > 0)
+    and (not ledger.announced or ledger.announced <= (ledger.before or 0) + ledger.fresh)
+end
+
+local function end_pass()
+  local seconds = math.floor(at / 1000)
+  ledger.checked = seconds
+  if not wanted.quick then
+    ledger.ended, ledger.finished, ledger.full_pass = news.ended or 'end', seconds, seconds
+    redis.call('DEL', own_key)
+  end
+  ledger.complete = is_all_there()
+  ledger.page, ledger.taken, ledger.cursor, ledger.last = 0, 0, '', nil
+  ledger.before, ledger.fresh = nil, nil
+  if redis.call('ZSCORE', WATCH, id) then
+    redis.call('ZADD', WATCH, at + ledger.watched * 1000, id)
+  end
+end
+
+if ledger then
+  local last = ledger.last
+  if last and last.token == token and last.page == news.page then
+    return cjson.encode({ last.added, last.known }) -- this page is counted: the answer was lost
+  end
+  news.page = news.page > 0 and news.page or ledger.page + 1
+  if news.page == 1 then
+    begin_pass()
+  end
+end
+
+-- ---------------------------------------------------------------------------------- what was listed
+
+-- What a source lists knows the source; how it is read concerns other sources in it, as well.
+local listed_origin, nested_origin = origin, origin
+if ledger then
+  listed_origin = cjson.encode({ category = wanted.category, source = id })
+  nested_origin = cjson.encode({
+    category = wanted.category, source = id, wishes = wanted.wishes, quick = wanted.quick, refresh = wanted.refresh,
+  })
+end
+
+local function queue_container(job, nested)
+  if nested then
+    begin_source(job, nested_origin)
+  end
+  local its_origin = nested and nested_origin or listed_origin
+  if its_origin then
+    redis.call('HSET', ORIGIN, job, its_origin)
+  end
+  containers[#containers + 1] = job
+end
+
+-- Known ones are read again: a source always, a video where that is wished.
+local function is_reopened(job_member, closed, paged, nested)
+  local again = nested or wanted.refresh == 'all'
+    or (wanted.refresh == 'paged' and redis.call('SISMEMBER', paged, job_member) == 1)
+  return again and redis.call('SREM', closed, job_member) == 1
+end
+
+local added = 0
 for i = 0, (#ARGV - first_job + 1) / 2 - 1 do
   local job, job_member = ARGV[first_job + 2 * i], ARGV[first_job + 2 * i + 1]
-  if redis.call('SADD', KEYS[first_bucket + i], job_member) == 0 then
-    known = known + 1
+  local bucket = i < page_count and first_bucket + i or first_bucket + page_count + 3 * (i - page_count)
+  local new = redis.call('SADD', KEYS[bucket], job_member) == 1
+  if new then
+    added = added + 1
   else
+    known = known + 1
+  end
+  if i >= page_count then
+    if ledger then
+      count_listed(job)
+    end
+    local nested = is_source(job)
+    if new or is_reopened(job_member, KEYS[bucket + 1], KEYS[bucket + 2], nested) then
+      queue_container(job, nested)
+    end
+  elseif new then
     if origin then
       redis.call('HSET', ORIGIN, job, origin)
     end
-    local new = i < page_count and pages or containers
-    new[#new + 1] = job
+    pages[#pages + 1] = job
   end
 end
 
@@ -43,13 +176,34 @@ end
 for _, job in ipairs(containers) do
   redis.call('RPUSH', READY, job)
 end
-local added = #pages + #containers + (first and 1 or 0)
-if more then
+if page_count > 1 then
+  redis.call('SADD', own_key, member)
+end
+
+-- ---------------------------------------------------------------------------------- whether it goes on
+
+local ends_early = false
+if ledger then
+  note_page(added)
+  ends_early = more and has_no_more_news(added)
+  if more and not ends_early then
+    ledger.last = { token = token, page = news.page, added = added, known = known }
+  else
+    end_pass()
+  end
+  save_ledger(id, ledger)
+end
+local tries = tries_of(id)
+if more and not ends_early then
   redis.call('ZADD', LEASED, 'XX', at + lease_ms, id)
+  if ledger and (tries.attempts > 0 or tries.deaths > 0) then
+    tries.attempts = 0 -- it has come further than those who failed with it
+    forget_deaths(tries)
+    save_tries(id, tries)
+  end
   return cjson.encode({ added, known })
 end
 
-local tries = tries_of(id)
 end_lease(id, tries)
 if tries.again then
   redis.call('HDEL', TRIES, id)
@@ -61,5 +215,7 @@ end
 local answer = { added, known }
 if first then
   answer[3] = grant(first, tries_of(first), tries.worker, tries.instance or '', lease_ms, nonce, at)
+elseif ledger then
+  answer[3] = true
 end
 return remember(answer_key, call, cjson.encode(answer))

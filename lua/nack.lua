@@ -1,6 +1,7 @@
 -- nack: an attempt failed. KEYS: the common ones, answer:<token>.
 -- ARGV: id, token, class, code, reason, title, then a delay in ms for each failure that is allowed; the site's own
--- wish, if there was one, is already in all of them. Answers the new state, or false for a stale token.
+-- wish, if there was one, is already in all of them. Of class waiting any number is allowed, the last delay holds on.
+-- Answers the new state, or false for a stale token.
 
 local answer_key = KEYS[OWN + 1]
 local id, token, class, code, reason, title = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -28,8 +29,14 @@ if class == 'environment' then
   end
   return remember(answer_key, call, 'ready')
 end
-tries.attempts = tries.attempts + 1
-local delay = ARGV[first_delay + tries.attempts - 1]
+local delay
+if class == 'waiting' then
+  tries.waits = (tries.waits or 0) + 1
+  delay = ARGV[math.min(first_delay + tries.waits - 1, #ARGV)]
+else
+  tries.attempts = tries.attempts + 1
+  delay = ARGV[first_delay + tries.attempts - 1]
+end
 if class == 'permanent' or not delay then
   bury(id, tries, at, code, reason)
   return remember(answer_key, call, 'dead')

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from demo.process import SiteProcess
-from mp4_boxes import read_comment
+from merge_proof import read_tag
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 120.0
@@ -40,17 +40,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def finished_files(*folders: Path) -> dict[int, Path]:
-    """Return the finished files below some folders by the cid that they say they hold; there must be no other file."""
-    found: dict[int, Path] = {}
+def copies_of_pages(*folders: Path) -> dict[int, list[Path]]:
+    """Return all finished files below some folders by the cid that they say they hold; there must be no other file."""
+    found: dict[int, list[Path]] = {}
     for path in [path for folder in folders for path in folder.rglob("*")]:
         if path.is_file() and ".parts" not in path.parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
+            said = re.search(r"cid=(\d+)", read_tag(path))
             assert said, f"of whom is this: {path}"
-            assert int(said[1]) not in found, f"twice: {path}"
-            found[int(said[1])] = path
+            found.setdefault(int(said[1]), []).append(path)
     return found
+
+
+def finished_files(*folders: Path) -> dict[int, Path]:
+    """Return the finished file of each page below some folders; there must be no other file, and none twice."""
+    found = copies_of_pages(*folders)
+    twice = [paths for paths in found.values() if len(paths) > 1]
+    assert not twice, f"twice: {twice}"
+    return {cid: path for cid, (path,) in found.items()}
 
 
 class Script:

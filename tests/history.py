@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merge_proof import read_tag
 from model import MIB
-from mp4_boxes import read_comment
 from tests.relay import Call
 
 ENDING_VERBS = ("/ack", "/nack", "/release", "/expand")
 SLACK_SECONDS = 0.005
 """The queue's clock has milliseconds."""
-WIRE_BYTES = 4 * MIB
-"""What the site's system and the worker's hold of one connection: sent by the one, not yet read by the other."""
+WIRE_BYTES = 6 * MIB
+"""What the site's system and the worker's hold of one connection: sent by the one, not yet read by the other. So much
+the buffer of an ordinary Linux takes (the last of tcp_rmem) while the worker is stopped, until it is killed."""
 BATCH = 100
 
 Ranges = Mapping[str, Sequence[tuple[int, int | None, int]]]
@@ -458,8 +459,7 @@ def finished_files(machine: str, folder: Path) -> list[Found]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and ".parts" not in path.relative_to(folder).parts:
-            with path.open("rb") as file:
-                said = re.search(r"cid=(\d+)", read_comment(file, path.stat().st_size))
+            said = re.search(r"cid=(\d+)", read_tag(path))
             found.append(Found(machine, path, int(said[1]) if said else 0))
     return found
 

@@ -23,6 +23,8 @@ from demo.site import REAL_MEDIA_HOSTS
 
 USER, PASSWORD = "clerk", "proxy-secret"
 MAX_HEAD_BYTES = 64 * 1024
+ENDS_HERE = ("proxy-authorization", "proxy-connection", "connection")
+"""Headers that are meant for the proxy, not for the site."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def places_of(site: SiteProcess) -> dict[str, Place]:
         "short": "b23.tv",
     }
     places = {host: Place.of(site.addresses[name]) for name, host in names.items()}
+    places["space.bilibili.com"] = Place.of(site.addresses["web"].removesuffix("web") + "space")
     media = [Place.of(f"http://{address}") for address in site.addresses["media"].split(",")]
     return places | dict(zip(REAL_MEDIA_HOSTS, media, strict=False))
 
@@ -67,10 +70,11 @@ class Proxy:
     """``with Proxy(site, folder) as proxy``: a thread with a loop of its own.
 
     ``refused`` are hosts whose tunnels are refused with 407, whatever the password. ``targets`` are the hosts and
-    ports of all CONNECTs, ``seen`` the requests that came through.
+    ports of all CONNECTs, ``seen`` the requests that came through. With ``plain`` it passes on http without TLS too.
     """
 
-    def __init__(self, site: SiteProcess, folder: Path) -> None:
+    def __init__(self, site: SiteProcess, folder: Path, *, plain: bool = False) -> None:
+        self._plain = plain
         self.refused: set[str] = set()
         self.targets: list[str] = []
         self.seen: list[Seen] = []
@@ -127,14 +131,18 @@ class Proxy:
 
     async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, target, headers = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        wanted = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        may_pass = headers.get("proxy-authorization") == wanted
         if method != "CONNECT":
+            if self._plain and may_pass:
+                await self._pass_on(method, target, headers, writer)
+                return
             self.seen.append(Seen("", method, target, headers))
             await answer(writer, "403 Forbidden")
             return
         host, _colon, port = target.rpartition(":")
         self.targets.append(target)
-        wanted = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if host in self.refused or headers.get("proxy-authorization") != wanted:
+        if host in self.refused or not may_pass:
             await answer(writer, "407 Proxy Authentication Required", 'Proxy-Authenticate: Basic realm="p"')
             return
         place = self._places.get(host)
@@ -144,6 +152,26 @@ class Proxy:
         await answer(writer, "200 Connection established")
         await writer.start_tls(self._context(host))
         await self._forward(host, place, reader, writer)
+
+    async def _pass_on(self, method: str, url: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        """Pass on one request over http without TLS, and hang up after its answer."""
+        parts = urlsplit(url)
+        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        kept = {name: value for name, value in headers.items() if name not in ENDS_HERE}
+        self.seen.append(Seen(parts.hostname or "", method, path, kept))
+        place = self._places.get(parts.hostname or "")
+        if place is None or parts.port not in (None, 80):
+            await answer(writer, "502 Bad Gateway")
+            return
+        inner_reader, inner_writer = await asyncio.open_connection(place.host, place.port)
+        lines = [f"{name}: {value}\r\n" for name, value in (kept | {"connection": "close"}).items()]
+        inner_writer.write("".join([f"{method} {place.prefix}{path} HTTP/1.1\r\n", *lines, "\r\n"]).encode("latin-1"))
+        try:
+            await pump(inner_reader, writer)
+        finally:
+            inner_writer.transport.abort()
+        writer.close()
+        await writer.wait_closed()
 
     def _context(self, host: str) -> ssl.SSLContext:
         if host not in self._contexts:

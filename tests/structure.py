@@ -41,6 +41,8 @@ def places(connection: redis.Redis) -> dict[str, list[str]]:
 def container_member(url: str) -> tuple[str, str]:
     """Return namespace and member under which a container is remembered."""
     job = parse_job_id(url)
+    if job.is_source:
+        return "s", url
     if job.episode_id:
         return "e", str(job.episode_id)
     aid = bvid_to_aid(job.bvid)
@@ -91,8 +93,8 @@ def _leases(connection: redis.Redis, leased: list[str], tries: dict[str, Any]) -
 
 def _containers(sets: dict[str, list[str]], jobs: list[str]) -> list[str]:
     open_ones = {container_member(url) for url in jobs if not parse_job_id(url).is_page}
-    seen = {(kind, member) for kind in "vpe" for member in sets.get(f"seen:{kind}", ())}
-    closed = {(kind, member) for kind in "vpe" for member in sets.get(f"closed:{kind}", ())}
+    seen = {(kind, member) for kind in "vpes" for member in sets.get(f"seen:{kind}", ())}
+    closed = {(kind, member) for kind in "vpes" for member in sets.get(f"closed:{kind}", ())}
     wrong = [f"container {one} was seen and is nowhere" for one in seen - closed - open_ones]
     wrong += [f"container {one} is closed and queued" for one in closed & open_ones]
     return wrong + [f"container {one} was never seen" for one in (closed | open_ones) - seen]

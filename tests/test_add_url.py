@@ -22,10 +22,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
 import add_url
+import site_walk
 from config import CATEGORIES, ROOT, Settings
 from errors import EngineError, ServerError, ServerUnreachable, SiteError, Unauthorized, UsageError
 from model import Added, Failure
@@ -233,8 +235,11 @@ def test_a_file_named_as_a_target_gets_a_hint(queue: Queue, tmp_path: Path, caps
     [
         (["--file", "/does/not/exist"], {}, "/does/not/exist cannot be read"),
         (["--file", "/"], {}, "/ cannot be read"),
-        (["--match", "x"], {}, "--retry-failed"),
+        (["--match", "x"], {}, "a source to choose from"),
         (["--retry-failed", "av1"], {}, "--retry-failed"),
+        (["--sources", "mid:1"], {}, "--sources"),
+        (["--unwatch", "mid:1", "--watch", "60"], {}, "--unwatch"),
+        (["av1", "--json"], {}, "--sources"),
         (["--file", "-", "--watch", "10"], {}, "only once"),
         (["--category", "unheard of"], {}, "科学科普"),
         (["av1"], {"BILI_LEASE_SECONDS": "soon"}, "BILI_LEASE_SECONDS"),
@@ -423,6 +428,7 @@ def test_a_named_pipe_is_opened_once_and_not_watched(
     assert opened == [8]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_in_constant_memory(
     environ: dict[str, str], queue: Queue, record_property: Callable[[str, object], None]
 ) -> None:
@@ -548,7 +554,7 @@ def test_a_wrong_region_is_rejected_and_the_others_go_on(
         (Reply(body='{"code": -352, "message": "-352"}'), "-352"),
         (Reply(body="[" * 100_000), "rejected"),
         (Reply(302, headers={"Location": "http://127.0.0.1:1/"}), "HTTP 302"),
-        (Reply(body=" " * (add_url.MAX_BODY_BYTES + 1)), "too long"),
+        (Reply(body=" " * (site_walk.MAX_BODY_BYTES + 1)), "too long"),
     ],
 )
 def test_one_failing_ranking_does_not_stop_the_others(
@@ -776,6 +782,20 @@ def test_a_refresh_through_the_server(web_server: str, queue: Queue) -> None:
     assert queue.counts().ready == 1
 
 
+def test_a_source_is_left_to_a_worker_behind_a_server(environ: dict[str, str], web_server: str, queue: Queue) -> None:
+    far = {**environ, "BILI_SERVER_URL": web_server, "BILI_TOKEN": TOKEN}
+    done = run(far, "https://space.bilibili.com/7", "--limit", "5", "--match", "x", "--category", "远")
+    assert (done.returncode, last_line(done.stdout)) == (0, "added 1, known 0, rejected 0")
+    (lease,) = queue.lease("w", 1)
+    assert lease.walk is not None
+    assert (lease.url, lease.category, lease.walk.limit, lease.walk.match) == ("mid:7", "远", 5, "x")
+    queue.expand(lease.url, lease.token, (), ())
+    assert last_line(run(far, "mid:7").stdout) == "added 0, known 1, rejected 0"
+    assert queue.counts().ready == 1, "a source that is named is read again"
+    assert json.loads(run(far, "--sources", "--json").stdout)[0]["source"] == "mid:7"
+    assert run(far, "--unwatch", "mid:7").returncode == 1
+
+
 def server_sink(server: StandIn) -> add_url.ServerSink:
     return add_url.ServerSink(Settings(server_url=server.url, token=TOKEN))
 
@@ -805,7 +825,7 @@ def test_a_lost_answer_is_asked_again_as_the_same_request(
         (Reply(401, '{"error": "who?"}'), Unauthorized, 1),
         (Reply(413, '{"error": "too much"}'), ServerError, 1),
         (Reply(302, headers={"Location": "http://127.0.0.1:1/"}), ServerError, 1),
-        (Reply(500), ServerUnreachable, add_url.TRIES),
+        (Reply(500), ServerUnreachable, site_walk.TRIES),
         (Reply(200, "<html>"), ServerError, 1),
         (Reply(200, "[" * 100_000), ServerError, 1),
         (Reply(200, '{"added": "1", "known": 0}'), ServerError, 1),
@@ -816,7 +836,7 @@ def test_a_server_that_refuses_or_is_none(
     reply: Reply, kind: type[Exception], asked: int, stand_in: Callable[[], StandIn], environ: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(add_url.random, "random", lambda: 0.0)
+    monkeypatch.setattr(site_walk.random, "random", lambda: 0.0)
     server = stand_in()
     server.answers["/add_url"] = reply
     sink = server_sink(server)
@@ -835,8 +855,7 @@ def test_what_the_server_rejects_is_named(
     rejected = [{"url": "ep7", "reason": "not\x1b[31m here"}, {"url": "other", "reason": "odd"}]
     server.answers["/add_url"] = Reply(body=json.dumps({"added": 1, "known": 0, "rejected": rejected}))
     sink = server_sink(server)
-    options = argparse.Namespace(targets=["https://www.bilibili.com/bangumi/play/ep7", "ep8"], file=None, category="")
-    options.limit, options.refresh, options.watch = 10, False, None
+    options = watch_options(targets=["https://www.bilibili.com/bangumi/play/ep7", "ep8"], watch=None)
     tally = add_url.Tally()
     add_url.add_all(sink, Settings(), options, tally)
     sink.close()
@@ -901,8 +920,8 @@ class Hiccups:
 
 
 def watch_options(**changed: Any) -> argparse.Namespace:
-    options = {"targets": [], "file": None, "category": "", "limit": 10, "refresh": False, "watch": 0.01}
-    return argparse.Namespace(**{**options, **changed})
+    options = vars(add_url.make_parser().parse_args([]))
+    return argparse.Namespace(**{**options, "category": "", "watch": 0.01, **changed})
 
 
 def test_a_watch_reads_its_file_again_and_survives_hiccups(
@@ -932,6 +951,26 @@ def test_a_watch_that_never_worked_ends(queue: Queue, tmp_path: Path) -> None:
         add_url.watch(Hiccups(queue, [EngineError("no")]), Settings(), watch_options(targets=["av1"]), add_url.Tally())
     with pytest.raises(UsageError):
         add_url.watch(queue, Settings(), watch_options(file=[str(tmp_path / "none")]), add_url.Tally())
+
+
+def test_a_watched_ranking_is_remembered_and_its_next_round_waits_until_it_is_due(
+    use_site: StandIn, queue: Queue, connection: redis.Redis
+) -> None:
+    """The first ten of it, as without a watch; a round that comes too early asks the site nothing."""
+    shared = Queue(connection, Settings(category=""))
+    options = watch_options(targets=["rank:1010", "av7"], watch=3600)
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
+    first, second = add_url.Tally(), add_url.Tally()
+    add_url.add_all(shared, settings, options, first)
+    assert (first.added, first.known) == (11, 0)
+    (found,) = shared.sources("", 9)[0]
+    assert (found["source"], found["watched"], found["queued"], found["ended"]) == ("rank:1010", 3600, 10, "end")
+    asked = len(use_site.requests)
+    add_url.add_all(shared, settings, options, second, again=True)
+    assert (second.added, second.known, len(use_site.requests)) == (0, 1, asked)
+    connection.zadd("{bili:0}:watch", {"rank:1010": 1})
+    add_url.add_all(shared, settings, options, second, again=True)
+    assert (second.added, second.known) == (0, 12)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from config import Settings
-from model import Failure, Page, Result
+from model import Failure, ListedPage, Page, Result
 from redisConnect import Queue
 from tests import structure
 from tests.test_redisConnect import BV, ENVIRONMENT, PERMANENT, TRANSIENT, lease_one, let_expire, pages, result
@@ -78,6 +78,18 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
             queue.expand(one.url, one.token, [Page(3, 3, "c")], more=True),
             queue.expand(one.url, one.token, pages(1, 2)),
         ],
+    ),
+    "expand a source in parts": (
+        lambda queue: [queue.add(["mid:1"]), lease_one(queue)][1],
+        lambda queue, one: [
+            queue.expand(one.url, one.token, (), [BV[3], "season:2"], True, ListedPage(1, cursor="c")),
+            queue.expand(one.url, one.token, (), [BV[4]], False, ListedPage(2, ended="end")),
+        ],
+    ),
+    "claim": (lambda queue: queue.add(["mid:1"]), lambda queue, _: queue.claim("mid:1", "w1")),
+    "watch and revisit": (
+        lambda queue: None,
+        lambda queue, _: [queue.watch("mid:1", 0), queue.watch("mid:1", 1), queue.revisit()],
     ),
     "heartbeat": (
         lambda queue: held(queue, 1)[0],

@@ -42,6 +42,7 @@ VIEW = "/api/x/web-interface/view"
 PLAYURL = "/api/x/player/wbi/playurl"
 NAV = "/api/x/web-interface/nav"
 SPI = "/api/x/frontend/finger/spi"
+TICKET = "/api/bapis/bilibili.api.ticket.v1.Ticket/GenWebTicket"
 SEASON = "/api/pgc/view/web/season"
 PAGE = f"/site/video/{BVID}/"
 
@@ -95,6 +96,11 @@ def real_texts() -> dict[str, str | Handler]:
         "/api/pgc/player/web/playurl": golden("pgc_playurl.json"),
         PAGE: golden("video_page.html"),
     }
+
+
+def logged_in_nav() -> str:
+    guest = json.loads(golden("nav_guest.json"))
+    return json.dumps({**guest, "code": 0, "data": {**guest["data"], "isLogin": True, "mid": 4711}})
 
 
 async def serve(site: Site) -> web.AppRunner:
@@ -178,6 +184,7 @@ async def test_describe(site: Site, made: Made) -> None:
     assert (asked.path, dict(asked.query)) == (VIEW, {"bvid": BVID})
     assert asked.headers["User-Agent"] == USER_AGENT
     assert asked.headers["Referer"] == site.url + "/site/"
+    assert asked.headers["Origin"] == site.url
 
 
 async def test_an_episode_is_asked_from_its_season(site: Site, made: Made) -> None:
@@ -194,6 +201,17 @@ async def test_the_playurl_call_is_signed(site: Site, made: Made) -> None:
     assert sign_wbi(plain, OLD_KEYS, int(query["wts"])) == query
 
 
+@pytest.mark.parametrize(("quality", "qn"), [("best", "127"), ("480p", "32"), ("dolby", "126")])
+async def test_everything_is_asked_for_and_a_joined_stream_in_the_quality_that_is_wished(
+    site: Site, quality: str, qn: str
+) -> None:
+    settings = replace(settings_of(site), quality=quality)
+    async with make_session(settings, {}) as session:
+        site.clock = time = Time()
+        await client_of(settings, session, time).playinfo(VIDEO, VIDEO.pages[1])
+    assert {"qn": qn, "fnval": "4048", "fourk": "1"}.items() <= dict(site.requests[-1].query).items()
+
+
 async def test_an_episode_is_played_by_the_bangumi_player(site: Site, made: Made) -> None:
     assert EPISODE.episode_id == 330798
     assert (await made.client.playinfo(EPISODE, EPISODE.pages[0])).videos
@@ -206,6 +224,12 @@ async def test_definite_answers_do_not_go_to_the_page(site: Site, made: Made) ->
     with pytest.raises(PermanentError):
         await made.client.describe(job())
     assert PAGE not in site.paths
+
+
+async def test_pages_are_asked_for_as_by_a_click_and_without_an_origin(site: Site, made: Made) -> None:
+    site.texts[VIEW] = "<html>"
+    assert await made.client.describe(job()) == VIDEO
+    assert site.requests[-1].path == PAGE and "Origin" not in site.requests[-1].headers
 
 
 async def test_another_video_than_the_one_asked_for_is_refused(made: Made) -> None:
@@ -416,6 +440,7 @@ async def test_risk_control_by_status(
     "answer", ['{"code":-352}', '{"code":-412}', '{"code":0,"data":{"v_voucher":"v"}}', '{"code":-403}']
 )
 async def test_fresh_keys_are_not_blamed(site: Site, made: Made, answer: str) -> None:
+    site.texts[NAV] = logged_in_nav()
     site.texts[PLAYURL] = answer
     with pytest.raises(JobError) as raised:
         await made.client.playinfo(VIDEO, VIDEO.pages[0])
@@ -445,6 +470,7 @@ async def test_old_keys_are_renewed_and_the_call_made_once_more(site: Site, made
 
 
 async def test_the_same_keys_again_are_not_tried_again(site: Site, made: Made) -> None:
+    site.texts[NAV] = logged_in_nav()
     await made.client.playinfo(VIDEO, VIDEO.pages[0])
     site.texts[PLAYURL] = '{"code":-403}'
     made.time.now += 61
@@ -472,7 +498,7 @@ async def test_what_a_machine_with_a_wrong_clock_signs_has_the_time_of_the_site(
     for _turn in range(2):
         await made.client.playinfo(VIDEO, VIDEO.pages[0])
         assert int(site.requests[-1].query["wts"]) == 5e8 + behind_seconds
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records if "login" not in record.getMessage()] == [
         f"This machine's clock differs from the site's by {abs(behind_seconds) / 60:.0f} minutes"
     ]
     site.clock = made.time  # somebody sets it right
@@ -497,7 +523,7 @@ async def test_a_visitor_without_buvid_is_served(site: Site, made: Made) -> None
 async def test_pages_of_one_video_ask_once(site: Site, made: Made) -> None:
     described = await asyncio.gather(*(made.client.describe(JobId(BVID, number=n, cid=n)) for n in range(1, 301)))
     assert set(described) == {VIDEO}
-    assert site.paths == {SPI: 1, VIEW: 1}
+    assert site.paths == {SPI: 1, TICKET: 1, VIEW: 1}
     made.time.now += bili_client.VIDEO_SECONDS - 1
     await made.client.describe(job(f"{BVID}?p=1&cid=1"))
     assert site.paths[VIEW] == 1
@@ -586,24 +612,127 @@ async def test_calls_keep_their_distance(site: Site) -> None:
         client = client_of(settings, session, time)
         await asyncio.gather(*(client.playinfo(VIDEO, page) for page in VIDEO.pages * 4))
     calls = len(site.requests)
-    assert calls == 14
+    assert calls == 15
     assert time.now == pytest.approx(1_000.0 + (calls - 1) * 0.5, abs=0.5)
 
 
-async def test_places_in_time_are_one_interval_apart() -> None:
-    now, waits = 0.0, []
+@pytest.mark.parametrize("answer", ['{"code":-352,"message":"","data":{"v_voucher":"x"}}', "412"])
+async def test_the_site_s_wish_for_less_doubles_the_interval_and_good_answers_bring_it_back(
+    site: Site, made: Made, answer: str
+) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=412) if answer == "412" else web.Response(text=answer)
 
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
+    assert made.client.pace.interval_seconds == 0.0
+    site.texts[VIEW] = refuse
+    for expected in (1.0, 2.0, 4.0):
+        made.time.now += 60
+        with pytest.raises(RiskControl):
+            await made.client.describe(job())
+        assert made.client.pace.interval_seconds == pytest.approx(expected)
+    site.texts[VIEW] = golden("view_three_pages.json")
+    for _turn in range(3):
+        await made.client.describe(job())
+    assert made.client.pace.interval_seconds == pytest.approx(4 * 0.95**3)
 
-    pace = bili_client._Pace(0.5, lambda: now, sleep)
-    for _turn in range(4):
-        await pace.wait()
-    assert waits == [0.5, 1.0, 1.5]
-    now = 100.0
-    await pace.wait()
-    await pace.wait()
-    assert waits[3:] == [0.5]
+
+# ------------------------------------------------------------------------------------------ what a browser leaves
+
+
+async def test_a_ticket_is_asked_for_once_and_sent(site: Site, made: Made) -> None:
+    site.texts[TICKET] = json.dumps({"code": 0, "data": {"ticket": "e.f.g", "created_at": 1, "ttl": 259260}})
+    await made.client.describe(job())
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    asked = next(request for request in site.requests if request.path == TICKET)
+    assert (asked.method, asked.query["key_id"], asked.query["context[ts]"]) == ("POST", "ec02", "1000")
+    assert asked.query["hexsign"] == "4fb62d8b08f2f66d019644ab0d10f9d1e903f0a251a2989615403ea410194748"
+    assert site.requests[-1].headers["Cookie"].endswith("; bili_ticket=e.f.g")
+    assert site.paths[TICKET] == 1
+    made.time.now += 259260
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.paths[TICKET] == 2
+
+
+@pytest.mark.parametrize("answer", ["", "<html>", '{"code":0,"data":{"ticket":"a b","ttl":999999}}', '{"data":[]}'])
+async def test_without_a_ticket_all_goes_on(site: Site, made: Made, answer: str) -> None:
+    site.texts[TICKET] = answer
+    assert await made.client.describe(job()) == VIDEO
+    assert "bili_ticket" not in site.requests[-1].headers["Cookie"]
+    await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.paths[TICKET] == 1
+
+
+async def test_signed_calls_carry_the_marks_of_one_browser(site: Site, made: Made) -> None:
+    for page in VIDEO.pages[:2]:
+        await made.client.playinfo(VIDEO, page)
+    marks = [
+        {name: value for name, value in request.query.items() if name.startswith("dm_")}
+        for request in site.requests
+        if request.path == PLAYURL
+    ]
+    assert marks[0] == marks[1]
+    assert set(marks[0]) == {"dm_img_list", "dm_img_str", "dm_cover_img_str", "dm_img_inter"}
+
+
+# ------------------------------------------------------------------------------------------ the account
+
+
+async def test_a_login_that_is_over_is_said_once_with_what_to_do(
+    site: Site, made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    await made.client.check_login()
+    await made.client.check_login()
+    said = [record.getMessage() for record in caplog.records if "login" in record.getMessage()]
+    assert len(said) == 1 and "set BILI_SESSDATA anew" in said[0] and "run.py --login" in said[0]
+    assert made.client.login.problem == said[0]
+    site.texts[NAV] = logged_in_nav()
+    await made.client.check_login()
+    assert made.client.login.problem == ""
+    assert re.fullmatch("[0-9a-f]{16}", made.client.login.digest)
+
+
+REFUSED = [
+    (VIEW, '{"code":-101,"message":"账号未登录"}', "-101"),
+    (VIEW, '{"code":-403,"message":"访问权限不足"}', "-403"),
+    (PLAYURL, '{"code":87008,"message":"当前视频为充电专属"}', "87008"),
+]
+
+
+@pytest.mark.parametrize(("path", "text", "code"), REFUSED)
+async def test_a_refusal_for_the_account_is_final_only_as_long_as_the_login_stands(
+    site: Site, made: Made, path: str, text: str, code: str
+) -> None:
+    site.texts[NAV] = logged_in_nav()
+    site.texts[path] = text
+
+    async def refused() -> JobError:
+        with pytest.raises(JobError) as caught:
+            await made.client.playinfo(await made.client.describe(job()), VIDEO.pages[0])
+        return caught.value
+
+    assert ((await refused()).kind, (await refused()).code) == ("permanent", code)
+    site.texts[NAV] = golden("nav_guest.json")  # it is over, and nobody has noticed
+    made.time.now += bili_client.LOGIN_TRUSTED_SECONDS + bili_client.VIDEO_SECONDS + 1
+    error = await refused()
+    assert (error.kind, error.code, str(error)) == ("transient", "login", made.client.login.problem)
+    assert "run.py --login" in str(error)
+
+
+async def test_a_refusal_stays_one_where_the_login_cannot_be_asked_about(site: Site, made: Made) -> None:
+    site.texts[VIEW] = '{"code":-403,"message":"访问权限不足"}'
+    site.texts[NAV] = "<html>"
+    with pytest.raises(PermanentError):
+        await made.client.describe(job())
+
+
+async def test_a_guest_is_not_asked_about(site: Site) -> None:
+    settings = settings_of(site, sessdata="")
+    async with make_session(settings, {}) as session:
+        client = client_of(settings, session, Time())
+        await client.check_login()
+        assert site.requests == []
+        await client.playinfo(VIDEO, VIDEO.pages[0])
+        assert (client.login.problem, client.login.digest) == ("", "")
 
 
 # ------------------------------------------------------------------------------------------ bodies

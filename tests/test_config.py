@@ -12,6 +12,7 @@ from hypothesis import given
 
 import config
 from config import (
+    EXTRAS,
     VARIABLES,
     Settings,
     category_problem,
@@ -22,7 +23,7 @@ from config import (
     tls_context,
 )
 from errors import UsageError
-from model import Working
+from model import BEST, Wishes, Working
 
 # ------------------------------------------------------------------------------------------ settings
 
@@ -50,6 +51,20 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
     assert (settings.category, settings.worker) == ("fromenv", "filed")
 
 
+@pytest.mark.parametrize(
+    ("text", "extras"),
+    [("", ("tags",)), ("none", ()), ("all", EXTRAS), ("all,nfo", EXTRAS), (",subtitles,", ("subtitles",))],
+)
+def test_extras_are_named_and_there_are_all_and_none(text: str, extras: tuple[str, ...]) -> None:
+    assert parse_settings({"BILI_EXTRAS": text}).extras == extras
+
+
+@pytest.mark.parametrize("text", ["none,nfo", "lyrics", "danmaku;nfo"])
+def test_what_is_no_extra_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="BILI_EXTRAS="):
+        parse_settings({"BILI_EXTRAS": text})
+
+
 def test_all_wrong_settings_are_named_in_one_error() -> None:
     wrong = {
         "REDIS_URL": "http://:topsecret@host",
@@ -61,6 +76,14 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_CONNECTIONS": "0",
         "BILI_MAX_SPEED": "1K",
         "BILI_API_URL": "http://host:99999",
+        "BILI_QUALITY": "1440p",
+        "BILI_CODECS": "avc,vp9",
+        "BILI_AUDIO": "320k",
+        "BILI_STREAMS": "all",
+        "BILI_CONTAINER": "avi",
+        "BILI_MIN_QUALITY": "best",
+        "BILI_EXTRAS": "danmaku,lyrics",
+        "BILI_OUTPUT": "{titel}",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -73,12 +96,44 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values = dict.fromkeys(VARIABLES, "7")
     values |= {name: "http://host.example/prefix/" for name in VARIABLES if name.endswith("_URL")}
     values |= {"BILI_MAX_SPEED": "7M", "REDIS_URL": "valkey://:secretpassword@host/1", "BILI_TOKEN": "secrettoken"}
+    values |= {"BILI_QUALITY": "8K", "BILI_CODECS": "AV1, hevc", "BILI_AUDIO": "Hi-Res", "BILI_STREAMS": "Both"}
+    values |= {"BILI_CONTAINER": "MKV", "BILI_MIN_QUALITY": "80"}
+    values |= {"BILI_EXTRAS": "nfo, Danmaku,nfo", "BILI_OUTPUT": "{owner}/{title}"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
+    values |= {"BILI_COOKIES": "cookies.txt"}
     settings = parse_settings(values)
+    assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"
     assert settings.api_url == "http://host.example/prefix"
     assert settings.media_hosts == ("a.example", "127.0.0.1:99")
+    assert settings.extras == ("danmaku", "nfo") and str(settings.output) == "{owner}/{title}"
     assert "secret" not in repr(settings)
+
+
+def test_wishes_are_names_or_the_numbers_of_the_site() -> None:
+    assert parse_settings({}).wishes == Settings().wishes == Wishes()
+    assert Wishes() == Wishes(BEST, (7, 12, 13), 30280, "both", "auto", 0)
+    names = {"BILI_QUALITY": "8K", "BILI_CODECS": "AV1, hevc", "BILI_AUDIO": "Hi-Res", "BILI_MIN_QUALITY": "1080p+"}
+    numbers = {"BILI_QUALITY": "127", "BILI_CODECS": "av1,hevc,avc", "BILI_AUDIO": "30251", "BILI_MIN_QUALITY": "112"}
+    assert parse_settings(names).wishes == Wishes(127, (13, 12, 7), 30251, min_qn=112)
+    assert parse_settings(names) == parse_settings(numbers)
+    assert parse_settings({"BILI_QUALITY": "100"}).wishes.qn == 100
+    silent = parse_settings({"BILI_AUDIO": "none", "BILI_CONTAINER": "mkv"}).wishes
+    assert (silent.streams, silent.container) == ("video", "mkv")
+    assert parse_settings({"BILI_AUDIO": "best", "BILI_STREAMS": "audio"}).wishes == Wishes(sound=BEST, streams="audio")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"BILI_STREAMS": "audio", "BILI_AUDIO": "none"}, ("BILI_STREAMS", "BILI_AUDIO")),
+        ({"BILI_QUALITY": "720p", "BILI_MIN_QUALITY": "1080p"}, ("BILI_MIN_QUALITY", "BILI_QUALITY")),
+    ],
+)
+def test_wishes_that_no_video_can_fulfil_are_refused(values: dict[str, str], names: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_settings(values)
+    assert all(name in str(caught.value) for name in names)
 
 
 def test_unfinished_work_lies_in_the_download_folder_unless_another_is_named(tmp_path: Path) -> None:

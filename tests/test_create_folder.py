@@ -9,9 +9,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config import CATEGORIES
-from create_folder import create_folder, page_path, safe_name
+from create_folder import (
+    DEFAULT_OUTPUT,
+    OUTPUT_FIELDS,
+    companion_path,
+    create_folder,
+    page_path,
+    parse_output,
+    safe_name,
+    show_of,
+)
 from errors import CircumstanceError, DiskFull, PermanentError
-from model import Page, Video
+from model import About, Page, Video
 
 BVID = "BV1xx411c7mD"
 RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
@@ -161,6 +170,154 @@ def test_the_configured_categories_keep_their_names() -> None:
     for category in (*(category.name for category in CATEGORIES), "other"):
         assert page_path(category, video(), Page(1, 1, "")).parts[0] == category
     assert page_path("../../etc", video(), Page(1, 1, "")).parts[0] == "／..／etc"
+
+
+# ------------------------------------------------------------------------------------------ templates
+
+ABOUT = About(owner_id=42, published_at=1_700_000_000, region="科学科普", season="合集/一")
+DESCRIBED = Video(BVID, 170001, "标题?", (Page(1, 101, "开场"), Page(2, 102, "..")), "UP主", about=ABOUT)
+SINGLE = Video(BVID, 170001, "标题?", (Page(1, 101, "开场"),), "UP主", about=ABOUT)
+
+
+@pytest.mark.parametrize(
+    ("template", "single", "second"),
+    [
+        (DEFAULT_OUTPUT, f"c/标题？ [{BVID}].mp4", f"c/标题？ [{BVID}]/P02 untitled.mp4"),
+        ("{owner}/{title} [{bvid}]", f"UP主/标题？ [{BVID}].mp4", f"UP主/标题？ [{BVID}]/P02 untitled.mp4"),
+        ("{title}", f"标题？ [{BVID}].mp4", f"标题？ [{BVID}]/P02 untitled.mp4"),
+        ("{owner_id}/{year}/{date} {title} [av{aid}]", "42/2023/2023-11-15 标题？ [av170001].mp4", None),
+        ("{title} P{page} of {pages} [{bvid}]", f"标题？ P01 of 1 [{BVID}].mp4", f"标题？ P02 of 2 [{BVID}].mp4"),
+        ("{season}/{region}/{cid}", "合集／一/科学科普/101.mp4", "合集／一/科学科普/102.mp4"),
+        ("{bvid}/{page_title}", f"{BVID}/开场.mp4", f"{BVID}/untitled.mp4"),
+        ("{{{bvid}}}", f"{{{BVID}}}.mp4", f"{{{BVID}}}/P02 untitled.mp4"),
+        ("videos", f"videos [{BVID}].mp4", f"videos [{BVID}]/P02 untitled.mp4"),
+    ],
+)
+def test_a_template_says_folders_and_names(template: str, single: str, second: str | None) -> None:
+    output = parse_output(template)
+    assert str(output) == template
+    assert str(page_path("c", SINGLE, SINGLE.pages[0], output=output)) == single
+    if second is not None:
+        assert str(page_path("c", DESCRIBED, DESCRIBED.pages[1], output=output)) == second
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{titel}", "no field"),
+        ("{quality}/{title} [{bvid}]", "no field"),
+        ("{}", "no field"),
+        ("{title.__class__}", "no field"),
+        ("{title!r}", "no format"),
+        ("{page:03}", "no format"),
+        ("{title", "brace"),
+        ("title}", "brace"),
+        ("/{title}", "below"),
+        ("{title}/", "below"),
+        ("a//b", "below"),
+        ("../{title}", "cannot be the name"),
+        ("./{title}", "cannot be the name"),
+        (".parts/{bvid}", "cannot be the name"),
+        ("{bvid}.", "cannot be the name"),
+        (" {title}", "cannot be the name"),
+        ("-{bvid}", "cannot be the name"),
+        ("con/{bvid}", "cannot be the name"),
+        ("a  b/{bvid}", "cannot be the name"),
+        ("c:\\{title}", "folders are divided"),
+        ("{title}?", "folders are divided"),
+        ("{title}\n", "control"),
+        ("{title}.mp4", "added by itself"),
+        ("/".join("abcdefghi"), "folders"),
+        ("x" * 230 + "{title} [{bvid}]", "no room"),
+        ("{title}" * 20, "no room"),
+    ],
+)
+def test_a_template_that_names_no_files_is_refused_with_the_reason(template: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_output(template)
+
+
+literals = st.text(st.sampled_from("abc XY_()[]-.,中é'&%$#@!~+="), max_size=12)
+names = st.lists(st.tuples(literals, st.sampled_from(OUTPUT_FIELDS)), min_size=1, max_size=4)
+templates = st.lists(names, min_size=1, max_size=4).map(
+    lambda template: "/".join("".join(f"{text}{{{field}}}" for text, field in name) for name in template)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(templates, texts, texts, texts, bvids, cids, st.integers(1, 300), st.booleans())
+@example("{title}{title}{title} {bvid}", "c", "t" * 300, "p", BVID, 2**40, 1, True)
+@example("{title}1/{page_title}{bvid}", "c", "com", "\u1161", BVID, 1, 1, False)
+@example("co{title}/{bvid}", "c", "n", "\u0301", BVID, 1, 1, False)
+def test_no_text_leaves_its_place_in_a_template_and_no_id_is_cut(
+    template: str, category: str, title: str, part: str, bvid: str, cid: int, pages: int, with_cid: bool
+) -> None:
+    try:
+        output = parse_output(template)
+    except ValueError:
+        return
+    page = Page(pages, cid, part)
+    about = About(7, "", 1_700_000_000, title, part)
+    described = Video(bvid, 1, title, (*(Page(n, n, "") for n in range(1, pages)), page), category, about=about)
+    path = page_path(category, described, page, with_cid, output=output)
+    named = output.page_names if pages > 1 else output.names
+    assert not path.is_absolute() and len(path.parts) == len(named)
+    for name in path.parts:
+        assert_legal(name)
+    for parts, name in zip(named, path.parts, strict=True):
+        for _literal, field in parts:
+            value = {"bvid": bvid, "cid": str(cid), "aid": "1", "owner_id": "7", "date": "2023-11-15"}.get(field, "")
+            assert value in name
+    assert (f" [{cid}].mp4" in path.name) >= with_cid
+
+
+def test_short_texts_stay_whole_where_long_ones_are_cut() -> None:
+    output = parse_output("{owner} - {title} - {page_title} [{bvid}]")
+    long = Video(BVID, 1, "很长的标题" * 60, (Page(1, 101, "长" * 300),), "UP主")
+    name = page_path("c", long, long.pages[0], output=output).name
+    assert name.startswith("UP主 - 很长的标题") and name.endswith(f"长 [{BVID}].mp4")
+    assert 235 < len(name.encode()) <= 255
+    halves = name.removeprefix("UP主 - ").removesuffix(f" [{BVID}].mp4").split(" - ")
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("template", "single", "many"),
+    [
+        (DEFAULT_OUTPUT, "", "video"),
+        ("{owner}/{title} [{bvid}]/{page} {page_title}", "", "video"),
+        ("{title} {page} {bvid}", "", ""),
+        ("{season}/{title} [{bvid}]", "season", "video"),
+        ("{season}/{title} {page} [{bvid}]", "season", "season"),
+    ],
+)
+def test_what_a_folder_is_the_folder_of(template: str, single: str, many: str) -> None:
+    output = parse_output(template)
+    assert (show_of(output, SINGLE), show_of(output, DESCRIBED)) == (single, many)
+    assert show_of(output, video()) == ""
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    texts, texts, cids, st.integers(1, 12), st.booleans(), st.sampled_from([".nfo", ".zh-Hans.ai.srt", "-poster.jpg"])
+)
+def test_a_companion_has_the_name_of_its_file_and_room_for_its_ending(
+    title: str, part: str, cid: int, pages: int, with_cid: bool, suffix: str
+) -> None:
+    described = video(title * 8, pages)
+    path = page_path("c", described, Page(pages, cid, part * 8), with_cid)
+    companion = companion_path(path, suffix)
+    assert companion.parent == path.parent and companion.name.endswith(suffix)
+    assert len(companion.name.encode()) <= 255
+    stem = companion.name.removesuffix(suffix)
+    assert path.stem.startswith(stem) or (pages == 1 or with_cid)
+    if pages == 1:
+        assert stem.endswith(f"[{cid}]" if with_cid else f"[{BVID}]")
+
+
+def test_a_companion_of_a_short_name_has_all_of_it() -> None:
+    path = page_path("c", video("t. x"), Page(1, 7, ""))
+    assert str(companion_path(path, ".en.srt")) == f"c/t. x [{BVID}].en.srt"
 
 
 # ------------------------------------------------------------------------------------------ folders

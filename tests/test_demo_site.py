@@ -25,6 +25,7 @@ import pytest
 
 import model
 import parse_
+import stream_choice
 from demo import catalogue, media
 from demo import crowd as crowd_module
 from demo.cdn import parse_range, raw_bytes, raw_path
@@ -76,7 +77,7 @@ class Client:
 
     async def playinfo(self, name: str, sessdata: str = "", page: int = 1, **query: object) -> Any:
         record = catalogue.video(name)
-        query = {"fnval": 4048, "cid": record.pages[page - 1].cid, "bvid": record.bvid, **query}
+        query = {"fnval": 4048, "fourk": 1, "cid": record.pages[page - 1].cid, "bvid": record.bvid, **query}
         return await self.signed(PLAYURL, sessdata, **query)
 
     async def body(self, url: str, first: int, last: int) -> bytes:
@@ -179,6 +180,9 @@ def test_every_profile_has_what_it_promises(library: media.Library) -> None:
     assert ids("no-audio", "audio") == []
     assert {30250, 30251} <= {id_ for id_, _ in ids("rich", "audio")}
     assert (64, 13) in ids("rich", "video")
+    assert {(127, 13), (127, 12), (126, 12), (125, 12), (120, 7), (116, 7), (112, 7), (74, 7)} <= set(
+        ids("rich", "video")
+    )
     assert ids("one-segment", "video") == ids("three-segments", "video") == []
     assert len(ids("one-segment", "durl")) == 2
     assert len(ids("three-segments", "durl")) == 6
@@ -437,6 +441,17 @@ async def test_hires_and_dolby_only_with_a_login_and_av1_only_when_asked(client:
     assert 13 in {s["codecid"] for s in rich["video"]} and {s["id"] for s in rich["audio"]} == {30280, 30232, 30216}
     plain = (await client.playinfo("rich", "abc", fnval=16))["data"]["dash"]
     assert plain["dolby"]["audio"] is None and 13 not in {s["codecid"] for s in plain["video"]}
+
+
+@pytest.mark.parametrize(("qn", "bit"), [(127, 1024), (126, 512), (125, 64), (120, 128)])
+async def test_what_the_web_player_must_ask_for_is_not_given_unasked(client: Client, qn: int, bit: int) -> None:
+    async def given(**query: Any) -> set[int]:
+        return {stream["id"] for stream in (await client.playinfo("rich", **query))["data"]["dash"]["video"]}
+
+    assert await given() - await given(fnval=4048 - bit) == {qn}
+    assert await given() - await given(fourk=0) == {120}
+    (dolby_vision,) = [s for s in (await client.playinfo("rich"))["data"]["dash"]["video"] if s["id"] == 126]
+    assert dolby_vision["codecs"].startswith("dvh1") and dolby_vision["codecid"] == 12
 
 
 async def test_a_silent_video_has_null_for_audio(client: Client) -> None:
@@ -930,6 +945,9 @@ def test_a_crowd_of_thousands_has_ids_of_its_own_that_are_always_the_same() -> N
     cids = [p.cid for r in records for p in (*r.pages, *r.later_pages)] + [p.cid for p in catalogue.all_pages()]
     assert len(set(cids)) == len(cids)
     assert all(parse_.bvid_to_aid(record.bvid) == record.aid for record in records)
+    paged = crowd_module.paged_video(1000)
+    assert paged.bvid not in {record.bvid for record in everything}
+    assert len({page.cid for page in paged.pages} - set(cids)) == 1000
     assert {len(record.pages) for record in records} == {1, 2, 3, 4, 5}
     assert sum(len(record.pages) > 1 for record in records) == 500
     assert all(later.title == r.pages[1].title for r in records for later in r.later_pages)
@@ -1035,7 +1053,7 @@ async def test_the_parsers_read_what_is_said_of_a_crowd(crowded: Client, crowd: 
         for page in record.pages:
             answer = await crowded.signed(PLAYURL, fnval=4048, cid=page.cid, bvid=record.bvid)
             playinfo = parse_.parse_playurl(json.dumps(answer))
-            choice = parse_.choose_streams(playinfo, model.Wishes())
+            choice = stream_choice.choose_streams(playinfo, model.Wishes())
             video_stream, audio_stream = crowd.of_page(page.cid)
             assert choice.video is not None and choice.audio is not None
             assert urlsplit(choice.video.urls[0]).path == video_stream.url_path

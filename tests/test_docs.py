@@ -23,7 +23,16 @@ from tests.test_layers import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
-IN_DOCS = ("docs/api.md", "docs/architecture.md", "docs/performance.md", "docs/reliability.md")
+IN_DOCS = (
+    "docs/api.md",
+    "docs/architecture.md",
+    "docs/extras.md",
+    "docs/features.md",
+    "docs/performance.md",
+    "docs/quality.md",
+    "docs/reliability.md",
+    "docs/sources.md",
+)
 DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
 EMPTY = {"README.md": "empty", "README.zh-CN.md": "空"}
 FROM_ELSEWHERE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
@@ -56,6 +65,8 @@ def default_text(name: str, readme: str) -> str:
     value = getattr(Settings(), field)
     if value in ("", (), None):
         return EMPTY[readme]
+    if isinstance(value, tuple):
+        value = ",".join(value)
     if isinstance(value, Path):
         value = value.relative_to(config.ROOT)
     return f"`{value:g}`" if isinstance(value, int | float) else f"`{value}`"
@@ -160,7 +171,7 @@ def test_the_chinese_readme_is_chinese_and_promises_in_chinese() -> None:
 
 # ------------------------------------------------------------------------------------------ the file map
 
-FOLDERS = ("Download", "benchmarks", "demo", "docs", "ffmpeg", "locales", "static", "templates", "tests")
+FOLDERS = ("Download", "benchmarks", "demo", "docs", "ffmpeg", "locales", "sources", "static", "templates", "tests")
 MADE_LATER = ("Download/",)
 """By the first worker."""
 
@@ -181,7 +192,7 @@ def test_every_file_is_in_the_map(readme: str) -> None:
 
 def test_the_levels_in_the_architecture_are_those_of_the_code() -> None:
     table = [row for row in rows(text_of("docs/architecture.md")) if re.match(r"\d ", row[0])]
-    said = {int(row[0][0]): frozenset(re.findall(r"`(\w+)\.py`", row[1])) for row in table}
+    said = {int(row[0][0]): frozenset(re.findall(r"`(\w+)(?:\.py|/)`", row[1])) for row in table}
     assert said == dict(enumerate(LEVELS))
 
 
@@ -195,14 +206,19 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "answer:<token or request id>",
         "seen:<namespace>:<bucket>",
         "closed:<namespace>:<bucket>",
+        "paged:<namespace>:<bucket>",
+        "listed:<source>",
         "done:<bucket>",
+        "risk:<mark>",
     }
 
 
 def test_the_walk_through_the_code_names_what_is_there() -> None:
     walk = text_of("CONTRIBUTING.md").partition("\n## A walk")[2].partition("\n## ")[0]
     names = {name.rpartition(".")[2] for name in re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]\w*)?)`", walk)} - {"py", "lua"}
-    code = "\n".join(path.read_text("utf-8") for pattern in ("*.py", "lua/*.lua") for path in ROOT.glob(pattern))
+    code = "\n".join(
+        path.read_text("utf-8") for pattern in ("*.py", "extras/*.py", "lua/*.lua") for path in ROOT.glob(pattern)
+    )
     assert len(names) > 30
     assert {name for name in names if not re.search(rf"\b{name}\b", code)} == set()
 
@@ -317,7 +333,11 @@ def test_the_paper_speaks_of_the_project_alone(name: str) -> None:
 
 
 def test_the_code_speaks_of_the_project_alone() -> None:
-    files = [path for pattern in ("*.py", "demo/*.py", "lua/*.lua", "templates/*") for path in ROOT.glob(pattern)]
+    files = [
+        path
+        for pattern in ("*.py", "demo/*.py", "extras/*.py", "sources/*.py", "lua/*.lua", "templates/*")
+        for path in ROOT.glob(pattern)
+    ]
     assert {path.name: found for path in files if (found := strange(path.read_text("utf-8")))} == {}
 
 

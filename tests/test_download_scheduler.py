@@ -26,7 +26,7 @@ from bili_client import BiliClient, make_session
 from board import Board, JobView
 from config import Settings
 from connections import Connections
-from create_folder import page_path
+from create_folder import page_path, parse_output
 from demo.catalogue import video
 from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
@@ -204,6 +204,7 @@ async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.5)
+    monkeypatch.setattr("pace.LEAST_SECONDS", 0.01)
     site.state.risky.add(PLAIN.bvid)
     queue.add([PLAIN.bvid])
     worker = await start_worker()
@@ -211,6 +212,35 @@ async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
     assert queue.counts().dead == queue.counts().delayed == 0
     site.state.risky.clear()
     await until("done", lambda: queue.counts().done == 1)
+
+
+async def test_risk_control_of_one_worker_slows_the_others_for_as_long_as_it_is_parked(
+    site: RunningSite,
+    queue: Queue,
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 600.0)
+    first, second = await start_worker("w1", lease_seconds=1.5), await start_worker("w2", lease_seconds=1.5)
+    second.scheduler._site.login.problem = "log in"
+    await until("nothing to say", lambda: second.scheduler.board.note == "log in")
+    assert (first.scheduler._standing(), second.scheduler._site.pace.slow_seconds) == ({}, 0)
+    first.scheduler._park(RiskControl("slow down", "-352"))
+    assert first.scheduler._standing()["risk"].items() >= {"kind": "-352"}.items()
+    await until("told", lambda: second.scheduler._site.pace.slow_seconds > 500)
+    await until("shown", lambda: second.scheduler.board.note == f"{download_scheduler._SLOWER} · log in")
+    await until("shown", lambda: first.scheduler.board.note == "slow down")
+    assert second.scheduler._standing() == {}, "who only heard of it does not pass it on"
+    assert second.scheduler.board.state == "running"
+    second.scheduler._take_beat(Beat(lost=(), slow_seconds=500.0))
+    assert caplog.text.count(download_scheduler._SLOWER) == 1
+
+
+async def test_a_full_disk_is_nobody_else_s_business(start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    worker.scheduler._park(DiskFull("make room"))
+    assert worker.scheduler._standing() == {}
 
 
 async def test_a_surprise_in_one_job_ends_that_attempt_and_nothing_else(
@@ -977,6 +1007,151 @@ async def test_a_link_that_leads_nowhere_is_left_alone_too(
     assert link.is_symlink() and not link.exists()
 
 
+# ------------------------------------------------------------------------------------------ wishes
+
+RICH, WITHHELD = video("rich"), video("login-quality")
+slow = pytest.mark.slow
+
+
+def served(site: RunningSite, cid: int) -> set[tuple[int, int]]:
+    """Return id and codecid of the streams of a page of which anything was sent."""
+    objects = site.stats()["objects"]
+    return {(stream.id, stream.codecid) for stream in site.state.library.of_page(cid) if stream.url_path in objects}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "extension", "streams"),
+    [
+        ({}, "mp4", {(127, 12), (30280, 0)}),
+        ({"quality": "1080p", "audio": "hires"}, "mkv", {(80, 7), (30251, 0)}),
+        ({"streams": "audio", "audio": "best"}, "m4a", {(30251, 0)}),
+        pytest.param({"quality": "dolby", "audio": "dolby"}, "mp4", {(126, 12), (30250, 0)}, marks=slow),
+        pytest.param({"quality": "hdr", "streams": "video"}, "mp4", {(125, 12)}, marks=slow),
+        pytest.param({"codecs": "av1,avc,hevc", "container": "mkv"}, "mkv", {(127, 13), (30280, 0)}, marks=slow),
+        pytest.param({"quality": "4k", "codecs": "avc,av1,hevc"}, "mp4", {(120, 7), (30280, 0)}, marks=slow),
+        pytest.param({"quality": "720p", "codecs": "av1,avc,hevc"}, "mp4", {(64, 13), (30280, 0)}, marks=slow),
+        pytest.param({"quality": "1080p60", "audio": "none"}, "mp4", {(116, 7)}, marks=slow),
+        pytest.param({"streams": "audio", "audio": "64k", "container": "mkv"}, "mka", {(30216, 0)}, marks=slow),
+    ],
+)
+async def test_what_was_wished_is_downloaded_and_nothing_else(
+    site: RunningSite,
+    queue: Queue,
+    start_worker: StartWorker,
+    wishes: dict[str, str],
+    extension: str,
+    streams: set[tuple[int, int]],
+) -> None:
+    queue.add([RICH.bvid])
+    worker = await start_worker(**wishes)
+    await until("done", lambda: queue.counts().done == 1)
+    assert served(site, RICH.pages[0].cid) == streams
+    path = worker.settings.download_dir / success(queue)["path"]
+    assert path.name.endswith(f" [{RICH.bvid}].{extension}")
+    assert download_scheduler._cid_of(path) == RICH.pages[0].cid
+    assert [each for each in path.parent.iterdir() if not each.name.startswith(".")] == [path]
+
+
+@pytest.mark.parametrize(
+    ("streams", "name", "is_ours"),
+    [
+        *(("both", "mkv", True), ("both", "m4a", False), ("audio", "mka", True)),
+        *(pytest.param("audio", "mp4", False, marks=slow), pytest.param("video", "mkv", True, marks=slow)),
+    ],
+)
+async def test_a_file_of_a_dead_worker_is_the_page_in_any_container_but_sound_alone_is_no_video(
+    site: RunningSite,
+    queue: Queue,
+    start_worker: StartWorker,
+    settings: Settings,
+    streams: str,
+    name: str,
+    is_ours: bool,
+) -> None:
+    cid = PLAIN.pages[0].cid
+    path = settings.download_dir / page_path("other", _as_video(PLAIN), _as_video(PLAIN).pages[0], False, name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(found := _remuxed(f"{PLAIN.bvid} cid={cid}", name))
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(streams=streams)
+    await until("done", lambda: queue.counts().done == 1)
+    assert (sent_bytes(site) == 0) == is_ours
+    assert path.read_bytes() == found
+    done = worker.settings.download_dir / success(queue)["path"]
+    assert (done == path) == is_ours and done.stem == path.stem
+    assert worker.scheduler.board.failed == 0
+
+
+@pytest.mark.parametrize("name", ["mkv", "m4a"])
+async def test_a_name_that_another_page_has_in_any_container_gets_the_cid(
+    queue: Queue, start_worker: StartWorker, settings: Settings, name: str
+) -> None:
+    path = settings.download_dir / page_path("other", _as_video(PLAIN), _as_video(PLAIN).pages[0], False, name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(_remuxed("another cid=424242", name))
+    queue.add([PLAIN.bvid])
+    await start_worker()
+    await until("done", lambda: queue.counts().done == 1)
+    assert success(queue)["path"].endswith(f"{path.stem} [{PLAIN.pages[0].cid}].mp4")
+
+
+def _as_video(record: Any) -> Video:
+    return Video(record.bvid, record.aid, record.title, (Page(1, record.pages[0].cid, ""),))
+
+
+@functools.cache
+def _remuxed(tag: str, name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"x.{name}"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "sine=d=0.2", "-metadata"]
+        form = "matroska" if name.startswith("mk") else "mp4"
+        subprocess.run([*command, f"comment={tag}", "-c:a", "aac", "-f", form, str(path)], check=True)
+        return path.read_bytes()
+
+
+async def test_with_a_dead_cookie_nothing_below_the_floor_is_stored_and_a_good_one_gets_it_all(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    """What the site gives everybody goes on, and no attempt is used up; tests of the queue say how long that holds."""
+    queue.add([WITHHELD.bvid, LARGE.bvid, video("same-title-a").bvid])
+    floor = {"sessdata": "expired", "min_quality": "1080p", "quality": "1080p"}
+    worker = await start_worker(**floor)
+    await until("all others are done", lambda: queue.counts() == Counts(0, 0, 1, 2, 0))
+    assert served(site, WITHHELD.pages[0].cid) == set()
+    url = f"{WITHHELD.bvid}?p=1&cid={WITHHELD.pages[0].cid}"
+    for _look in range(2):
+        (failure,), _next = queue.failed("", 10)
+        assert (failure["url"], failure["code"], failure["attempts"]) == (url, "below-floor", 0)
+        assert failure["reason"].startswith("login? ") and failure["next_retry_seconds"] > 200
+        assert worker.scheduler.board.state == "running"
+        looks = worker.scheduler.board.failed
+        connection.zadd("{bili:0}:delayed", {url: 1}, xx=True)
+        await until("looked at again", lambda looks=looks: worker.scheduler.board.failed == looks + 1)
+        await until("delayed again", lambda: queue.counts() == Counts(0, 0, 1, 2, 0))
+    await worker.stop()
+    assert served(site, WITHHELD.pages[0].cid) == set()
+    await start_worker("w2", **{**floor, "sessdata": "good"})
+    queue.redrive([url])
+    await until("done", lambda: queue.counts() == Counts(0, 0, 0, 3, 0))
+    assert (80, 7) in served(site, WITHHELD.pages[0].cid)
+
+
+async def test_a_cookie_that_dies_while_a_video_comes_does_not_lower_it(
+    site: RunningSite, queue: Queue, start_worker: StartWorker
+) -> None:
+    """The addresses die as well: whoever asks anew is a guest by then."""
+    site.state.lifetime_seconds = 1.0
+    slowly(site, MIB / 4)
+    queue.add([WITHHELD.bvid])
+    worker = await start_worker(sessdata="mortal", min_quality="1080p")
+    await until("some bytes came", lambda: (80, 7) in served(site, WITHHELD.pages[0].cid))
+    site.state.passport.killed.add("mortal")
+    await until("it waits", lambda: queue.counts() == Counts(0, 0, 1, 0, 0))
+    assert queue.failed("", 1)[0][0]["code"] == "below-floor"
+    assert not {(32, 7), (16, 7)} & served(site, WITHHELD.pages[0].cid)
+    assert worker.parts()
+
+
 # ------------------------------------------------------------------------------------------ lost leases
 
 
@@ -1085,7 +1260,7 @@ async def test_a_job_that_was_given_up_while_the_server_kept_it_goes_back_at_onc
 async def test_a_file_whose_lease_ran_out_while_it_was_merged_gets_no_name(
     queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check, workers, merged = merge_stream_file._check_output, list[Worker](), asyncio.Event()
+    check, workers, merged = merge_stream_file.check_output, list[Worker](), asyncio.Event()
 
     def late(*arguments: Any) -> Any:
         answer = check(*arguments)
@@ -1095,7 +1270,7 @@ async def test_a_file_whose_lease_ran_out_while_it_was_merged_gets_no_name(
         return answer
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(merge_stream_file, "_check_output", late)
+    monkeypatch.setattr(merge_stream_file, "check_output", late)
     monkeypatch.setattr("queue_client.Heartbeat._beat", _no_beat)
     queue.add([PLAIN.bvid])
     workers.append(await start_worker())
@@ -1248,3 +1423,91 @@ def test_a_missing_file_is_written_with_one_and_one(tmp_path: Path, caplog: pyte
     assert "was missing" in caplog.text
     WorkingFile(tmp_path / "nowhere" / "working.json").create_if_missing()
     assert "cannot be written" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ what comes with a video
+
+
+def library(worker: Worker) -> set[str]:
+    base = worker.settings.download_dir
+    return {str(path.relative_to(base)) for path in base.rglob("*") if path.is_file() and ".parts" not in path.parts}
+
+
+PLAIN_STEM = f"other/{PLAIN.title} [{PLAIN.bvid}]"
+
+
+async def test_what_is_wanted_lies_beside_the_video_and_nothing_else_is_left(
+    queue: Queue, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(extras=("danmaku", "subtitles", "cover", "cover-file", "nfo"), sessdata="demo")
+    await until("done", lambda: queue.counts().done == 1)
+    suffixes = (".danmaku.ass", "-poster.jpg", ".nfo", ".zh-CN.srt", ".en-US.srt", ".zh.ai.srt")
+    assert library(worker) == {PLAIN_STEM + suffix for suffix in (".mp4", *suffixes)}
+    assert not list((worker.settings.download_dir / ".parts").iterdir())
+
+
+async def test_no_extra_fails_a_video_and_risk_control_in_one_parks_the_worker(
+    site: RunningSite, queue: Queue, start_worker: StartWorker
+) -> None:
+    site.fault("risk_control", scope="api", path="/x/player/wbi/v2")
+    site.fault("cut", path="/bfs/*", bytes=10)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(extras=("chapters", "subtitles", "cover", "cover-file", "nfo"))
+    await until("parked", lambda: worker.scheduler.board.state == "parked")
+    await until("done", lambda: queue.counts().done == 1)
+    assert library(worker) == {f"{PLAIN_STEM}.mp4", f"{PLAIN_STEM}.nfo"}
+    assert worker.scheduler._park_failures == 1  # the video that was done does not make it forget
+
+
+async def test_a_file_that_is_there_gets_the_extras_that_it_lacks(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    worker = await start_worker(extras=("json",))
+    await until("done", lambda: queue.counts().done == 1)
+    await worker.stop()
+    sent = sent_bytes(site)
+    connection.flushall()
+    queue.add([PLAIN.bvid])
+    second = await start_worker("w2", extras=("nfo", "json"), data_dir=worker.settings.data_dir / "second")
+    await until("done again", lambda: queue.counts().done == 1)
+    assert library(second) == {PLAIN_STEM + suffix for suffix in (".mp4", ".nfo", ".info.json")}
+    assert sent_bytes(site) == sent and site.stats()["routes"]["/x/web-interface/view"] == 3
+
+
+async def test_a_template_says_where_a_video_goes_and_where_it_is_found_again(
+    site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    wanted = {"output": parse_output("{owner}/{date}/{title}"), "extras": ("nfo",)}
+    sent = []
+    for turn in ("w1", "w2"):
+        connection.flushall()
+        queue.add([PLAIN.bvid])
+        worker = await start_worker(turn, **wanted, data_dir=tmp_path / turn)
+        await until("done", lambda: queue.counts().done == 1)
+        await worker.stop()
+        sent.append(sent_bytes(site))
+    stem = f"{PLAIN.owner}/2023-11-15/{PLAIN.title} [{PLAIN.bvid}]"
+    assert library(worker) == {f"{stem}.mp4", f"{stem}.nfo"}
+    assert sent[0] == sent[1] > 0  # the second worker found it under that name
+
+
+@pytest.mark.skipif("cover" not in MergePlan.__dataclass_fields__, reason="the merge takes nothing beside streams yet")
+@pytest.mark.parametrize("changes", [{}, {"container": "mkv"}, {"streams": "audio"}], ids=["mp4", "mkv", "m4a"])
+async def test_what_goes_into_the_file_is_in_it(
+    queue: Queue, start_worker: StartWorker, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.add([PLAIN.bvid])
+    wanted = ("tags", "cover", "chapters", "embed-subtitles")
+    worker = await start_worker(extras=wanted, sessdata="demo", **changes)
+    await until("done", lambda: queue.counts().done == 1)
+    (name,) = library(worker)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(worker.settings.download_dir / name)]
+    said = (await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)).stderr
+    found = said.lower()
+    assert f"artist          : {PLAIN.owner.lower()}" in found and "date            : 2023-11-15" in found, said
+    assert found.count("  chapter #0:") == 2 and "attached pic" in found and found.count("subtitle: ") == 3, said
+    assert "duration: 00:00:03" in found, said  # no track makes it longer
+    assert not [record for record in caplog.records if "without" in record.getMessage()]
+    assert not list((worker.settings.download_dir / ".parts").iterdir())

@@ -42,6 +42,7 @@ def engine(farm: Farm) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(folder / "valkey.sock"), password=(folder / "password").read_text().strip())
 
 
+@pytest.mark.slow
 def test_an_emptied_queue_hears_of_every_finished_page_and_none_is_fetched_again(farm: Farm) -> None:
     worker = farm.worker()
     farm.add(*bvids(*NAMES[:3]))
@@ -66,6 +67,7 @@ def test_an_emptied_queue_hears_of_every_finished_page_and_none_is_fetched_again
     assert farm.sent_bytes() - sent == new > 0
 
 
+@pytest.mark.slow
 def test_a_queue_set_back_to_a_backup_hears_of_what_was_finished_since(farm: Farm, tmp_path: Path) -> None:
     worker = farm.worker()
     farm.add(*bvids(NAMES[0]))
@@ -105,6 +107,7 @@ def has_valkey(folder: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_result_that_comes_after_the_loss_does_not_hide_what_was_lost_before(farm: Farm, tmp_path: Path) -> None:
     """The worker is not asked about its newest result alone: that one may be known again, and those before it not."""
     worker = farm.worker()

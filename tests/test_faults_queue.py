@@ -883,6 +883,7 @@ class Racer:
             assert self.beat(lease), "a lease that was called stale is never called kept"
 
 
+@pytest.mark.slow
 def test_ten_thousand_verbs_close_to_the_deadline_have_one_winner_each(queue: Queue, connection: redis.Redis) -> None:
     """Eight workers with leases of 60 ms that they keep, end or forget, while two sweepers take what runs out."""
     jobs, wanted_verbs = 4000, 10_000
@@ -1347,6 +1348,7 @@ def run_crowd(tmp_path: Path, size: int, names: int, jobs: int) -> Crowd:
     return crowd
 
 
+@pytest.mark.slow
 def test_a_hundred_workers_at_once_lose_nothing(tmp_path: Path) -> None:
     run_crowd(tmp_path, size=100, names=3, jobs=400)
 

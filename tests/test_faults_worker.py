@@ -301,6 +301,30 @@ def test_a_worker_that_dies_with_nothing_but_a_lease_gets_it_back_when_that_has_
 
 
 @slow
+@pytest.mark.parametrize("streams", ["both", "audio"])
+@pytest.mark.parametrize(
+    "point", ["merge_stream_file:_start:1:after", "os:link:1:after", "part_file:PartFile.discard:1:after"]
+)
+def test_a_matroska_file_is_known_again_after_a_death_at_any_stage_of_its_merge(
+    start_farm: StartFarm, point: str, streams: str
+) -> None:
+    farm = start_farm(SHORT_LEASE_SECONDS, BILI_CONTAINER="mkv", BILI_STREAMS=streams, BILI_AUDIO="hires")
+    farm.add(video("rich").bvid)
+    die(farm, point)
+    stands = {path: path.stat().st_mtime_ns for path in finished_files(farm.downloads).values()}
+    assert bool(stands) == (point != "merge_stream_file:_start:1:after")
+    settle_site(farm)
+    farm.site.post("reset_stats")
+    assert farm.drain() == 0
+    assert farm.sent_bytes() == 0
+    (path,) = finished_files(farm.downloads).values()
+    assert path.suffix == (".mka" if streams == "audio" else ".mkv")
+    assert not stands or stands == {path: path.stat().st_mtime_ns}
+    assert not [each for each in (farm.downloads / ".parts").iterdir() if each.suffix in (".m4s", ".tmp")]
+    assert [done["path"] for done in farm.everything("/success")] == [str(path.relative_to(farm.downloads))]
+
+
+@slow
 @pytest.mark.parametrize("point", ["part_file:PartFile.store:3", "merge_stream_file:_start:1:after"])
 def test_another_machine_takes_over_when_the_lease_has_run_out(
     start_farm: StartFarm, library: Library, point: str

@@ -22,7 +22,7 @@ from redisConnect import Queue
 from web_server import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "demo").glob("*.py"))]
+SOURCES = [path for folder in (".", "demo", "extras", "sources") for path in sorted((ROOT / folder).glob("*.py"))]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -173,6 +173,7 @@ SILENT = {"range_client.py"}
 """What its errors mean to people, media_client.py says."""
 SPEAKS_TO_PEOPLE = [
     *(path for path in ROOT.glob("*.py") if path.name not in SILENT),
+    *(ROOT / "sources").glob("*.py"),
     *(ROOT / "demo" / name for name in ("run_demo.py", "process.py", "site.py")),
 ]
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 import mp4_boxes
 from errors import MergeError
-from mp4_boxes import Track, check_fragmented, check_plain, read_comment, read_flv_tracks, read_stream, read_tracks
+from mp4_boxes import (
+    Track,
+    check_fragmented,
+    check_plain,
+    read_comment,
+    read_extras,
+    read_flv_tracks,
+    read_stream,
+    read_tracks,
+)
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -241,7 +250,7 @@ def flv(*, trailer: bool = True) -> bytes:
 @settings(max_examples=400, deadline=None)
 @given(st.one_of(mutations(), st.binary(max_size=400), st.binary(max_size=60).map(lambda rest: FTYP + MOOV + rest)))
 def test_hostile_bytes_raise_nothing_but_merge_errors(data: bytes) -> None:
-    for read in (check_fragmented, check_plain, read_tracks, read_stream, read_comment, read_flv_tracks):
+    for read in (check_fragmented, check_plain, read_tracks, read_stream, read_comment, read_extras, read_flv_tracks):
         try:
             read(io.BytesIO(data), len(data))
         except MergeError as error:

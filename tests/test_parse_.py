@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 import parse_
 from config import Category
 from errors import CircumstanceError, DownloaderError, JobError, PermanentError, RiskControl, SiteError, TransientError
-from model import JobId, Playinfo, Segment, Stream, Target, Wishes
+from model import JobId, Target
 from parse_ import (
     MAX_AID,
     MAX_CID,
     SiteHosts,
     aid_to_bvid,
     bvid_to_aid,
-    choose_streams,
     parse_initial_state,
     parse_job_id,
     parse_playinfo_html,
@@ -37,6 +36,7 @@ from parse_ import (
     parse_wbi_keys,
     sign_wbi,
 )
+from source_ids import MAX_KEYWORD_CHARACTERS, NAMED, NUMBERED, SEARCH, Source
 
 DATA = Path(__file__).parent / "data"
 STAND_IN = SiteHosts("http://127.0.0.1:8000/site", "http://127.0.0.1:8000/api", "http://127.0.0.1:8000/b23")
@@ -112,10 +112,18 @@ def test_aids_out_of_range_are_refused(aid: int) -> None:
         aid_to_bvid(aid)
 
 
+keywords = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=MAX_KEYWORD_CHARACTERS)
+sources = st.one_of(
+    st.builds(Source, st.sampled_from(NUMBERED), st.integers(1, MAX_CID)),
+    st.builds(Source, st.sampled_from(NAMED)),
+    st.builds(Source, st.just(SEARCH), keyword=keywords),
+    st.just(Source("rank:", 0)),
+)
 job_ids = st.one_of(
     st.builds(JobId, bvid=aids.map(aid_to_bvid)),
     st.builds(JobId, bvid=aids.map(aid_to_bvid), number=st.integers(1, 99_999), cid=st.integers(0, MAX_CID)),
     st.builds(JobId, episode_id=st.integers(1, MAX_CID), cid=st.integers(0, MAX_CID)),
+    st.builds(JobId, source=sources.map(str)),
 )
 
 
@@ -126,7 +134,15 @@ def test_a_job_id_comes_back(job: JobId) -> None:
 
 
 @unhurried
-@given(st.one_of(st.text(), st.from_regex(r"(BV1xx411c7mD|ep\d+)[?p=&cid\d]*", fullmatch=True)))
+@given(
+    st.one_of(
+        st.text(),
+        st.from_regex(r"(BV1xx411c7mD|ep\d+)[?p=&cid\d]*", fullmatch=True),
+        st.from_regex(
+            r"(mid|favs?|season|rank|cheese):(ss|ep)?\d+|weekly(:\d+)?|search:(%[0-9A-Fa-f]{2}|.)+", fullmatch=True
+        ),
+    )
+)
 def test_no_other_text_is_a_job_id(text: str) -> None:
     try:
         job = parse_job_id(text)
@@ -140,6 +156,20 @@ def test_no_other_text_is_a_job_id(text: str) -> None:
     [
         *("BV1xx411c7mD?cid=9", "BV1xx411c7mD?p=0", "BV1xx411c7mD?p=03", "BV1xx411c7mD?p=3&cid=0", "ep1?p=1&cid=9"),
         *("av2", "ep0", "ep١", "BV1xx411c7mD?p=3&cid=9\n", "BV1ZZZZZZZZZ?p=1", "ep9999999999999999", ""),
+        *(
+            "mid:0",
+            "mid:01",
+            "mid:٣",
+            "MID:1",
+            "mid:1 ",
+            "mid:9007199254740992",
+            "ss0",
+            "ss1\n",
+            "cheese:1",
+            "weekly:0",
+        ),
+        *("rank:", "rank:00", "later:1", "search:", "search:%20", "search:a b", "search:%e7%8c%ab", "search:%FF"),
+        *("search:%61", "search:a%20%20b", "search:%0A", "search:" + "a" * 101),
     ],
 )
 def test_texts_that_are_no_job_id(text: str) -> None:
@@ -444,19 +474,26 @@ def test_signed_addresses_are_in_no_repr() -> None:
         assert "upsig" not in repr(parse_playurl(golden(name)))
 
 
-def test_dolby_and_flac_are_offered_but_not_chosen_for_now() -> None:
+def test_dolby_and_flac_are_offered() -> None:
     playinfo = parse_playurl(golden("playurl_dolby_flac.json"))
     assert {s.id for s in playinfo.audios} == {30280, 30232, 30216, 30250, 30251}
-    choice = choose_streams(playinfo, Wishes())
-    assert choice.audio is not None
-    assert choice.audio.id == 30280
+
+
+def test_what_the_video_has_is_announced_in_two_lists_that_may_differ_or_be_broken() -> None:
+    def announced(**lists: object) -> tuple[int, ...]:
+        durl = [{"order": 1, "size": 1, "length": 1, "url": "https://a/"}]
+        return parse_playurl(json.dumps({"code": 0, "data": {"durl": durl, "quality": 32, **lists}})).announced
+
+    assert announced() == announced(accept_quality=None, support_formats="no") == ()
+    assert announced(accept_quality=[80, 64, 32], support_formats=[{"quality": 112}, {"quality": 80}, 7]) == (
+        *(112, 80, 64, 32),
+    )
+    assert announced(accept_quality=[80, "64", None, -1, True], support_formats=[{}]) == (80, 64)
 
 
 def test_a_video_without_sound() -> None:
     playinfo = parse_playurl(golden("playurl_no_audio.json"))
-    choice = choose_streams(playinfo, Wishes())
-    assert choice.audio is None
-    assert choice.video is not None
+    assert playinfo.videos and not playinfo.audios
 
 
 def test_durl_in_three_segments() -> None:
@@ -464,7 +501,6 @@ def test_durl_in_three_segments() -> None:
     assert [(s.order, s.size_bytes) for s in playinfo.segments] == [(1, 23018310), (2, 22817000), (3, 40111222)]
     assert (playinfo.segments_qn, playinfo.duration_seconds, playinfo.deadline) == (64, 1437.918, 1764000000)
     assert len(playinfo.segments[0].urls) == 2
-    assert choose_streams(playinfo, Wishes()).segments == playinfo.segments
 
 
 @pytest.mark.parametrize(
@@ -566,59 +602,6 @@ def test_errors_do_not_carry_the_answer() -> None:
         parse_playurl('{"code": 0, "data": {"dash": "https://x/?upsig=secret" ')
     assert raised.value.__cause__ is None
     assert "upsig" not in str(raised.value)
-
-
-qns = st.sampled_from([16, 32, 64, 74, 80, 112, 116, 120, 125, 126, 127])
-videos = st.builds(
-    Stream,
-    kind=st.just("video"),
-    id=qns,
-    codecid=st.sampled_from([7, 12, 13, 99]),
-    codecs=st.just(""),
-    bandwidth=st.integers(0, 10**7),
-    urls=st.just(("https://a/",)),
-)
-audios = st.builds(
-    Stream,
-    kind=st.just("audio"),
-    id=st.sampled_from([30216, 30232, 30280, 30250, 30251, 30255]),
-    codecid=st.just(0),
-    codecs=st.just(""),
-    bandwidth=st.integers(0, 10**6),
-    urls=st.just(("https://a/",)),
-)
-codec_wishes = st.permutations([7, 12, 13]).flatmap(lambda order: st.integers(0, 3).map(lambda n: tuple(order[:n])))
-
-
-@unhurried
-@given(st.lists(videos, min_size=1), st.lists(audios), st.builds(Wishes, qn=qns, codecids=codec_wishes))
-def test_the_choice_is_the_best_that_was_wished(offer: list[Stream], sound: list[Stream], wishes: Wishes) -> None:
-    choice = choose_streams(Playinfo(1.0, tuple(offer), tuple(sound)), wishes)
-    video, audio = choice.video, choice.audio
-    assert video in offer
-    assert video is not None
-    assert choice.qn == video.id
-    below = [s.id for s in offer if s.id <= wishes.qn]
-    assert video.id == (max(below) if below else min(s.id for s in offer))
-    rivals = [s for s in offer if s.id == video.id]
-    wished = [codec for codec in wishes.codecids if any(s.codecid == codec for s in rivals)]
-    if wished:
-        assert video.codecid == wished[0]
-    assert all(s.bandwidth <= video.bandwidth for s in rivals if s.codecid == video.codecid)
-    assert (audio is None) == (not sound)
-    if audio is not None and any(s.id in (30216, 30232, 30280) for s in sound):
-        assert audio.id == max(s.id for s in sound if s.id in (30216, 30232, 30280))
-
-
-def test_only_sound_is_a_choice_and_nothing_is_none() -> None:
-    sound = Stream("audio", 30251, 0, "fLaC", 1, ("https://a/",))
-    assert choose_streams(Playinfo(1.0, audios=(sound,)), Wishes()).audio == sound
-    assert (
-        choose_streams(Playinfo(1.0, segments=(Segment(1, 1, 1.0, ("https://a/",)),), segments_qn=32), Wishes()).qn
-        == 32
-    )
-    with pytest.raises(SiteError):
-        choose_streams(Playinfo(1.0), Wishes())
 
 
 # ------------------------------------------------------------------------------------------ signatures, cookies

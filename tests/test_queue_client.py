@@ -320,6 +320,29 @@ async def test_a_heartbeat_moves_the_deadline_and_says_what_is_done(server: Serv
         heartbeat.stop()
 
 
+async def test_a_heartbeat_tells_how_the_worker_stands_with_the_site_and_hears_of_others(
+    server: Server, settings: Settings
+) -> None:
+    server.answers["/heartbeat"] = {"lost": [], "control": {"slow_seconds": 12.5, "later": 1}, "heartbeat_seconds": 0.2}
+    standing = {"account": "digest", "risk": {"kind": "-352", "seconds": 30.0}}
+    beats: list[Beat] = []
+    beaten = threading.Event()
+
+    def on_beat(beat: Beat) -> None:
+        beats.append(beat)
+        beaten.set()
+
+    settings = replace(settings, server_url=server.url)
+    heartbeat = Heartbeat(settings, "w1", "i1", {}, dict, on_beat, standing=lambda: standing)
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(beaten.wait, 5)
+        assert beats[0].slow_seconds == 12.5
+        assert {name: server.asked[0][1][name] for name in standing} == standing
+    finally:
+        heartbeat.stop()
+
+
 async def test_a_deadline_counts_from_when_it_was_asked_for_and_a_failed_beat_moves_none(
     server: Server, settings: Settings
 ) -> None:

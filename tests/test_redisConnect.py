@@ -31,6 +31,7 @@ BV = [aid_to_bvid(aid) for aid in range(170001, 170021)]
 TRANSIENT = Failure("transient", "-500", "the site stumbled")
 PERMANENT = Failure("permanent", "-404", "deleted")
 ENVIRONMENT = Failure("environment", "disk-full", "no room")
+WAITING = Failure("waiting", "below-floor", "login?")
 
 
 def pages(*cids: int) -> list[Page]:
@@ -896,6 +897,27 @@ def test_an_environment_failure_counts_no_attempt_and_goes_to_the_head(queue: Qu
     assert queue.failed("", 10) == ([], None)
 
 
+def test_what_waits_is_delayed_longer_and_longer_as_often_as_it_takes_and_counts_no_attempt(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    lease = page_lease(queue)
+    shortest = [300, 600, 1200, 2400, 4800, 9600, 10800, 10800, 10800, 10800]
+    for seconds in shortest:
+        assert queue.nack(lease.url, lease.token, WAITING) == "delayed"
+        (failure,), _next = queue.failed("", 10)
+        assert seconds - 1 < failure["next_retry_seconds"] <= 2 * seconds
+        assert (failure["code"], failure["reason"], failure["attempts"]) == ("below-floor", "login?", 0)
+        let_fall_due(connection, "delayed", lease.url)
+        lease = lease_one(queue)
+        assert lease.attempt == 1
+    assert queue.nack(lease.url, lease.token, TRANSIENT) == "delayed"
+    assert queue.failed("", 10)[0][0]["attempts"] == 1
+    queue.redrive([lease.url])
+    lease = lease_one(queue)
+    queue.nack(lease.url, lease.token, WAITING)
+    assert queue.failed("", 10)[0][0]["next_retry_seconds"] <= 600
+
+
 def test_a_permanent_failure_is_dead_and_redriven(queue: Queue) -> None:
     lease = page_lease(queue)
     assert queue.nack(lease.url, lease.token, replace(PERMANENT, title="gone")) == "dead"
@@ -1240,15 +1262,16 @@ class QueueModel(RuleBasedStateMachine):
             self.state[lease.url] = after
         return True
 
-    @rule(lease=consumes(leases), how=st.sampled_from(["nack", "bury", "environment", "release"]))
+    @rule(lease=consumes(leases), how=st.sampled_from(["nack", "bury", "environment", "waiting", "release"]))
     def give_back(self, lease: Lease, how: str) -> None:
         verb, after = {
             "nack": (lambda: self.queue.nack(lease.url, lease.token, TRANSIENT), "delayed"),
             "bury": (lambda: self.queue.nack(lease.url, lease.token, PERMANENT), "dead"),
             "environment": (lambda: self.queue.nack(lease.url, lease.token, ENVIRONMENT), "ready"),
+            "waiting": (lambda: self.queue.nack(lease.url, lease.token, WAITING), "delayed"),
             "release": (lambda: self.queue.release(lease.url, lease.token), "ready"),
         }[how]
-        if self._try(lease, verb, after) and after == "delayed" and lease.attempt == 8:
+        if self._try(lease, verb, after) and how == "nack" and lease.attempt == 8:
             self.state[lease.url] = "dead"
 
     @rule(target=leases, lease=consumes(leases), cids=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True))

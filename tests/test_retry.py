@@ -26,3 +26,8 @@ def test_there_is_a_delay_after_each_failure_but_the_last() -> None:
 
 def test_a_worker_parks_from_half_a_minute_to_half_an_hour() -> None:
     assert [retry.park_seconds(n) for n in (0, 1, 2, 6, 7, 100)] == [30, 30, 60, 960, 1800, 1800]
+
+
+def test_what_waits_is_looked_at_after_minutes_then_after_hours() -> None:
+    assert retry.waiting_delays_seconds(lambda: 1.0) == (600, 1200, 2400, 4800, 9600, 19200, 21600)
+    assert retry.waiting_delays_seconds(lambda: 0.0)[0] == 300

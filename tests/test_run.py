@@ -121,6 +121,27 @@ def test_the_screen_is_drawn_only_when_it_has_changed(monkeypatch: pytest.Monkey
     assert draws(lambda: setattr(console, "width", 90))
     assert draws(board.jobs.clear)
     assert not draws(lambda: board.sample(1.0))
+    assert draws(lambda: setattr(board, "note", "log in again"))
+
+
+def test_the_screen_says_what_a_person_should_know_of_the_worker() -> None:
+    board = full_board(1)
+    board.note = "the login \x1b[31mhas expired"
+    assert drawn(board, 150)[-1].strip() == "the login [31mhas expired"
+
+
+def test_a_login_that_cannot_be_used_is_named_before_anything_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "_log_to", lambda _console: None)
+    monkeypatch.setattr(run.config, "load", lambda _environ: Settings(data_dir=tmp_path))
+    (tmp_path / "account.json").write_text("{", "utf-8")
+    assert run.main([]) == 2
+    assert "account.json is damaged: log in again" in capsys.readouterr().err
+    assert run.main(["--logout"]) == 0
+    assert "deleted" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        run.main(["--login", "--logout"])
 
 
 def test_a_scratch_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:

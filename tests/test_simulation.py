@@ -62,6 +62,7 @@ def test_a_seed_is_replayed_event_for_event(engine: Engine, seed: int) -> None:
     assert first.trace == second.trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKS)
 def test_what_is_broken_on_purpose_is_found(engine: Engine, name: str) -> None:
     outcomes = list(simulate(range(1, SEEDS_UNTIL_FOUND), engine, name, until_found=True))

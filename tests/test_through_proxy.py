@@ -152,6 +152,7 @@ def assert_parked(farm: Farm) -> None:
 # ------------------------------------------------------------------------------------------ a proxy that refuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["no password", "a wrong password", "closed", "media only"])
 def test_a_proxy_that_refuses_is_no_fault_of_the_job(farm: Farm, proxy: Proxy, how: str) -> None:
     farm.settings |= trusting(proxy)

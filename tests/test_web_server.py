@@ -226,6 +226,49 @@ def test_what_is_no_target_is_rejected_with_a_reason_and_the_rest_is_queued(clie
     assert "add_url.py" in answer["rejected"][0]["reason"]
 
 
+def beat_from(client: FlaskClient, address: str, forwarded: str = "", **fields: Any) -> Any:
+    """Send a heartbeat as a worker at an address does; return its ``control``."""
+    body = {"worker": f"w-{address}", "jobs": [], **fields}
+    headers = {"X-Forwarded-For": forwarded} if forwarded else {}
+    answer = client.post("/heartbeat", json=body, headers=headers, environ_overrides={"REMOTE_ADDR": address})
+    assert answer.status_code == 200, answer.text
+    return (answer.json or {})["control"]
+
+
+def test_workers_of_one_address_or_account_hear_that_the_site_wants_less(client: FlaskClient) -> None:
+    risk = {"kind": "-352", "seconds": 300.0}
+    assert beat_from(client, "192.0.2.1") is None
+    beat_from(client, "192.0.2.1", risk=risk, account="digest-a")
+    for address, account in (("192.0.2.1", None), ("192.0.2.1", "digest-b"), ("192.0.2.2", "digest-a")):
+        control = beat_from(client, address, account=account)
+        assert 290 < control["slow_seconds"] <= 300
+    for address, account in (("192.0.2.2", None), ("192.0.2.3", "digest-b"), ("127.0.0.1", None)):
+        assert beat_from(client, address, account=account) is None
+
+
+def test_a_shorter_time_does_not_shorten_what_another_worker_told_and_it_ends(client: FlaskClient) -> None:
+    beat_from(client, "192.0.2.1", risk={"kind": "412", "seconds": 300.0})
+    beat_from(client, "192.0.2.1", risk={"kind": "-352", "seconds": 1})
+    assert beat_from(client, "192.0.2.1")["slow_seconds"] > 290
+    beat_from(client, "192.0.2.9", risk={"kind": "-352", "seconds": 0.3})
+    end = time.monotonic() + 10
+    while (control := beat_from(client, "192.0.2.9")) is not None:
+        assert control["slow_seconds"] <= 0.3 and time.monotonic() < end
+        time.sleep(0.05)
+    beat_from(client, "192.0.2.8", risk={"kind": "-352", "seconds": 0})
+    assert beat_from(client, "192.0.2.8") is None
+
+
+def test_behind_a_proxy_on_this_machine_workers_have_the_addresses_that_it_names(client: FlaskClient) -> None:
+    beat_from(client, "127.0.0.1", "203.0.113.9, 192.0.2.1", risk={"kind": "-352", "seconds": 300})
+    assert beat_from(client, "127.0.0.1", "192.0.2.1") is not None
+    assert beat_from(client, "127.0.0.1", "192.0.2.2") is None
+    assert beat_from(client, "127.0.0.1") is None
+    assert beat_from(client, "192.0.2.1") is not None
+    assert beat_from(client, "192.0.2.7", "192.0.2.1") is None, "who comes from elsewhere is not believed"
+    assert beat_from(client, "127.0.0.1", "rubbish") is None
+
+
 def test_a_path_is_recorded_as_the_file_is_called(client: FlaskClient) -> None:
     path = "other/👩\u200d💻 e\u0301 \u00a0 [BV].mp4"
     post(client, "/ack", ack_of(lease_page(client), path=path, title="a\ud800b\x1b[2Jc"))
@@ -297,6 +340,9 @@ def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(c
     [
         ("/ack", [], "body"),
         ("/heartbeat", {"worker": "w1", "jobs": [], "finished": ["x"]}, "body.finished"),
+        ("/heartbeat", {"worker": "w1", "jobs": [], "account": ""}, "body.account"),
+        ("/heartbeat", {"worker": "w1", "jobs": [], "risk": {"kind": "x"}}, "body.risk"),
+        ("/heartbeat", {"worker": "w1", "jobs": [], "risk": {"kind": "x", "seconds": 1e9}}, "body.risk.seconds"),
         ("/replay", {"worker": "w1"}, "results"),
         ("/replay", {"worker": "w1", "results": [{"url": "BV1xx411c7mD"}]}, "path"),
         (
@@ -412,6 +458,7 @@ def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None
     routes = list(guarded.application.url_map.iter_rules())
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
+        *("/sources", "/watch"),
         *("/replay", "/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
     }
     for rule in routes:
@@ -776,6 +823,9 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
 
         def ping(self) -> None:
             pass
+
+        def revisit(self) -> int:
+            return 0
 
         def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
             return ([] if after_ms is None else [VIDEO]), 5.0

@@ -31,6 +31,7 @@ from model import (
     StreamSource,
     Video,
 )
+from pace import Pace
 from parse_ import parse_job_id
 from speed_limit import SpeedLimit
 from tests.simulation.loop import THREAD, Thread, VirtualLoop
@@ -505,11 +506,19 @@ class SimulatedVideo:
     failures: int = 0
 
 
+class NoLogin:
+    """Stands for the account of a guest."""
+
+    problem = digest = ""
+
+
 class Site:
     """Stands for BiliClient."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
+        self.pace = Pace(0.0, world.loop.time)
+        self.login = NoLogin()
 
     async def describe(self, job: JobId) -> Video:
         world = self._world

@@ -1,0 +1,241 @@
+"""The site as add_url.py asks it, with requests: short links, rankings, pages of listings; and how it asks anyone.
+
+Without a login and at a modest pace. What only an account may see is left to the workers, which have its cookie.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
+from typing import TypeVar
+from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
+
+import requests
+
+import account
+from config import USER_AGENT, Settings
+from errors import JobError, RiskControl, SiteError
+from i18n import _
+from model import MIB
+from parse_ import (
+    REAL_HOSTS,
+    SiteHosts,
+    parse_job_id,
+    parse_spi,
+    parse_target,
+    parse_view,
+    parse_wbi_keys,
+    sign_wbi,
+)
+from retry import full_jitter_seconds
+from sources import ListRequest, parse_source
+from visitor import browser_marks
+
+MAX_HOPS = 3
+MAX_BODY_BYTES = 8 * MIB
+TRIES = 3
+
+T = TypeVar("T")
+
+
+def persist(call: Callable[[], T], transient: type[Exception]) -> T:
+    """Return what ``call`` returns; after a ``transient`` error try again, TRIES times in all, with full jitter."""
+    for attempt in range(1, TRIES):
+        try:
+            return call()
+        except transient as error:
+            wanted = getattr(error, "retry_after_seconds", None) or 0.0
+            time.sleep(min(wanted, 10.0) + full_jitter_seconds(attempt, 0.5, 8.0, random.random))
+    return call()
+
+
+def shown(text: str) -> str:
+    """Return ``text`` as it may be written to a terminal: printable, and not long."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text[:200])
+
+
+class _Token(requests.auth.AuthBase):
+    """Sends the token, if any; being there, it keeps requests from sending what ~/.netrc has for the host."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class _Session(requests.Session):
+    """Follows no redirect, and leaves its Location and body alone."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+def new_session(token: str = "", trust_env: bool = True) -> requests.Session:
+    """Return a session that keeps no cookies, with the proxies and certificates that the environment names."""
+    session = _Session()
+    session.trust_env = trust_env
+    session.auth = _Token(token)
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    return session
+
+
+def place(url: str) -> str:
+    """Return an address without the user name and password that it may hold."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def body(reply: requests.Response) -> str:
+    """Return the text of an answer; ValueError for one that is too long, counted after decompression."""
+    content = bytearray()
+    for piece in reply.iter_content(64 * 1024):
+        content += piece
+        if len(content) > MAX_BODY_BYTES:
+            raise ValueError(_("the answer is too long"))
+    return content.decode("utf-8", "replace")
+
+
+def problem(error: Exception, url: str) -> str:
+    """Return in words why ``url`` gave no answer; the library's own texts are for programmers."""
+    reasons = (
+        (requests.exceptions.ProxyError, _("{url} cannot be reached: the proxy refuses or is away")),
+        (requests.exceptions.SSLError, _("{url} has a certificate that is not trusted")),
+        (requests.exceptions.Timeout, _("{url} does not answer in time")),
+        (requests.exceptions.ConnectionError, _("{url} cannot be reached")),
+    )
+    sentence = next((text for kind, text in reasons if isinstance(error, kind)), _("{url} fails: {error}"))
+    return sentence.format(url=place(url), error=shown(str(error)))
+
+
+class Site:
+    """Rankings and short links, asked without a login, at a modest pace; each ranking once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.hosts = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
+        self._interval_seconds = settings.api_interval_seconds
+        self.has_account = account.load(settings) is not None
+        """It is never used here, but workers have it."""
+        self._session = new_session()
+        self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
+        self._marks = browser_marks(random.random)
+        self._next_request_at = 0.0
+        self._rankings: dict[int, str] = {}
+        self._identity: tuple[tuple[str, str] | None, dict[str, str]] | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def ranking(self, rid: int) -> str:
+        """Return the site's answer for the ranking of a region."""
+        if rid not in self._rankings:
+            keys, cookie = self._identity = self._identity or self._ask_identity()
+            query = {"rid": str(rid), "type": "all"}
+            signed = sign_wbi(query, keys, int(time.time())) if keys else query
+            self._rankings[rid] = self._text(f"/x/web-interface/ranking/v2?{urlencode(signed)}", cookie)
+        return self._rankings[rid]
+
+    def listing(self, wanted: ListRequest, read: Callable[[str], T]) -> T:
+        """Ask for a page of a listing and return what ``read`` makes of the answer."""
+        query, cookie = dict(wanted.params), dict[str, str]()
+        if wanted.signed or wanted.host == "api":
+            keys, cookie = self._identity = self._identity or self._ask_identity()
+            if keys and wanted.signed:
+                query = sign_wbi({**query, **self._marks}, keys, int(time.time()))
+        base = self.hosts.api_url if wanted.host == "api" else self.hosts.web_url
+        return read(self._text(f"{wanted.path}?{urlencode(query, quote_via=quote, safe='')}", cookie, base))
+
+    def page_count(self, bvid: str) -> int:
+        """Return how many pages a video has."""
+        return len(parse_view(self._text(f"/x/web-interface/view?bvid={bvid}")).pages)
+
+    def _ask_identity(self) -> tuple[tuple[str, str] | None, dict[str, str]]:
+        """Return WBI keys and a visitor's cookie where they can be had; the site may answer without them."""
+        keys, cookie = None, {}
+        with suppress(JobError):
+            keys = parse_wbi_keys(self._text("/x/web-interface/nav"))
+        with suppress(JobError):
+            # As a header of one request, which follows no redirect, it goes nowhere else.
+            cookie = {"Cookie": f"buvid3={quote(parse_spi(self._text('/x/frontend/finger/spi'))[0])}"}
+        return keys, cookie
+
+    def _text(self, path: str, headers: Mapping[str, str] | None = None, base: str = "") -> str:
+        url = (base or self.hosts.api_url) + path
+        with self._ask("GET", url, headers) as reply:
+            if reply.status_code in (403, 412, 429):
+                raise RiskControl(_("the site asks to slow down (HTTP {status})").format(status=reply.status_code))
+            if reply.status_code != 200:
+                raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
+            try:
+                return body(reply)
+            except (OSError, ValueError) as error:
+                raise SiteError(problem(error, url)) from error
+
+    def resolve(self, link: str) -> str:
+        """Return the id that a short link leads to; ValueError or SiteError with the reason where there is none.
+
+        Only the site's own hosts are asked, and of an answer only the Location is read. The page at which a link
+        was shared is kept, save the first: the app names it in every link.
+        """
+        link = self._short(link)
+        for _hop in range(MAX_HOPS):
+            # Parsed and put together again, so that no other parser can read another host in it.
+            link = urlsplit(urljoin(link, self._location(link))).geturl()
+            if source := self._source(link):
+                return source
+            try:
+                target = parse_target(link, self.hosts)
+            except ValueError as error:
+                if not self._is_own(link):
+                    leads = _("the short link leads to {link}: {reason}")
+                    raise ValueError(leads.format(link=shown(link), reason=error)) from None
+                continue
+            if target.id:
+                job = parse_job_id(target.id)
+                return job.bvid if job.number == 1 else target.id
+            link = self._short(target.short_link)
+        raise ValueError(_("the short link leads to no video within {hops} redirects").format(hops=MAX_HOPS))
+
+    def _source(self, link: str) -> str | None:
+        with suppress(ValueError):
+            return parse_source(link, self.hosts)
+        return None
+
+    def _short(self, link: str) -> str:
+        """Return a short link at the stand-in for the real host, where the settings name one."""
+        code = link.removeprefix(REAL_HOSTS.short_url + "/")
+        return link if code == link else f"{self.hosts.short_url}/{code}"
+
+    def _is_own(self, link: str) -> bool:
+        ours = [urlsplit(base) for base in (self.hosts.short_url, self.hosts.web_url)]
+        return urlsplit(link)[:2] in [base[:2] for base in ours]
+
+    def _location(self, link: str) -> str:
+        for method in ("HEAD", "GET"):  # some answer HEAD with 404 or 405
+            with self._ask(method, link) as reply:
+                if reply.is_redirect:
+                    return reply.headers["Location"]
+        raise ValueError(_("the short link leads nowhere (HTTP {status})").format(status=reply.status_code))
+
+    def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> requests.Response:
+        return persist(lambda: self._ask_once(method, url, headers), SiteError)
+
+    def _ask_once(self, method: str, url: str, headers: Mapping[str, str] | None) -> requests.Response:
+        time.sleep(max(0.0, self._next_request_at - time.monotonic()))
+        self._next_request_at = time.monotonic() + self._interval_seconds
+        try:
+            reply = self._session.request(method, url, headers=headers, timeout=10, stream=True)
+        except (OSError, ValueError) as error:
+            raise SiteError(problem(error, url)) from error
+        if reply.status_code >= 500:
+            reply.close()
+            raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
+        return reply

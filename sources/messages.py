@@ -1,0 +1,102 @@
+"""What sources look like in the messages between server, workers and scripts: shapes, and records of what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from i18n import _
+from model import Lease, ListedPage, Walk
+from shapes import Check, flag, line, list_of, number, one_of, record
+from source_ids import SEARCH, find_source
+
+IDS_AT_MOST = 500
+CURSOR_CHARACTERS = 2000
+REASONS_AT_MOST = 50
+
+_PAGE = number(0, 10**6, whole=True)
+_ITEMS = number(0, 10**9, whole=True)
+
+WATCH_SECONDS = number(0, 31 * 86400, whole=True)
+LEAST_WATCH_SECONDS = 10
+"""0 is not at all."""
+
+_WISHES: dict[str, Check] = {
+    "since": number(0, 2**40, whole=True),
+    "match": line(200),
+    "limit": _ITEMS,
+    "oldest_first": flag,
+}
+WISHES = record({}, **_WISHES)
+"""What a user wishes of a source: which of its videos, and in which order."""
+
+WALK = record({}, cursor=line(CURSOR_CHARACTERS), page=_PAGE, taken=_ITEMS, quick=flag, **_WISHES)
+"""How a source is to be read: it comes with its lease."""
+
+
+def _reasons(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or len(value) > REASONS_AT_MOST:
+        raise ValueError(_("at most {count} reasons are expected").format(count=REASONS_AT_MOST))
+    return {line(200, 1)(reason): _ITEMS(count) for reason, count in value.items()}
+
+
+def ledger_shape(job_id: Check) -> Check:
+    """Return the check for what the ledger of a source is told of a page."""
+    return record(
+        {"page": number(1, 10**6, whole=True)},
+        title=line(1000),
+        announced=_ITEMS,
+        pages=_PAGE,
+        unavailable=_reasons,
+        skipped=list_of(job_id, IDS_AT_MOST),
+        taken=_ITEMS,
+        cursor=line(CURSOR_CHARACTERS),
+        ended=one_of("end", "wished"),
+    )
+
+
+def listed_page(found: Mapping[str, Any] | None) -> ListedPage | None:
+    """Return the record of a checked ``ledger``."""
+    return None if found is None else ListedPage(**{**found, "skipped": tuple(found.get("skipped", ()))})
+
+
+def read_lease(fields: Mapping[str, Any]) -> Lease:
+    """Return the record of a checked lease."""
+    walk = fields.get("walk")
+    return Lease(**{**fields, "walk": None if walk is None else Walk(**walk)})
+
+
+def lease_fields(lease: Lease) -> dict[str, Any]:
+    """Return what is sent of a lease: how to read it comes with a source only."""
+    fields = asdict(lease)
+    if lease.walk is None:
+        del fields["walk"]
+    return fields
+
+
+_ADDRESSES = {
+    "fav:": "/list/ml{number}",
+    "ss": "/bangumi/play/ss{number}",
+    "md": "/bangumi/media/md{number}",
+    "cheese:ss": "/cheese/play/ss{number}",
+    "cheese:ep": "/cheese/play/ep{number}",
+    "weekly:": "/v/popular/weekly?num={number}",
+    "rank:": "/v/popular/rank/all",
+    "later": "/watchlater",
+    "popular": "/v/popular/all",
+    "weekly": "/v/popular/weekly",
+    "precious": "/v/popular/history",
+}
+
+
+def source_address(source: str, web_url: str) -> str:
+    """Return where a source can be looked at in a browser; of a collection or a series its id alone does not tell."""
+    found = find_source(source)
+    if found is None:
+        return web_url
+    if found.kind == SEARCH:
+        return f"https://search.bilibili.com/video?keyword={source.removeprefix(SEARCH)}"
+    if found.kind in ("mid:", "favs:"):
+        return f"https://space.bilibili.com/{found.number}{'/favlist' if found.kind == 'favs:' else ''}"
+    return web_url + _ADDRESSES.get(found.kind, "").format(number=found.number)
