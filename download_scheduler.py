@@ -845,16 +845,16 @@ class Scheduler:
         output = self._settings.output
         strange: list[PurePosixPath] = []
         for with_cid in (False, True):
-            holders = {}
-            for each in (*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS):
-                relative = create_folder.page_path(category, video, page, with_cid, each, output)
-                holders[relative] = _cid_of(self._settings.download_dir / relative)
+            wanted = create_folder.page_path(category, video, page, with_cid, extension, output)
+            # All endings are as long, so the names are cut at the same place.
+            names = [wanted.with_suffix(f".{each}") for each in (*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS)]
+            holders = {relative: _cid_of(self._settings.download_dir / relative) for relative in names}
             for relative, holder in holders.items():
                 if holder == page.cid and relative.suffix[1:] in kin:
                     return relative, True
             strange = [relative for relative, holder in holders.items() if holder not in (None, page.cid)]
             if not strange:
-                return create_folder.page_path(category, video, page, with_cid, extension, output), False
+                return wanted, False
         raise NameTaken(
             _("{path} is there, but it is not this page: move it away, then try again").format(
                 path=self._settings.download_dir / strange[0]
