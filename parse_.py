@@ -248,6 +248,10 @@ _Record = TypeVar("_Record")
 _Object = dict[str, Any]
 
 
+BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a text that is not what it should be makes Python raise."""
+
+
 def _reads_site(parse: Callable[_Parameters, _Record]) -> Callable[_Parameters, _Record]:
     """Turn whatever a broken text of the site makes Python raise into a SiteError.
 
@@ -258,7 +262,7 @@ def _reads_site(parse: Callable[_Parameters, _Record]) -> Callable[_Parameters, 
     def guarded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Record:
         try:
             return parse(*args, **kwargs)
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        except BROKEN:
             raise _nonsense() from None
 
     return guarded
@@ -869,9 +873,9 @@ def _sub_regions(item: _Object) -> set[int]:
     return {_integer(item.get(name)) for name in ("tid", "tidv2", "tid_v2")} - {0}
 
 
-# ------------------------------------------------------------------------------------------ for sources/
+# ------------------------------------------------------------------------------------------ for sources/ and extras/
 
-# The listings of the site are read with the same care as its videos, by the same tools.
+# The site's other answers are read with the same care as its videos, by the same tools.
 reads_site, envelope, nonsense = _reads_site, _envelope, _nonsense
 as_object, as_objects, whole_number, plain_title, video_ids = _object, _objects, _integer, _title, _ids
 split_address, path_below, has_default_port = _split_address, _path_below, _has_default_port

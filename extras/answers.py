@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from errors import SiteError
 from i18n import _
@@ -14,28 +12,10 @@ from parse_ import risk_control
 
 Object = dict[str, Any]
 
-BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a text that is not what it should be makes Python raise."""
-
-_Parameters = ParamSpec("_Parameters")
-_Value = TypeVar("_Value")
 _SLOW_DOWN = frozenset({-352, -401, -412, -509, -799})
 _LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
 _NOT_TEXT = re.compile("[^\t\n\u0020-\u007e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Control characters, and what XML 1.0 has no place for, not even escaped."""
-
-
-def reads_site(parse: Callable[_Parameters, _Value]) -> Callable[_Parameters, _Value]:
-    """Turn whatever a broken answer makes Python raise into a SiteError, without the answer in a traceback."""
-
-    @wraps(parse)
-    def guarded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Value:
-        try:
-            return parse(*args, **kwargs)
-        except BROKEN:
-            raise SiteError(_("the site answered something that is not its usual form; it may work later")) from None
-
-    return guarded
 
 
 def envelope(text: str) -> Object:
@@ -47,11 +27,6 @@ def envelope(text: str) -> Object:
     if code != 0:
         raise SiteError(_("the site refused: {message}").format(message=clean_text(str(answer.get("message")))[:100]))
     return data if isinstance(data, dict) else {}
-
-
-def objects(node: object) -> list[Object]:
-    """Return the objects of a list, none where it is no list."""
-    return [item for item in node if isinstance(item, dict)] if isinstance(node, list) else []
 
 
 def clean_text(text: str) -> str:

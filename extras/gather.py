@@ -22,10 +22,10 @@ from config import Settings
 from create_folder import companion_path, show_of
 from errors import CircumstanceError, JobError, SiteError
 from extras import danmaku, files, nfo, subtitles
-from extras.answers import BROKEN
 from i18n import _
 from media_client import FAILURES, MediaClient, judge_failure
 from model import MIB, Chapter, Page, Subtitle, Video
+from parse_ import BROKEN
 
 log = logging.getLogger(__name__)
 

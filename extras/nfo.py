@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from xml.etree import ElementTree
 
-from extras.answers import clean_text, envelope, reads_site
+from extras.answers import clean_text, envelope
 from model import Page, Video
+from parse_ import reads_site
 
 _BEIJING = timezone(timedelta(hours=8))
 _PERSONAL = frozenset(

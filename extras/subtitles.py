@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from extras.answers import Object, clean_text, envelope, objects, reads_site
+from extras.answers import Object, clean_text, envelope
 from model import Chapter
+from parse_ import as_objects, reads_site
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_SUBTITLES = 64
@@ -57,13 +58,13 @@ def parse_player(text: str, aid: int, cid: int) -> Player:
     """
     data = envelope(text)
     listed = data.get("subtitle")  # a list, not an object, on some answers
-    items = objects(listed.get("subtitles")) if isinstance(listed, dict) else []
+    items = as_objects(listed.get("subtitles")) if isinstance(listed, dict) else []
     offered = [_subtitle(item) for item in items[:MAX_SUBTITLES]]
     sound = [subtitle for subtitle in offered if subtitle.url and subtitle.language]
     ours = [subtitle for subtitle in sound if _is_of(subtitle.url, aid, cid)]
     return Player(
         subtitles=tuple(sorted(_each_once(ours), key=lambda subtitle: subtitle.is_ai)),
-        chapters=_chapters(objects(data.get("view_points"))),
+        chapters=_chapters(as_objects(data.get("view_points"))),
         needs_login=bool(data.get("need_login_subtitle")) and not offered,
         strange=len(sound) - len(ours),
     )
@@ -110,7 +111,7 @@ def to_srt(text: str, most_seconds: float = math.inf) -> str:
     With ``most_seconds`` no line goes on longer: a track in a video would make the video itself longer.
     """
     lines = []
-    for item in objects(json.loads(text)["body"]):
+    for item in as_objects(json.loads(text)["body"]):
         start, stop = (_milliseconds(min(item[name], most_seconds)) for name in ("from", "to"))
         words = re.sub(r"\n{2,}", "\n", clean_text(str(item.get("content", "")))).strip("\n")
         if words.strip() and stop > start:
