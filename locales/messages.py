@@ -24,6 +24,7 @@ SOURCES = (
     ("demo/*.py", "python"),
     ("extras/*.py", "python"),
     ("sources/*.py", "python"),
+    ("web/*.py", "python"),
     ("templates/*.html", "jinja2.ext:babel_extract"),
 )
 KEYWORDS = {"_": None}

@@ -20,7 +20,7 @@ from config import Settings
 from demo.process import SiteProcess
 from redisConnect import Queue
 from tests.farm import Farm
-from web_server import create_app
+from web import create_app
 
 
 def engine_binary() -> str:

@@ -20,6 +20,7 @@ from config import Settings
 from redisConnect import Queue
 from tests.mutations import MUTATIONS
 from tests.test_layers import LEVELS
+from web import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
@@ -217,7 +218,9 @@ def test_the_walk_through_the_code_names_what_is_there() -> None:
     walk = text_of("CONTRIBUTING.md").partition("\n## A walk")[2].partition("\n## ")[0]
     names = {name.rpartition(".")[2] for name in re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]\w*)?)`", walk)} - {"py", "lua"}
     code = "\n".join(
-        path.read_text("utf-8") for pattern in ("*.py", "extras/*.py", "lua/*.lua") for path in ROOT.glob(pattern)
+        path.read_text("utf-8")
+        for pattern in ("*.py", "extras/*.py", "web/*.py", "lua/*.lua")
+        for path in ROOT.glob(pattern)
     )
     assert len(names) > 30
     assert {name for name in names if not re.search(rf"\b{name}\b", code)} == set()
@@ -227,7 +230,7 @@ def test_the_walk_through_the_code_names_what_is_there() -> None:
 
 
 def make_app(queue: Queue | None = None) -> Flask:
-    return web_server.create_app(Settings(), cast(Any, queue))
+    return create_app(Settings(), cast(Any, queue))
 
 
 def routes_of(app: Flask) -> set[tuple[str, str]]:
@@ -335,7 +338,7 @@ def test_the_paper_speaks_of_the_project_alone(name: str) -> None:
 def test_the_code_speaks_of_the_project_alone() -> None:
     files = [
         path
-        for pattern in ("*.py", "demo/*.py", "extras/*.py", "sources/*.py", "lua/*.lua", "templates/*")
+        for pattern in ("*.py", "demo/*.py", "extras/*.py", "sources/*.py", "web/*.py", "lua/*.lua", "templates/*")
         for path in ROOT.glob(pattern)
     ]
     assert {path.name: found for path in files if (found := strange(path.read_text("utf-8")))} == {}

@@ -48,7 +48,8 @@ from redisConnect import BUCKETS, Queue, open_queue
 from tests.conftest import engine_binary
 from tests.farm import Farm, free_port, wait_until
 from tests.relay import Relay
-from web_server import create_app, tick
+from web import create_app
+from web_server import tick
 
 TRANSIENT = Failure("transient", "-500", "the site stumbled")
 PERMANENT = Failure("permanent", "-404", "deleted")

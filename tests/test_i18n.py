@@ -19,7 +19,7 @@ from config import Settings
 from i18n import LOCALES, catalogue, languages
 from locales import messages
 from redisConnect import Queue
-from web_server import create_app
+from web import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [path for folder in (".", "demo", "extras", "sources") for path in sorted((ROOT / folder).glob("*.py"))]

@@ -8,17 +8,17 @@ import aiohttp
 import pytest
 from flask.testing import FlaskClient
 
-import web_server
 from config import Settings
 from model import ListedPage, Walk
 from queue_client import QueueClient
 from redisConnect import Queue
 from tests.test_source_queue import UPLOADER, VIDEOS, lease_source, ledger, let_it_be_time
+from web import create_app
 
 
 @pytest.fixture
 def client(queue: Queue, settings: Settings) -> FlaskClient:
-    return web_server.create_app(settings, queue).test_client()
+    return create_app(settings, queue).test_client()
 
 
 def post(client: FlaskClient, path: str, **body: Any) -> dict[str, Any]:

@@ -29,11 +29,15 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+import web.dashboard
 import web_server
 from config import Settings
 from errors import EngineError
 from parse_ import aid_to_bvid
 from redisConnect import Queue, open_queue
+from web import MAX_BODY_BYTES, create_app
+from web.guard import WrongTokens
+from web.units import size_text, span_text
 
 ROOT = Path(web_server.__file__).parent
 TOKEN = "correct horse battery staple"
@@ -54,7 +58,7 @@ def queue(settings: Settings) -> Iterator[Queue]:
 
 @pytest.fixture
 def app(settings: Settings, queue: Queue) -> Flask:
-    return web_server.create_app(settings, queue)
+    return create_app(settings, queue)
 
 
 @pytest.fixture
@@ -67,12 +71,12 @@ def idle_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClien
     """For requests that change nothing."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("idle") / "data", hosts=("queue.example",))
     with contextlib.closing(open_queue(settings)) as opened:
-        yield web_server.create_app(settings, opened).test_client()
+        yield create_app(settings, opened).test_client()
 
 
 @pytest.fixture
 def guarded(settings: Settings, queue: Queue) -> FlaskClient:
-    return web_server.create_app(replace(settings, token=TOKEN), queue).test_client()
+    return create_app(replace(settings, token=TOKEN), queue).test_client()
 
 
 def post(client: FlaskClient, path: str, body: object, expected: int = 200, **options: Any) -> Any:
@@ -419,7 +423,7 @@ def test_bodies_are_json_of_a_known_and_bounded_length(idle_client: FlaskClient)
         error_of(idle_client.post("/add_url", data=good, content_type=content_type), 415)
     headers = {"Transfer-Encoding": "chunked"}
     error_of(idle_client.post("/add_url", data=good, content_type="application/json", headers=headers), 411)
-    large = json.dumps({"urls": ["x" * web_server.MAX_BODY_BYTES]})
+    large = json.dumps({"urls": ["x" * MAX_BODY_BYTES]})
     assert "1048576" in error_of(idle_client.post("/add_url", data=large, content_type="application/json"), 413)
 
 
@@ -513,7 +517,7 @@ def test_wrong_tokens_are_limited_for_their_address_and_the_right_one_never(guar
 
 def test_wrong_tokens_are_forgotten_after_a_minute_and_bounded() -> None:
     now = 0.0
-    tokens = web_server.WrongTokens(lambda: now)
+    tokens = WrongTokens(lambda: now)
     for guess in range(10):
         tokens.add("a", b"%d" % guess)
     now = 20.0
@@ -522,7 +526,7 @@ def test_wrong_tokens_are_forgotten_after_a_minute_and_bounded() -> None:
     assert tokens.retry_after_seconds("a", b"another") == 0
     for address in range(3000):
         tokens.add(str(address), b"x")
-    assert len(tokens._seen) == web_server.WrongTokens.MAX_ADDRESSES
+    assert len(tokens._seen) == WrongTokens.MAX_ADDRESSES
 
 
 @pytest.mark.parametrize(
@@ -587,7 +591,7 @@ def test_every_answer_carries_the_headers_that_keep_browsers_safe(guarded: Flask
 
 def test_debug_mode_cannot_be_switched_on(settings: Settings, queue: Queue, monkeypatch: Any) -> None:
     monkeypatch.setenv("FLASK_DEBUG", "1")
-    assert web_server.create_app(settings, queue).debug is False
+    assert create_app(settings, queue).debug is False
 
 
 def test_logs_tell_what_happened_but_no_token(guarded: FlaskClient, caplog: Any) -> None:
@@ -668,7 +672,7 @@ def test_the_dashboard_speaks_the_language_of_its_reader(
         def gettext(self, sentence: str) -> str:
             return self.mark + sentence
 
-    monkeypatch.setattr(web_server, "catalogue", Catalogue)
+    monkeypatch.setattr(web.dashboard, "catalogue", Catalogue)
     answer = idle_client.get("/", headers={"Accept-Language": accepted})
     assert f'<html lang="{language}">' in answer.text
     assert ("译:Workers" in answer.text) == (language == "zh-CN")
@@ -693,14 +697,14 @@ def test_a_worker_that_is_away_shows_no_speed(client: FlaskClient, queue: Queue,
     ],
 )
 def test_sizes_are_short(size: float, text: str) -> None:
-    assert web_server.size_text(size) == text
+    assert size_text(size) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-1, "0 s"), (59.4, "59 s"), (59.9, "1 min"), (3599, "1 h"), (86399, "1 d"), (2e5, "2 d")]
 )
 def test_durations_have_one_unit(seconds: float, text: str) -> None:
-    assert web_server.span_text(seconds) == text
+    assert span_text(seconds) == text
 
 
 def test_metrics_are_what_prometheus_reads(client: FlaskClient) -> None:
@@ -781,7 +785,7 @@ def test_an_engine_that_is_away_is_503_until_it_is_back(engine: Engine, settings
     queue = wait_until(lambda: is_up(engine.url, settings), "the engine")
     ended = threading.Event()
     ticking = threading.Thread(target=web_server.tick, args=(queue, ended, 0.02))
-    client = web_server.create_app(settings, queue).test_client()
+    client = create_app(settings, queue).test_client()
     page = lease_page(client)
     ticking.start()
     try:

@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 
 from config import Settings
 from redisConnect import Queue
-from web_server import create_app
+from web import create_app
 
 CLOCK = re.compile(r"local function now\(\)\n.*?\nend\n", re.DOTALL)
 VIRTUAL_CLOCK = "local NOW = tonumber(table.remove(ARGV))\nlocal function now()\n  return NOW\nend\n"

@@ -1,0 +1,96 @@
+"""The application: all routes, what every answer carries, and how an error is answered."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import (
+    HTTPException,
+)
+
+from config import ROOT, Settings
+from errors import EngineError, StaleToken
+from i18n import _
+from redisConnect import Queue
+from shapes import line
+from web.dashboard import ENGINE_RETRY_SECONDS, Dashboard
+from web.guard import Guard
+from web.messages import MAX_BODY_BYTES
+from web.metrics import Metrics
+from web.verbs import Verbs
+
+log = logging.getLogger(__name__)
+
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+def create_app(settings: Settings, queue: Queue) -> Flask:
+    """Return the application; whoever made the queue closes it."""
+    app = Flask("web_server", root_path=str(ROOT))
+    app.debug = False  # whatever FLASK_DEBUG says: its error pages show code and environment
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.before_request(Guard(settings).check)
+
+    verbs = Verbs(settings, queue)
+    metrics = Metrics(queue, verbs.totals)
+    for view in (
+        *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
+        metrics.metrics,
+    ):
+        app.add_url_rule(f"/{view.__name__}", view_func=view)
+    for change in (
+        *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
+        *(verbs.add_url, verbs.watch, verbs.redrive),
+    ):
+        app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
+    app.add_url_rule("/", "dashboard", Dashboard(settings, queue).page)
+
+    app.register_error_handler(HTTPException, _answer_error)
+    app.register_error_handler(StaleToken, _answer_stale_token)
+    app.register_error_handler(EngineError, _answer_engine_error)
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        metrics.count_request(response)
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    return app
+
+
+def _answer_error(error: HTTPException) -> Response:
+    """Answer any HTTP error as JSON, with its own headers (Allow, WWW-Authenticate, Retry-After)."""
+    sentences = {
+        404: _("there is nothing at this address; / is the dashboard"),
+        405: _("this address takes another method"),
+        413: _("the body is larger than {limit} bytes").format(limit=MAX_BODY_BYTES),
+        500: _("the server failed; its log says how"),
+    }
+    sentence = sentences.get(error.code or 500, error.description or "")
+    response = jsonify(error=sentence)
+    response.status_code = error.code or 500
+    for name, value in error.get_headers():
+        if name != "Content-Type":
+            response.headers.add(name, value)
+    path = line(200, cut=True)(request.path)
+    log.info(_("refused %s %s of %s: %d, %s"), request.method, path, request.remote_addr, error.code, sentence)
+    return response
+
+
+def _answer_stale_token(error: StaleToken) -> tuple[Response, int]:
+    log.info("%s", error)
+    return jsonify(error=str(error)), 409
+
+
+def _answer_engine_error(error: EngineError) -> tuple[Response, int, dict[str, str]]:
+    return jsonify(error=str(error)), 503, {"Retry-After": str(ENGINE_RETRY_SECONDS)}

@@ -1,0 +1,30 @@
+"""Sizes and durations for people."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from i18n import _
+
+log = logging.getLogger(__name__)
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a size for people: three digits and a unit."""
+    value, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if value >= 99.95 or units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def span_text(seconds: float, _: Callable[[str], str] = _) -> str:
+    """Return a duration for people, in one unit."""
+    seconds = max(0.0, seconds)
+    if seconds < 59.5:
+        return _("{count} s").format(count=round(seconds))
+    if seconds < 59.5 * 60:
+        return _("{count} min").format(count=round(seconds / 60))
+    if seconds < 23.5 * 3600:
+        return _("{count} h").format(count=round(seconds / 3600))
+    return _("{count} d").format(count=round(seconds / 86400))

@@ -1,0 +1,285 @@
+"""The verbs of redisConnect over HTTP, a method for each route."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from flask import Response, jsonify, request
+from werkzeug.exceptions import (
+    BadRequest,
+    MethodNotAllowed,
+)
+
+from config import Settings, category_problem
+from errors import EngineError, EngineFull
+from i18n import _
+from model import JOB_ID_CHARACTERS, KIB, Failure, Page, Result
+from parse_ import SiteHosts
+from redisConnect import Queue
+from shapes import line, list_of, record
+from sources import (
+    LEAST_WATCH_SECONDS,
+    lease_fields,
+    listed_page,
+    parse_source,
+    sort_out,
+)
+from web.guard import is_address
+from web.messages import (
+    ACK,
+    ADD,
+    EXPAND,
+    HEARTBEAT,
+    LEASE_FIELDS,
+    MAX_LEASES,
+    NACK,
+    REDRIVE,
+    REPLAY,
+    REQUEST,
+    WATCH,
+    WORKER,
+    bad_request,
+    decimal,
+    decimal_bytes,
+    job_id,
+    read_body,
+    read_query,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_STATUS_BYTES = 16 * KIB
+
+
+class Verbs:
+    """The verbs of the queue, a method for each route; what they mean is said at redisConnect.Queue."""
+
+    def __init__(self, settings: Settings, queue: Queue) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._site = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
+        self.totals: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def get_url(self) -> Response:
+        """Lease jobs; where nothing is ready, say in Retry-After when to ask again."""
+        if request.method != "GET":  # Flask lets HEAD in with GET, and would lease for nobody
+            raise MethodNotAllowed(["GET"])
+        worker = read_query("worker", WORKER, request.remote_addr or "unknown")
+        count = read_query("count", decimal(1, MAX_LEASES), 1)
+        have = read_query("have", lambda text: list_of(job_id, 500)(text.split(",")), [])
+        sizes = read_query("have_bytes", lambda text: list_of(decimal_bytes, 500)(text.split(",")), [])
+        again = read_query("request", REQUEST, "")
+        instance = read_query("instance", REQUEST, "")
+        leases = self._queue.lease(worker, count, have, again, instance, sizes)
+        response = jsonify([lease_fields(lease) for lease in leases])
+        if leases:
+            log.info(_("leased %d to %s: %s"), len(leases), worker, ", ".join(lease.url for lease in leases))
+            self._count("leased", len(leases))
+        else:
+            response.headers["Retry-After"] = str(max(2, math.ceil(self._queue.worker_count() / 200)))
+        return response
+
+    def expand(self) -> Response:
+        """Turn a container into its pages."""
+        body = read_body(EXPAND)
+        if "pages" not in body and "urls" not in body:
+            raise BadRequest(_("pages or urls are expected"))
+        pages = [Page(**page) for page in body.get("pages", ())]
+        more = body.get("more", False)
+        ledger = listed_page(body.get("ledger"))
+        with bad_request():
+            expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
+        log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
+        lease = lease_fields(expanded.lease) if expanded.lease else None
+        return jsonify(added=expanded.added, known=expanded.known, lease=lease, ended=expanded.ended)
+
+    def heartbeat(self) -> Response:
+        """Keep a worker's leases, and what it tells of itself for the status page."""
+        body = read_body(HEARTBEAT)
+        jobs = [(job["url"], job["token"], _done_bytes(job)) for job in body["jobs"]]
+        lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body))
+        if lost:
+            log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
+        pace = max(2.0, self._queue.worker_count() / 200)
+        answer = {
+            "lost": lost,
+            "control": self._control(body),
+            "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
+        }
+        if "finished" in body:
+            answer["replay"] = not self._queue.knows(body["finished"])
+        return jsonify(answer)
+
+    def _control(self, body: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return what a worker should do because the site asked one of its address or account for less."""
+        marks = [f"address:{_egress()}", *(f"account:{body[name]}" for name in ("account",) if name in body)]
+        risk = body.get("risk", {"kind": "", "seconds": 0.0})
+        if risk["seconds"]:
+            with suppress(EngineFull):  # leases are kept all the same
+                self._queue.tell_risk(marks, risk["kind"], risk["seconds"])
+        seconds = self._queue.risk_seconds(marks)
+        return {"slow_seconds": seconds} if seconds else None
+
+    def ack(self) -> Response:
+        """Record a finished page."""
+        body = read_body(ACK)
+        result = Result(body["path"], body["bytes"], body["seconds"], body.get("title", ""))
+        with bad_request():
+            state = self._queue.ack(body["url"], body["token"], result)
+        log.info(_("done %s: %s"), body["url"], result.path)
+        return jsonify(state=state)
+
+    def replay(self) -> Response:
+        """Record what a worker finished and the queue has lost."""
+        body = read_body(REPLAY)
+        results = [
+            (one["url"], Result(one["path"], one["bytes"], one["seconds"], one.get("title", "")))
+            for one in body["results"]
+        ]
+        with bad_request():
+            recorded = self._queue.replay(body["worker"], results)
+        if recorded:
+            sentence = _(
+                "The queue had lost %d results of %s: they are recorded again. Its data were set back or replaced"
+            )
+            log.warning(sentence, recorded, body["worker"])
+        return jsonify(recorded=recorded, known=len(results) - recorded)
+
+    def nack(self) -> Response:
+        """Record a failed attempt."""
+        body = read_body(NACK)
+        failure = Failure(
+            body["class"], body["code"], body["reason"], body.get("title", ""), body.get("retry_after_seconds")
+        )
+        state = self._queue.nack(body["url"], body["token"], failure)
+        log.info(_("failed %s (%s, now %s): %s: %s"), body["url"], failure.kind, state, failure.code, failure.reason)
+        return jsonify(state=state)
+
+    def release(self) -> Response:
+        """Take a job back untouched."""
+        body = read_body(record(LEASE_FIELDS))
+        state = self._queue.release(body["url"], body["token"])
+        log.info(_("released %s"), body["url"])
+        return jsonify(state=state)
+
+    def add_url(self) -> Response:
+        """Queue what a user submits; name each text that is no target, with the reason."""
+        body = read_body(ADD)
+        category = body.get("category") or self._settings.category
+        if problem := category_problem(category):
+            raise BadRequest(f"category: {problem}")
+        ids, rejected = sort_out(body["urls"], self._site)
+        unique = list(dict.fromkeys(ids))
+        added = self._queue.add(
+            unique,
+            category,
+            body.get("source", ""),
+            body.get("refresh", False),
+            body.get("request", ""),
+            body.get("wishes"),
+            body.get("again", False),
+        )
+        known = added.known + len(ids) - len(unique)
+        log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
+        self._count("added", added.added)
+        return jsonify(added=added.added, known=known, rejected=rejected)
+
+    def watch(self) -> Response:
+        """Have a source read again and again, or no more."""
+        body = read_body(WATCH)
+        if 0 < body["seconds"] < LEAST_WATCH_SECONDS:
+            raise BadRequest(_("seconds: 0, or at least {count}").format(count=LEAST_WATCH_SECONDS))
+        with bad_request():
+            source = parse_source(body["source"], self._site)
+            if source is None:
+                raise BadRequest(_("source: this is no source: {text}").format(text=body["source"][:80]))
+            before = self._queue.watch(source, body["seconds"])
+        log.info(_("watching %s: every %d s"), source, body["seconds"])
+        return jsonify(source=source, before=before)
+
+    def sources(self) -> Response:
+        """List what is known of each source."""
+        return self._listing(self._queue.sources)
+
+    def redrive(self) -> Response:
+        """Give dead or delayed jobs all their attempts back."""
+        body = read_body(REDRIVE)
+        if body.get("all", False) == ("urls" in body):
+            raise BadRequest(_('urls are expected, or "all": true'))
+        redriven = self._queue.redrive(body["urls"]) if "urls" in body else self._queue.redrive_all()
+        log.info(_("redriven %d"), redriven)
+        return jsonify(redriven=redriven)
+
+    def status(self) -> Response:
+        """Show the number of jobs in each state, and the workers."""
+        return jsonify(
+            jobs=asdict(self._queue.counts()),
+            workers=self._queue.workers(),
+            next_due_seconds=self._queue.next_due_seconds(),
+            lease_seconds=self._settings.lease_seconds,
+        )
+
+    def success(self) -> Response:
+        """List finished pages."""
+        return self._listing(self._queue.success)
+
+    def failed(self) -> Response:
+        """List dead and delayed jobs."""
+        return self._listing(self._queue.failed)
+
+    def _listing(self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]]) -> Response:
+        after = read_query("after", line(JOB_ID_CHARACTERS), "")
+        limit = read_query("limit", decimal(1, 1000), 100)
+        with bad_request():
+            items, following = verb(after, limit)
+        return jsonify(items=items, next=following)
+
+    def healthz(self) -> tuple[Response, int]:
+        """Say whether server and engine work."""
+        try:
+            self._queue.ping()
+        except EngineFull:
+            return jsonify(error=_("Redis or Valkey has no room left: its memory or its disk is full")), 503
+        except EngineError:
+            return jsonify(error=_("Redis or Valkey cannot be used now")), 503
+        return jsonify(status="ok"), 200
+
+    def _count(self, name: str, amount: int) -> None:
+        with self._lock:
+            self.totals[name] += amount
+
+
+def _egress() -> str:
+    """Return the address from which a worker comes: behind a proxy on this machine, the one that the proxy names.
+
+    Whoever forges it can only make others ask the site more slowly.
+    """
+    address = request.remote_addr or ""
+    named = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+    return named if named and is_address(named) and ipaddress.ip_address(address or "::").is_loopback else address
+
+
+def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a checked heartbeat for the status page, at most MAX_STATUS_BYTES of JSON."""
+    jobs = [{"url": job["url"], **job.get("progress", {})} for job in body["jobs"]]
+    status = {**body.get("state", {}), "jobs": jobs}
+    while jobs and len(json.dumps(status, ensure_ascii=False).encode()) > MAX_STATUS_BYTES:
+        jobs.pop()
+    return status
+
+
+def _done_bytes(job: Mapping[str, Any]) -> int:
+    """Return how much of a job is on its worker's disk; 1 where the worker says that there is something."""
+    progress = job.get("progress", {})
+    done_bytes = sum(int(stream.get("done_bytes", 0)) for stream in progress.get("streams", ()))
+    return min(max(done_bytes, int(progress.get("chunks", False))), 2**53)
