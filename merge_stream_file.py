@@ -52,7 +52,7 @@ from merge_command import (
 )
 from merge_proof import Inputs, check_inputs, check_output, write_failure
 from merge_turns import SharedRunFailed, Turns
-from model import KIB, MIB, Merged, MergePlan
+from model import CHUNK_BYTES, KIB, MIB, Merged, MergePlan
 
 if sys.platform != "win32":
     import fcntl
@@ -63,8 +63,8 @@ MIN_TIMEOUT_SECONDS = 60.0
 MERGE_BYTES_PER_SECOND = 1 * MIB
 """The slowest merge that is waited for; a disk that reads, writes and rewrites 30 MiB/s does ten of them."""
 
-SHARED_BYTES = 16 * MIB
-"""Smaller merges may share an ffmpeg: they take less time than its start."""
+SHARED_BYTES = CHUNK_BYTES
+"""Merges of no more may share an ffmpeg: they take less time than its start."""
 
 STDERR_BYTES = 64 * KIB
 MOVE_BYTES = 1 * MIB

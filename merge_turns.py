@@ -14,8 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-SHARED_AT_MOST = 4
-"""Files of one ffmpeg; more gain little, and the first one waits for the last."""
+from model import MERGED_TOGETHER
 
 _Order = TypeVar("_Order")
 _Wanted = TypeVar("_Wanted", contravariant=True)
@@ -77,7 +76,7 @@ class Turns(Generic[_Order]):
                 continue
             crew = [first]
             for other in [other for other in self._waiting if first.kind and other.kind == first.kind]:
-                if len(crew) < SHARED_AT_MOST and not other.given.cancelled():
+                if len(crew) < MERGED_TOGETHER and not other.given.cancelled():
                     self._waiting.remove(other)
                     crew.append(other)
             processor = self._free.popleft()

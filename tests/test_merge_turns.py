@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from merge_turns import SHARED_AT_MOST, SharedRunFailed, Turns
+from merge_turns import SharedRunFailed, Turns
+from model import MERGED_TOGETHER
 
 
 class Kitchen:
@@ -62,7 +63,7 @@ async def test_small_ones_that_wait_share_a_turn_and_large_ones_and_other_kinds_
     kitchen.gate.set()
     await asyncio.gather(*orders)
     together = [run for run, _processor in kitchen.runs[2:]]
-    assert SHARED_AT_MOST == 4
+    assert MERGED_TOGETHER == 4
     assert sorted(together) == [["c", "e", "g", "h"], ["d"], ["f", "j"], ["i"]]
 
 
