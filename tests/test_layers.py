@@ -19,7 +19,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
-        | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
+        | {"account", "pace", "visitor", "matroska", "merge_command", "merge_turns", "stream_choice"}
     ),
     frozenset({"sources"}),
     frozenset(
