@@ -507,7 +507,8 @@ class PartFile:
         self.held_bytes += len(data)
         if not chunk.missing_bytes:
             self._finish(chunk)
-        elif chunk.at - chunk.marked >= MARK_BYTES:
+        elif chunk.at - chunk.marked + len(data) > MARK_BYTES:
+            # Another piece of this size would be in the file, and unclaimed, before it is counted here.
             self._mark(chunk)
 
     def set_size(self, size_bytes: int) -> None:
