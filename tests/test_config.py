@@ -312,3 +312,25 @@ def test_a_half_written_file_never_means_something_else(stop: int, count: int, c
         assert parse_working(whole[:cut]) == Working(stop, count, 2 * 1024**2)
     except ValueError:
         assert cut < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("json://host/path", ("json://host/path",)),
+        ("tgram://1:AA/2  ntfys://ntfy.sh/topic,", ("tgram://1:AA/2", "ntfys://ntfy.sh/topic")),
+        ("mailtos://a:b@c.example?to=d@e,f@g, json://h", ("mailtos://a:b@c.example?to=d@e,f@g", "json://h")),
+    ],
+)
+def test_addresses_for_notices_are_taken_apart_where_one_begins(text: str, found: tuple[str, ...]) -> None:
+    settings = parse_settings({"BILI_NOTIFY": text})
+    assert settings.notify == found
+    assert "host" not in repr(settings) or "json://" not in repr(settings)
+    assert "AA" not in repr(settings)
+
+
+@pytest.mark.parametrize("text", ["s3cret", "json:s3cret", "json://a s3cret", "://s3cret"])
+def test_what_is_no_address_for_notices_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(UsageError, match="BILI_NOTIFY: ") as raised:
+        parse_settings({"BILI_NOTIFY": text})
+    assert "s3cret" not in str(raised.value)

@@ -279,7 +279,9 @@ def _egress() -> str:
 def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a checked heartbeat for the status page, at most MAX_STATUS_BYTES of JSON."""
     jobs = [{"url": job["url"], **job.get("progress", {})} for job in body["jobs"]]
-    status = {**body.get("state", {}), "jobs": jobs}
+    risk = body.get("risk", {"kind": "", "seconds": 0.0})
+    parked = {"risk": risk["kind"]} if risk["seconds"] else {}
+    status = {**body.get("state", {}), **parked, "jobs": jobs}
     while jobs and len(json.dumps(status, ensure_ascii=False).encode()) > MAX_STATUS_BYTES:
         jobs.pop()
     return status
