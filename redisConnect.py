@@ -621,7 +621,7 @@ class Queue:
         """Tell whether a notice may go out in this hour; else it is withheld, until ``withheld`` gives it out."""
         seconds, _micros = self._redis.time()
         sent = _key(f"notified:{seconds // 3600}")
-        with self._redis.pipeline(transaction=True) as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:
             count, _set = pipe.incr(sent).expire(sent, 7200).execute()
         if count <= NOTICES_AN_HOUR:
             return True

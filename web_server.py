@@ -16,14 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import waitress
 
 from config import Settings, is_loopback, load
-from errors import EngineError, UsageError
+from errors import EngineError, EngineFull, UsageError
 from i18n import _
 from model import MIB
 from notices import notices
@@ -114,8 +114,9 @@ class Watch:
                 self._say(notice.say([subject.partition(" ")[2] for subject in made]), notice.is_good)
 
     def _say(self, text: str, is_good: bool) -> None:
-        if not self._queue.may_notify(text):
-            return
+        with suppress(EngineFull):  # there is no room to count it; what is remembered is said once all the same
+            if not self._queue.may_notify(text):
+                return
         problems = self._send(text, is_good)
         for problem in problems:
             if problem not in self._problems:

@@ -2,6 +2,7 @@
 -- ARGV: subject, what it was and what it is from now on, of each; an empty text is nothing.
 -- Answers the subjects that were as they are said to have been: another server has changed the others.
 
+redis.call('ZREM', WORKERS, '') -- as in heartbeat.lua: this is taken also where memory is full
 local made = {}
 for i = 1, #ARGV, 3 do
   local subject, before, after = ARGV[i], ARGV[i + 1], ARGV[i + 2]

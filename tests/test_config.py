@@ -84,6 +84,7 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_MIN_QUALITY": "best",
         "BILI_EXTRAS": "danmaku,lyrics",
         "BILI_OUTPUT": "{titel}",
+        "BILI_NOTIFY": "topsecret",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -100,7 +101,7 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_CONTAINER": "MKV", "BILI_MIN_QUALITY": "80"}
     values |= {"BILI_EXTRAS": "nfo, Danmaku,nfo", "BILI_OUTPUT": "{owner}/{title}"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
-    values |= {"BILI_COOKIES": "cookies.txt"}
+    values |= {"BILI_COOKIES": "cookies.txt", "BILI_NOTIFY": "json://secretuser:secretpassword@host/"}
     settings = parse_settings(values)
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"
@@ -325,8 +326,9 @@ def test_a_half_written_file_never_means_something_else(stop: int, count: int, c
 def test_addresses_for_notices_are_taken_apart_where_one_begins(text: str, found: tuple[str, ...]) -> None:
     settings = parse_settings({"BILI_NOTIFY": text})
     assert settings.notify == found
-    assert "host" not in repr(settings) or "json://" not in repr(settings)
-    assert "AA" not in repr(settings)
+    assert "://" not in repr(
+        Settings(server_url="", web_url="", api_url="", passport_url="", short_url="", notify=found)
+    )
 
 
 @pytest.mark.parametrize("text", ["s3cret", "json:s3cret", "json://a s3cret", "://s3cret"])

@@ -451,6 +451,20 @@ def test_more_than_so_many_an_hour_are_summed_up_in_one(
     assert posts.texts[-1].splitlines()[1:] == [f"notice {number}" for number in range(sent)][-WITHHELD_LIMIT:]
 
 
+def test_a_full_memory_keeps_no_notice_back(queue: Queue, connection: redis.Redis) -> None:
+    beat(queue, "w1")
+    (watch,), posts = watches(queue)
+    long_since(watch)
+    silence(connection, "w1", 200)
+    connection.config_set("maxmemory", 1)
+    try:
+        for _look in range(2):
+            watch.look()
+    finally:
+        connection.config_set("maxmemory", 0)
+    assert len(posts.texts) == 1
+
+
 def test_a_service_that_fails_is_said_once(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     (watch,), posts = watches(queue)
     posts.problems = ["it is away"]
