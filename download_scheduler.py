@@ -304,6 +304,9 @@ class Scheduler:
             outcomes = await asyncio.gather(*ends, return_exceptions=True)
             await self._say_goodbye()
             self._heartbeat.stop()
+            with contextlib.suppress(ServerError, TimeoutError):  # whoever says this is not taken for lost
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._queue.heartbeat((), {**self._state(), "state": "ended"})
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome

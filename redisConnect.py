@@ -28,11 +28,13 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 import retry
+import series
 from config import Settings
 from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
+from notices import Change, EndedSource, Seen, SeenWorker
 from parse_ import bvid_to_aid, parse_job_id
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,15 @@ COMMON_KEYS = (
     *("deaths", "draining", "started", "ledger", "watch"),
 )
 """In the order in which ``lua/common.lua`` names them."""
+
+NOTICES_AN_HOUR = 20
+WITHHELD_LIMIT = 50
+RECENT_STEPS = 60
+"""Ten minutes."""
+SOON_MS = 600_000
+"""A delayed job that is due within this will be work."""
+HEARD_SECONDS = 30.0
+"""A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
 
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 """As ``lua/common.lua`` has it, in the language of its reader."""
@@ -383,7 +394,7 @@ class Queue:
         container = _container(url)
         identity = _identity(container)
         own = _key(f"listed:{url}") if container.is_source else _bucket("paged", identity)
-        keys = [_answer(token), _bucket("closed", identity), own]
+        keys = [_answer(token), _bucket("closed", identity), own, _key("ended")]
         args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
         told = ledger or ListedPage(0)
         args += [
@@ -503,7 +514,150 @@ class Queue:
         codes = [_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
 
+    @_engine_errors
+    def sample(self) -> bool:
+        """Note how fast the farm is and what it finished since the last step; return whether that was due.
+
+        To be called each second: of several servers the first one in each step does it, the others only look.
+        """
+        (seconds, micros), step = self._look(lambda pipe: pipe.time().hget(_key("sampled"), "step"))
+        if step == str(seconds // series.RINGS[series.HOUR].step_seconds - 1):  # the one that has ended
+            return False
+        numbers = [number for ring in series.RINGS.values() for number in ring]
+        keys = [_key("sampled"), *map(_ring, series.RINGS)]
+        return bool(self._run("sample", keys, [self._speed(seconds * 1000 + micros // 1000), *numbers]))
+
+    def _speed(self, at_ms: int) -> int:
+        """Return the speed of all workers together in bytes a second, of those that were heard of just now."""
+        # Beyond now are those that were last heard of before the clock was set back.
+        heard = self._redis.zrangebyscore(_key("workers"), at_ms - round(HEARD_SECONDS * 1000), at_ms + 1000)
+        speed = 0.0
+        for i in range(0, len(heard), 100):  # a large answer would hold up the engine
+            texts = self._redis.hmget(_key("status"), heard[i : i + 100])
+            speed += sum(_dict(text).get("speed_bytes_per_second", 0) for text in texts)
+        return round(speed)
+
+    # -------------------------------------------------------------------------------- what people are told
+
+    @_engine_errors
+    def seen(self, watched_seconds: float) -> tuple[Seen, dict[str, str]]:
+        """Return what notices are made of, and what is remembered of those before.
+
+        ``watched_seconds`` is for how long workers could be heard without a break: no silence is longer.
+        """
+        said, beats, holds, totals, texts, soon, time = self._look(
+            lambda pipe: (
+                pipe.hgetall(_key("noticed")).zrange(_key("workers"), 0, -1, withscores=True).hgetall(_key("holds")),
+                pipe.hmget(_key("totals"), "done", "replayed", "replayed_at"),
+                pipe.hvals(_ring(series.HOUR)).zrange(_key("delayed"), 0, 0, withscores=True).time(),
+            )
+        )
+        at_ms, counts = time[0] * 1000 + time[1] // 1000, self.counts()
+        recent = [
+            step
+            for step in series.read_steps(series.RINGS[series.HOUR], texts, time[0])
+            if step.number >= time[0] // series.RINGS[series.HOUR].step_seconds - RECENT_STEPS
+        ]
+        ended, until = self._ended(said.get("ended", ""))
+        is_soon = bool(soon) and soon[0][1] < at_ms + SOON_MS
+        done, replayed, replayed_at = (int(total or 0) for total in totals)
+        return Seen(
+            at_seconds=time[0],
+            workers=self._seen_workers(beats, holds, at_ms, watched_seconds),
+            lost_after_seconds=max(15.0, 3 * self._lease_seconds),
+            failures=sum(step.failures for step in recent),
+            finished=sum(step.finished for step in recent),
+            open_jobs=counts.ready + counts.leased + (counts.delayed if is_soon else 0),
+            waiting_jobs=counts.delayed,
+            done=done,
+            dead=counts.dead,
+            replayed=replayed,
+            replayed_seconds=max(0.0, (at_ms - replayed_at) / 1000),
+            ended=ended,
+            ended_until=until,
+        ), said
+
+    def _seen_workers(
+        self, beats: list[tuple[str, float]], holds: Mapping[str, str], at_ms: int, watched_seconds: float
+    ) -> list[SeenWorker]:
+        workers = []
+        for i in range(0, len(beats), 100):  # a large answer would hold up the engine
+            part = beats[i : i + 100]
+            texts = self._redis.hmget(_key("status"), [name for name, _score in part])
+            for (name, score), text in zip(part, texts, strict=True):
+                status = _dict(text)
+                silent_seconds = min(watched_seconds, max(0.0, (at_ms - score) / 1000))
+                if "state" in status:  # who only ever asked for jobs is no machine that could be lost
+                    has_ended = status["state"] == "ended" and name not in holds
+                    free, risk = status.get("disk_free_bytes"), status.get("risk", "")
+                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk))
+        return workers
+
+    def _ended(self, after: str) -> tuple[list[EndedSource], str]:
+        """Return the sources that ended after a place in their stream, and the place after them."""
+        if not after:
+            newest = self._redis.xrevrange(_key("ended"), count=1)
+            return [], newest[0][0] if newest else "0-0"
+        entries = self._redis.xrange(_key("ended"), f"({after}", "+")
+        sources = [
+            EndedSource(
+                entry["source"],
+                entry["title"],
+                entry["complete"] == "1",
+                *(int(entry[name]) for name in ("listed", "queued", "unavailable")),
+            )
+            for _id, entry in entries
+        ]
+        return sources, entries[-1][0] if entries else after
+
+    @_engine_errors
+    def change_noticed(self, changes: Sequence[Change]) -> list[str]:
+        """Remember changes; return the subjects of those that no other server was quicker with."""
+        args = [text for change in changes for text in (change.subject, change.before, change.after)]
+        return list(self._run("notice", [_key("noticed")], args))
+
+    @_engine_errors
+    def may_notify(self, text: str) -> bool:
+        """Tell whether a notice may go out in this hour; else it is withheld, until ``withheld`` gives it out."""
+        seconds, _micros = self._redis.time()
+        sent = _key(f"notified:{seconds // 3600}")
+        with self._redis.pipeline(transaction=False) as pipe:
+            count, _set = pipe.incr(sent).expire(sent, 7200).execute()
+        if count <= NOTICES_AN_HOUR:
+            return True
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(_key("withheld"), text).ltrim(_key("withheld"), -WITHHELD_LIMIT, -1).execute()
+        return False
+
+    @_engine_errors
+    def withheld(self) -> list[str]:
+        """Return what was withheld, once, when a new hour has begun; the last notices where there were too many."""
+        (seconds, _micros), length = self._look(lambda pipe: pipe.time().llen(_key("withheld")))
+        if not length or int(self._redis.get(_key(f"notified:{seconds // 3600}")) or 0) >= NOTICES_AN_HOUR:
+            return []
+        with self._redis.pipeline(transaction=True) as pipe:
+            return list(pipe.lrange(_key("withheld"), 0, -1).delete(_key("withheld")).execute()[0])
+
     # -------------------------------------------------------------------------------- what people look at
+
+    @_engine_errors
+    def history(self, name: str) -> tuple[int, list[series.Point]]:
+        """Return the seconds of a step and the points of a range, one of ``series.RINGS``."""
+        ring = series.RINGS[name]
+        texts, (seconds, _micros) = self._look(lambda pipe: pipe.hvals(_ring(name)).time())
+        return ring.step_seconds, series.points(ring, series.read_steps(ring, texts, seconds))
+
+    @_engine_errors
+    def time_left_seconds(self) -> int | None:
+        """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
+        ready, kept, suspect, leased, texts, (seconds, _micros) = self._look(
+            lambda pipe: (
+                pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect")).zcard(_key("leased")),
+                pipe.hvals(_ring(series.HOUR)).time(),
+            )
+        )
+        steps = series.read_steps(series.RINGS[series.HOUR], texts, seconds)
+        return series.seconds_left(ready + kept + suspect + leased, steps, seconds)
 
     @_engine_errors
     def counts(self) -> Counts:
@@ -682,6 +836,10 @@ def _done(page: JobId) -> str:
 
 def _risk(mark: str) -> str:
     return _key(f"risk:{mark}")
+
+
+def _ring(name: str) -> str:
+    return _key(f"history:{name}")
 
 
 def _container(text: str) -> JobId:
