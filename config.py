@@ -138,6 +138,8 @@ class Settings:
     extras: tuple[str, ...] = ("tags",)
     """Tags by default: they come with what is asked for anyway; every other one costs a request or a file."""
     output: Output = USUAL
+    log_level: str = "info"
+    log_file: Path | None = None
 
     @property
     def scratch_dir(self) -> Path:
@@ -187,6 +189,8 @@ _VARIABLES = {
     "min_quality": "BILI_MIN_QUALITY",
     "extras": "BILI_EXTRAS",
     "output": "BILI_OUTPUT",
+    "log_level": "BILI_LOG_LEVEL",
+    "log_file": "BILI_LOG_FILE",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -425,6 +429,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "min_quality": _least_quality,
     "extras": _extras,
     "output": lambda text, root: parse_output(text),
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_file": _path,
 }
 
 

@@ -47,8 +47,9 @@ from werkzeug.exceptions import (
 )
 
 from config import Settings, category_problem, is_loopback, load
-from errors import EngineError, EngineFull, StaleToken, UsageError
+from errors import EngineError, EngineFull, ServerError, StaleToken, UsageError
 from i18n import _, catalogue
+from log_setup import start_logging
 from model import JOB_ID_CHARACTERS, KIB, MIB, Counts, Failure, Page, Result
 from parse_ import MAX_CID, SiteHosts, parse_job_id
 from redisConnect import Queue, open_queue
@@ -64,6 +65,7 @@ from sources import (
     parse_source,
     sort_out,
 )
+from status_table import show_status
 
 log = logging.getLogger(__name__)
 
@@ -929,7 +931,14 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--port", type=_port, default=8080, help=_("port; 0 is any that is free (default: %(default)s)")
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--status", action="store_true", help=_("show what the running server at BILI_SERVER_URL tells, and end")
+    )
+    parser.add_argument("--json", action="store_true", help=_("with --status: as JSON, for scripts"))
+    arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.status:
+        parser.error(_("--json belongs to --status"))
+    return arguments
 
 
 def _port(text: str) -> int:
@@ -960,14 +969,17 @@ def _serve(settings: Settings, queue: Queue, host: str, port: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until a signal ends it; return the exit status, 2 where it could not start."""
     arguments = _parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
     try:
         settings = load(os.environ)
+        if arguments.status:
+            show_status(settings, arguments.json)
+            return 0
+        start_logging(settings)
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
         _demand_token(arguments.host, settings)
         with closing(open_queue(settings)) as queue:
             _serve(settings, queue, arguments.host, arguments.port)
-    except (UsageError, EngineError) as error:
+    except (UsageError, EngineError, ServerError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
