@@ -123,7 +123,7 @@ def fit(text: str, cells: int, more: str = "…") -> str:
     if cell_len(text) <= cells:
         return text
     room = cells - len(more)
-    return set_cell_size(text, room).rstrip() + more if room > 0 else set_cell_size(text, max(0, cells))
+    return set_cell_size(text, room).rstrip() + more if room >= 0 else set_cell_size(text, max(0, cells))
 
 
 def kind_word(name: str) -> str:

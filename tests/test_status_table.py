@@ -91,9 +91,10 @@ def test_scripts_get_the_same_facts(settings: Settings, queue_server: str, capsy
     found = facts(settings, queue_server, capsys)
     assert found["jobs"] == {"ready": 1, "leased": 2, "delayed": 1, "done": 0, "dead": 1}
     assert found["speed_bytes_per_second"] == 3 * 1024**2 and found["is_complete"]
-    assert [worker["worker"] for worker in found["workers"]] == ["cellar", "阁楼"]
-    assert found["workers"][1]["jobs"] == 1 and found["workers"][1]["count"] == 4
-    assert found["workers"][0]["disk_free_bytes"] is None
+    workers = {worker["worker"]: worker for worker in found["workers"]}
+    assert list(workers) == ["cellar", "w1", "阁楼"]
+    assert workers["阁楼"]["jobs"] == 1 and workers["阁楼"]["count"] == 4
+    assert workers["cellar"]["disk_free_bytes"] is None
     assert [source["source"] for source in found["sources"]] == ["mid:137137"]
     assert {failure["code"]: failure["dead"] for failure in found["failures"]} == {"-404": 1, "site": 0}
 

@@ -208,12 +208,12 @@ def test_jobs_that_move_come_first() -> None:
     assert [rank(view) for view in order] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("width", range(8, 300))
-def test_the_columns_fill_the_line_and_no_more(width: int) -> None:
-    columns = columns_for(width, 5)
-    cells = [cells for cells in (*columns, terminal.PERCENT) if cells]
-    assert sum(cells) + len(cells) - 1 + (0 if columns.title else 2) <= width
-    assert columns.bar >= 1 and (not columns.title or columns.title >= 15)
+def test_the_columns_fill_the_line_and_no_more() -> None:
+    for width in range(8, 300):
+        columns = columns_for(width, 5)
+        cells = [cells for cells in (*columns, terminal.PERCENT) if cells]
+        assert sum(cells) + len(cells) - 1 + (0 if columns.title else 2) <= width, width
+        assert columns.bar >= 1 and (not columns.title or columns.title >= 15), width
 
 
 def test_a_file_gets_no_bars_and_whole_times() -> None:
