@@ -56,7 +56,7 @@ class Session:
         self.process = subprocess.Popen(
             [sys.executable, "-c", ON_THIS_TERMINAL, sys.executable, str(ROOT / "run.py")],
             **dict.fromkeys(("stdin", "stdout", "stderr"), slave),  # type: ignore[call-overload]
-            env=farm.environ(**{**kept, **environ}),
+            env={name: value for name, value in farm.environ(**{**kept, **environ}).items() if value},
             start_new_session=True,
         )
         os.close(slave)
@@ -89,13 +89,16 @@ class Session:
         with self._lock:
             return self.glass.everything()
 
-    def shows(self, what: str, seconds: float = 60.0) -> str:
+    def shows(self, what: str, seconds: float = 40.0) -> str:
         """Return the first line that has a text (a pattern), as soon as there is one."""
 
         def line() -> str:
             return next((line for line in self.shown() if re.search(what, line)), "")
 
-        return str(wait_until(f"{what!r} on the screen", line, seconds))
+        try:
+            return str(wait_until(f"{what!r} on the screen", line, seconds))
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), *self.everything()[-60:]])) from None
 
     def resize(self, columns: int, rows: int) -> None:
         with self._lock:
@@ -162,7 +165,8 @@ def test_with_64_jobs_in_a_small_window_bars_move_and_failures_stay_above(farm: 
     assert re.match(r"running · jobs: \d+ · .*/s · left: ", total)
     farther = session.shows(r"━.* [3-9]\d%")
     assert cell_len(farther) <= 79
-    wait_until("something is done", lambda: any("done, other/" in line for line in session.everything()), 90)
+    for outcome in ("done, other/", "failed, now dead"):
+        wait_until(outcome, lambda outcome=outcome: any(outcome in line for line in session.everything()), 90)
     assert session.interrupt() == 0 and is_clean(session)
     log = "\n".join(session.everything())
     assert re.search(r"WARNING \S+: failed, now dead", log) and "Stopping" in log
