@@ -21,7 +21,8 @@ from typing import IO, NamedTuple
 from i18n import _
 from plain_text import one_line
 
-FRAME_SECONDS = 0.25
+FRAME_SECONDS, IDLE_SECONDS = 0.25, 0.5
+"""Between two pictures, and between two looks where nothing has changed: a worker without work costs next to nothing."""
 BURST_SECONDS = 0.05
 """Between two pictures, however many lines are said: many of them come with one."""
 WAITING_LINES = 10_000
@@ -187,7 +188,7 @@ class LiveLines:
             else:
                 self._drawn = Picture()  # the terminal is somebody else's now
                 self._turn(())
-            self._wake.wait(FRAME_SECONDS)
+            self._wake.wait(IDLE_SECONDS if lines is None else FRAME_SECONDS)
             self._wake.clear()
             self._ended.wait(BURST_SECONDS if self._said else 0)
 
