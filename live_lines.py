@@ -22,7 +22,7 @@ from i18n import _
 from plain_text import one_line
 
 FRAME_SECONDS, IDLE_SECONDS = 0.25, 0.5
-"""Between two pictures, and between two looks where nothing has changed: a worker without work costs next to nothing."""
+"""Between two pictures, and between two looks where nothing has changed: a worker without work costs nearly nothing."""
 BURST_SECONDS = 0.05
 """Between two pictures, however many lines are said: many of them come with one."""
 WAITING_LINES = 10_000

@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import live_lines
@@ -26,6 +26,7 @@ def picture(*lines: str, columns: int = 20) -> Picture:
     return Picture(tuple(Line(line, len(line)) for line in lines), columns)
 
 
+@settings(deadline=None, max_examples=60)
 @given(STEPS)
 def test_after_any_steps_the_screen_has_the_last_picture_below_all_that_was_said(
     steps: list[tuple[list[str], list[str]]],

@@ -205,6 +205,7 @@ def script(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_two_where_no_server_is_and_starts_none() -> None:
     away = f"http://127.0.0.1:{free_port()}"
     for arguments in (("--status",), ("--status", "--json")):
@@ -214,6 +215,7 @@ def test_the_script_ends_with_two_where_no_server_is_and_starts_none() -> None:
     assert script("--json").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_script_prints_json_that_a_script_can_read(queue_server: str) -> None:
     ended = script("--status", "--json", BILI_SERVER_URL=queue_server)
     assert ended.returncode == 0 and json.loads(ended.stdout)["jobs"]["done"] == 0
