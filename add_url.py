@@ -43,6 +43,7 @@ from errors import (
     UsageError,
 )
 from i18n import _
+from log_setup import note, start_logging
 from model import Added, Failure, Lease
 from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
@@ -121,6 +122,7 @@ def undivided() -> Iterator[None]:
 def say(text: str) -> None:
     """Write a line for a person, to stderr: stdout belongs to the line that scripts read."""
     print(text, file=sys.stderr, flush=True)
+    note(text)
 
 
 # ------------------------------------------------------------------------------------------ where it writes
@@ -818,7 +820,9 @@ def run(arguments: Sequence[str] | None) -> int:
     status = 0
     try:
         check_options(options)
-        perform(load(os.environ), options, tally)
+        settings = load(os.environ)
+        start_logging(settings)
+        perform(settings, options, tally)
         status = 1 if tally.rejected else 0
     except KeyboardInterrupt:
         say(_("Interrupted; what was added stays in the queue."))

@@ -140,6 +140,8 @@ class Settings:
     output: Output = USUAL
     notify: tuple[str, ...] = field(default=(), repr=False)
     """Addresses of services that reach a person; they have keys and passwords in them."""
+    log_level: str = "info"
+    log_file: Path | None = None
 
     @property
     def scratch_dir(self) -> Path:
@@ -190,6 +192,8 @@ _VARIABLES = {
     "extras": "BILI_EXTRAS",
     "output": "BILI_OUTPUT",
     "notify": "BILI_NOTIFY",
+    "log_level": "BILI_LOG_LEVEL",
+    "log_file": "BILI_LOG_FILE",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -438,6 +442,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "extras": _extras,
     "output": lambda text, root: parse_output(text),
     "notify": _addresses,
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_file": _path,
 }
 
 

@@ -23,12 +23,14 @@ from typing import Any, NoReturn
 import waitress
 
 from config import Settings, is_loopback, load
-from errors import EngineError, EngineFull, UsageError
+from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
+from log_setup import start_logging
 from model import MIB
 from notices import notices
 from notify import Notifier
 from redisConnect import Queue, open_queue
+from status_table import show_status
 from web import create_app
 
 log = logging.getLogger(__name__)
@@ -234,7 +236,14 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help=_("send a notice to each address of BILI_NOTIFY, say whether it arrived, and end"),
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--status", action="store_true", help=_("show what the running server at BILI_SERVER_URL tells, and end")
+    )
+    parser.add_argument("--json", action="store_true", help=_("with --status: as JSON, for scripts"))
+    arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.status:
+        parser.error(_("--json belongs to --status"))
+    return arguments
 
 
 def _port(text: str) -> int:
@@ -279,16 +288,19 @@ def _serve(settings: Settings, queue: Queue, host: str, port: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until a signal ends it; return the exit status, 2 where it could not start."""
     arguments = _parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
     try:
         settings = load(os.environ)
+        if arguments.status:
+            show_status(settings, arguments.json)
+            return 0
+        start_logging(settings)
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
         if arguments.test_notification:
             return _test_notification(settings)
         _demand_token(arguments.host, settings)
         with closing(open_queue(settings)) as queue:
             _serve(settings, queue, arguments.host, arguments.port)
-    except (UsageError, EngineError) as error:
+    except (UsageError, EngineError, ServerError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -15,19 +15,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder"}),
+    frozenset({"create_folder", "plain_text"}),
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
-        | {"account", "matroska", "merge_command", "merge_turns", "notices", "pace"}
-        | {"series", "stream_choice", "visitor"}
+        | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
+        | {"pace", "series", "stream_choice", "visitor"}
     ),
     frozenset({"sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"notify", "site_walk"}
+        | {"log_setup", "notify", "site_walk", "working_file"}
     ),
-    frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
+    frozenset(
+        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
+        | {"status_table", "terminal"}
+    ),
     frozenset({"download_scheduler", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -38,7 +41,7 @@ ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
     | {"pace", "visitor", "source_ids", "sources"}
-    | {"matroska", "merge_command", "stream_choice", "notices", "series"}
+    | {"matroska", "merge_command", "notices", "plain_text", "series", "stream_choice"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
@@ -57,7 +60,7 @@ DOORS = {
 """Who may import what leads out of this process; ``demo`` stands for all modules of that folder.
 
 ``site_walk`` is the half of add_url.py that asks the site; with requests, because add_url.py waits for one answer at a
-time and for nothing else.
+time and for nothing else. ``status_table`` asks with the session of site_walk.
 """
 
 IMPURE = frozenset(
