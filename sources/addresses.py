@@ -20,7 +20,7 @@ from parse_ import (
     path_below,
     split_address,
 )
-from source_ids import MAX_KEYWORD_CHARACTERS, NAMED, find_source, search_for
+from source_ids import MAX_KEYWORD_CHARACTERS, NAMED, find_source, ranking_of, search_for
 
 SPACE_HOST = "space.bilibili.com"
 SEARCH_HOST = "search.bilibili.com"
@@ -105,6 +105,8 @@ def _with_number(word: str, rest: str) -> str | None:
         return None  # the name of a category, which the settings know
     if word == "fav":
         rest = rest.removeprefix("ml")
+    if word == "rank" and (parts := ranking_of(*f"rank:{rest}".rpartition(":")[::2])) is not None:
+        return str(parts)
     if find_source(f"{word}:{rest}") is not None:
         return f"{word}:{rest}"
     raise ValueError(

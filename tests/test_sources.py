@@ -41,6 +41,8 @@ NAMES = [
     ("later", "later"),
     ("rank:1010", "rank:1010"),
     ("rank:0", "rank:0"),
+    ("rank:1010:201,2094", "rank:1010:201,2094"),
+    ("RANK:1010:2094,201,2094", "rank:1010:201,2094"),
     ("popular", "popular"),
     ("Weekly", "weekly"),
     ("weekly:123", "weekly:123"),
@@ -148,6 +150,10 @@ def test_what_is_no_source_is_left_to_others(text: str) -> None:
         ("cheese:123", "cheese:ss123"),
         ("weekly:last", "weekly:123"),
         ("rank:12345678901234567890", "rank:1010"),
+        ("rank:1010:", "rank:1010"),
+        ("rank:1010:0", "rank:1010"),
+        ("rank:0:201", "rank:1010"),
+        ("rank:1010:201:2094", "rank:1010"),
         ("later:137137", "later"),
         ("popular:all", "popular"),
         ("search:", "keyword"),
@@ -651,6 +657,17 @@ def test_a_ranking_is_read_if_it_is_the_regions() -> None:
     assert asked("rank:1010") == {"rid": "1010", "type": "all"}
 
 
+def test_a_ranking_of_sub_regions_has_what_is_of_them() -> None:
+    nodes = [archive(48918074, pid_v2=1010, tid=201), archive(706, pid_v2=1010, tidv2=2094), archive(2, pid_v2=1010)]
+    assert asked("rank:1010:201,2094") == {"rid": "1010", "type": "all"}
+    page = one("rank:1010:201,2094", data({"list": nodes}))
+    assert [item.title for item in page.items] == ["第48918074号", "第706号"]
+    assert one("rank:1010:5", data({"list": nodes})) == ListPage("", (), 0, 1, None)
+    assert parse_source("rank:1010:" + ",".join(map(str, range(1, 33))), REAL_HOSTS)
+    with pytest.raises(ValueError, match="no source"):
+        first_cursor("rank:1010:2094,201")
+
+
 def test_popular_goes_on_until_the_site_has_no_more() -> None:
     first, second = read("popular", chart([1356452135], no_more=False), chart([1906472398], no_more=True))
     assert [first.items[0].id, second.items[0].id] == ["BV1tz421i7zb", "BV1MU411S7Cc"]
@@ -712,7 +729,7 @@ def test_a_search_ends_at_fifty_pages() -> None:
 
 # ------------------------------------------------------------------------------------------ what is broken
 
-EVERY_SOURCE = [str(Source(kind, 3)) for kind in NUMBERED] + [*NAMED, SEARCH + "a"]
+EVERY_SOURCE = [str(Source(kind, 3)) for kind in NUMBERED] + [*NAMED, SEARCH + "a", "rank:3:4,5"]
 
 
 def cursors() -> list[str]:
