@@ -712,7 +712,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="TARGET",
         help=_("a BV, av or ep id, an address of a video, an episode or a list of videos, a b23.tv link, or a"
-               " source: mid:, fav:, favs:, season:, series:, ss, md, cheese:, rank:, search:, popular, weekly,"
+               " source: mid:, fav:, favs:, lists:, season:, series:, ss, md, cheese:, rank:, search:, popular, weekly,"
                " precious, later; with no target at all, the ranking of every configured category"),
     )  # fmt: skip
     parser.add_argument(

@@ -13,7 +13,10 @@ from urllib.parse import quote, unquote
 MAX_ID = 2**53 - 1
 MAX_KEYWORD_CHARACTERS = 100
 
-NUMBERED = ("mid:", "favs:", "fav:", "season:", "series:", "ss", "md", "cheese:ss", "cheese:ep", "rank:", "weekly:")
+NUMBERED = (
+    *("mid:", "favs:", "fav:", "lists:", "season:", "series:"),
+    *("ss", "md", "cheese:ss", "cheese:ep", "rank:", "weekly:"),
+)
 """What stands before the number of a source that has one."""
 
 NAMED = ("later", "popular", "weekly", "precious")

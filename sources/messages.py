@@ -96,6 +96,10 @@ _ADDRESSES = {
 }
 
 
+_SPACES = {"mid:": "", "favs:": "/favlist", "lists:": "/lists"}
+"""Pages of a user's space."""
+
+
 def source_address(source: str, web_url: str) -> str:
     """Return where a source can be looked at in a browser; of a collection or a series its id alone does not tell."""
     found = find_source(source)
@@ -103,6 +107,6 @@ def source_address(source: str, web_url: str) -> str:
         return web_url
     if found.kind == SEARCH:
         return f"https://search.bilibili.com/video?keyword={source.removeprefix(SEARCH)}"
-    if found.kind in ("mid:", "favs:"):
-        return f"https://space.bilibili.com/{found.number}{'/favlist' if found.kind == 'favs:' else ''}"
+    if found.kind in _SPACES:
+        return f"https://space.bilibili.com/{found.number}{_SPACES[found.kind]}"
     return web_url + _ADDRESSES.get(found.kind, "").format(number=found.number)

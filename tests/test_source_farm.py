@@ -195,6 +195,22 @@ def test_a_watch_goes_on_after_its_terminal_and_finds_a_new_video(farm: Farm) ->
     assert output_of(farm, "--unwatch", UPLOADER)[0] == 1
 
 
+@pytest.mark.parametrize("reader", ["add_url.py", "run.py"])
+def test_all_lists_of_a_user_are_read_list_by_list(reader: str, farm: Farm) -> None:
+    source = f"lists:{shelves.CROWD_MID}"
+    if reader == "add_url.py":
+        farm.start(reader, f"https://space.bilibili.com/{shelves.CROWD_MID}/lists", "--watch", "3600")
+    else:
+        post(farm, "/add_url", urls=[source], watch=3600)
+        farm.worker()
+    inner = farm.site.get("sources")[source]
+    assert len(inner) == 23
+    wait_until("all lists are read", lambda: all(agrees(farm, one) for one in (source, *inner)))
+    assert {one: found["watched"] for one, found in ledgers(farm).items() if found["watched"]} == {source: 3600}
+    listed = {url for one in inner for url in farm.site.get("sources")[one]}
+    assert sum(found["queued"] for one, found in ledgers(farm).items() if one != source) == len(listed), "each once"
+
+
 def test_a_watched_video_is_asked_for_new_pages_after_everything_was_started_anew(farm: Farm) -> None:
     video = next(video for video in farm.site.get("catalogue")["videos"] if video["name"] == "gains-a-page")
     watching = farm.start("add_url.py", video["bvid"], "--watch", "3600", "--category", "music")

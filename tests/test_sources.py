@@ -61,6 +61,11 @@ NAMES = [
     (f"{SPACE}/137137/upload", "mid:137137"),
     ("space.bilibili.com/137137", "mid:137137"),
     ("https://m.bilibili.com/space/137137", "mid:137137"),
+    ("lists:137137", "lists:137137"),
+    (f"{SPACE}/137137/lists", "lists:137137"),
+    (f"{SPACE}/137137/lists/?spm_id_from=333.1387.0.0", "lists:137137"),
+    (f"{SPACE}/137137/channel/series", "lists:137137"),
+    ("https://m.bilibili.com/space/137137/lists", "lists:137137"),
     (f"{SPACE}/137137/favlist", "favs:137137"),
     (f"{SPACE}/137137/favlist?fid=1306978874&ftype=create", "fav:1306978874"),
     (f"{SPACE}/137137/favlist?fid=1306978874&ftype=collect&ctype=11", "fav:1306978874"),
@@ -163,7 +168,8 @@ def test_what_is_no_source_is_left_to_others(text: str) -> None:
         (f"{SPACE}/abc", "space.bilibili.com/137137"),
         (f"{SPACE}/137137/dynamic", "137137/video"),
         (f"{SPACE}/137137/upload/audio", "137137/video"),
-        (f"{SPACE}/137137/lists", "collection or series"),
+        (f"{SPACE}/137137/channel/detail", "collection or series"),
+        (f"{SPACE}/137137/channel/collectiondetail", "collection or series"),
         (f"{SPACE}/137137/lists/abc", "abc"),
         (f"{SPACE}/137137/favlist?fid=abc", "abc"),
         (f"{WEB}/bangumi/play/ss", "number"),
@@ -489,6 +495,30 @@ def test_a_folder_that_is_private_or_gone_is_said_to_be(code: int, says: str) ->
     with pytest.raises(PermanentError, match=says) as caught:
         one("fav:1", {"code": code, "message": "", "ttl": 1, "data": None})
     assert caught.value.code == str(code)
+
+
+def lists(total: int, seasons: list[Any], series: list[Any] | None, size: int = 20) -> dict[str, object]:
+    """Return a page of all lists of a user, as the site's pages of a space read it."""
+    about = {"page_num": 1, "page_size": size, "total": total}
+    return data({"items_lists": {"page": about, "seasons_list": seasons, "series_list": series}})
+
+
+def test_all_lists_of_a_user_are_sources_whatever_the_site_gives_at_a_time() -> None:
+    season = {"meta": {"season_id": 1227671, "name": "合集·吐槽", "mid": 1, "total": 2}, "archives": []}
+    series = {"meta": {"series_id": 2158988, "name": "JavaSE", "mid": 1, "total": 6}, "archives": None}
+    pages = read("lists:1", lists(3, [season], [series], 2), lists(3, [], [{"meta": {"name": "无名"}}, series], 2))
+    assert [(item.id, item.title) for page in pages for item in page.items] == [
+        *(("season:1227671", "合集·吐槽"), ("series:2158988", "JavaSE")),
+        *(("", ""), ("series:2158988", "JavaSE")),
+    ]
+    assert [(page.announced, page.pages) for page in pages] == [(3, 2), (3, 2)]
+    assert asked("lists:1") == {"mid": "1", "page_num": "1", "page_size": "20"}
+    with pytest.raises(RiskControl):
+        one("lists:1", {"code": -403, "message": "访问权限不足", "ttl": 1})
+    with pytest.raises(PermanentError, match="does not show"):
+        one("lists:1", {"code": 53013, "message": "用户隐私设置未公开", "ttl": 1})
+    nobody, somebody = read("lists:1", lists(0, [], None), data({"mid": 1, "name": "没有合集"}))
+    assert (nobody.items, somebody) == ((), ListPage("没有合集", (), 0, 1, None))
 
 
 def test_all_folders_of_a_user_are_sources() -> None:
