@@ -27,7 +27,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"site_walk"}
     ),
     frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
-    frozenset({"download_scheduler"}),
+    frozenset({"download_scheduler", "late_extras"}),
     frozenset({"add_url", "run", "web_server"}),
 )
 """An import goes down at least one level. docs/architecture.md has the same table, and test_docs.py compares them."""
