@@ -23,6 +23,7 @@ from sources.reading import (
     items_of,
     listed,
     params,
+    totalled_page,
     video_item,
 )
 from sources.records import ListItem, ListPage, ListRequest
@@ -147,11 +148,11 @@ def _plan_collection(place: Place) -> ListRequest:
 def _read_collection(place: Place, text: str) -> ListPage:
     data = answer(text, refusals={-404: _NO_COLLECTION})
     meta = as_object(data.get("meta"))
-    announced = count(as_object(data["page"])["total"])
-    if not announced and not whole_number(meta.get("season_id")):
+    title = plain_title(meta.get("title") or meta.get("name"))
+    page = totalled_page(place, data, "archives", video_item, PAGE_SIZE, title)
+    if not page.announced and not whole_number(meta.get("season_id")):
         raise PermanentError(_NO_COLLECTION, -404)
-    items = items_of(listed(data.get("archives")), video_item)
-    return counted_page(place, plain_title(meta.get("title") or meta.get("name")), items, announced, PAGE_SIZE)
+    return page
 
 
 # ------------------------------------------------------------------------------------------ a series
@@ -181,10 +182,7 @@ def _plan_series_videos(place: Place) -> ListRequest:
 
 @reads_site
 def _read_series_videos(place: Place, text: str) -> ListPage:
-    data = answer(text, refusals={-404: _NO_SERIES})
-    announced = count(as_object(data["page"])["total"])
-    items = items_of(listed(data.get("archives")), video_item)
-    return counted_page(place, "", items, announced, PAGE_SIZE)
+    return totalled_page(place, answer(text, refusals={-404: _NO_SERIES}), "archives", video_item, PAGE_SIZE)
 
 
 STEPS = {
