@@ -445,8 +445,9 @@ class Adder:
         if not isinstance(sink, Queue) or needs_account(source):
             self._send([(source, entry)], category, "", wishes)
             return
-        if self._watch:
-            sink.watch(source, self._watch)
+        if_due = self._again
+        if self._watch and not sink.watch(source, self._watch):
+            if_due = False  # it has come into the list since the last round
         waiting = [source]
         while waiting:
             source = waiting.pop(0)
@@ -456,7 +457,7 @@ class Adder:
                 category,
                 wishes,
                 bool(self._options.refresh),
-                if_due=self._again,
+                if_due=if_due,
             )
             if isinstance(found, Lease):
                 waiting += self._walk(sink, found)

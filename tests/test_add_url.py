@@ -1044,18 +1044,20 @@ def test_what_is_watched_through_a_server_stays_watched_there(
 
 
 def test_a_later_round_watches_what_is_new_in_its_list_and_asks_known_videos_nothing(
-    connection: redis.Redis, tmp_path: Path
+    use_site: StandIn, connection: redis.Redis, tmp_path: Path
 ) -> None:
     queue = Queue(connection, Settings())
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     listed = tmp_path / "list"
     listed.write_text("ep1\n")
     options = watch_options(file=[str(listed)], watch=60)
-    add_url.add_all(queue, Settings(), options, add_url.Tally())
+    add_url.add_all(queue, settings, options, add_url.Tally())
     (lease,) = queue.lease("w", 1)
     queue.expand(lease.url, lease.token, ())
     due = connection.zscore("{bili:0}:watch", "ep1")
-    listed.write_text("ep1\nep2\n")
-    add_url.add_all(queue, Settings(), options, add_url.Tally(), again=True)
-    assert [lease.url for lease in queue.lease("w", 9)] == ["ep2"]
-    assert set(connection.zrange("{bili:0}:watch", 0, -1)) == {"ep1", "ep2"}
+    listed.write_text("ep1\nep2\nrank:1010\n")
+    add_url.add_all(queue, settings, options, add_url.Tally(), again=True)
+    leased_now = [lease.url for lease in queue.lease("w", 20)]
+    assert "ep2" in leased_now and "ep1" not in leased_now and len(leased_now) == 11, "the ranking is read at once"
+    assert set(connection.zrange("{bili:0}:watch", 0, -1)) == {"ep1", "ep2", "rank:1010"}
     assert connection.zscore("{bili:0}:watch", "ep1") == due, "named again, it is not put off"
