@@ -265,6 +265,7 @@ class Walk:
 class ListedPage:
     """What the ledger of a source is told of one page of its listing, beside the ids that are queued.
 
+    Of a watched video it is its title, and in ``announced`` how many pages it has.
     ``page`` counts from 1 in each pass: a page that is told twice counts once. ``skipped`` are listed but not wished;
     ``ended`` says of the last page why it is the last: ``end`` of the listing, or ``wished``.
     """

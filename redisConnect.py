@@ -232,16 +232,17 @@ class Queue:
         request: str = "",
         wishes: Mapping[str, Any] | None = None,
         again: bool = False,
+        watch: int = 0,
     ) -> Added:
         """Queue containers, each once; with ``refresh`` known ones are asked again for new pages.
 
         ``request`` is a random id that makes a repeated call count the same. ``wishes`` (since, match, limit and
         oldest_first of model.Walk) are for the sources among the ids; with ``again`` known sources are read again.
-        At most a few thousand ids.
+        With ``watch`` all of them are, from now on, every so many seconds. At most a few thousand ids.
         """
         keys = [_answer(request or secrets.token_hex(8))]
         renewed = "all" if refresh else "sources" if again else ""
-        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes)]
+        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes), str(watch)]
         for text in ids:
             identity = _identity(_container(text))
             keys += [_bucket("seen", identity), _bucket("closed", identity)]
@@ -294,38 +295,42 @@ class Queue:
         return answer if isinstance(answer, str) else self._lease(*answer)
 
     @_engine_errors
-    def watch(self, source: str, seconds: int) -> int:
-        """Have a source read again that often by itself, or with 0 no more; return what was set before."""
-        return int(self._run("watch", [], [str(_container(source)), seconds]))
+    def watch(self, url: str, seconds: int) -> int:
+        """Have a source or a video read again that often by itself, or with 0 no more; return what was set before.
+
+        A video is asked for new pages once a day at most.
+        """
+        return int(self._run("watch", [], [str(_container(url)), seconds]))
 
     @_engine_errors
     def revisit(self) -> int:
-        """Queue watched sources whose time has come, a bounded number of them; return how many."""
+        """Queue watched sources and videos whose time has come, a bounded number of them; return how many."""
         seconds, micros = self._redis.time()
         due = self._redis.zrangebyscore(_key("watch"), "-inf", seconds * 1000 + micros // 1000, 0, 100)
         if not due:
             return 0
         keys, args = [], []
-        for source in due:
-            identity = _identity(_container(source))
+        for url in due:
+            identity = _identity(_container(url))
             keys += [_bucket("seen", identity), _bucket("closed", identity)]
-            args += [source, identity.member]
+            args += [url, identity.member]
         return int(self._run("revisit", keys, args))
 
     @_engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Return the ledgers of sources in the order of their ids, and where to go on (None at the end)."""
+        """Return the ledgers of sources and watched videos in the order of ids, and where to go on."""
         ids = sorted(self._redis.hkeys(_key("ledger")))
         first = bisect_right(ids, after)
         following = ids[first + limit - 1] if len(ids) > first + limit else None
         ids = ids[first : first + limit]
         if not ids:
             return [], None
+        closed_at = [(_bucket("closed", one), one.member) for one in map(_identity, map(_container, ids))]
         texts, tries, leased, delayed, dead, *closed = self._look(
             lambda pipe: (
                 pipe.hmget(_key("ledger"), ids).hmget(_key("tries"), ids),
                 pipe.zmscore(_key("leased"), ids).zmscore(_key("delayed"), ids).zmscore(_key("dead"), ids),
-                [pipe.sismember(_bucket("closed", _identity(_container(source))), source) for source in ids],
+                [pipe.sismember(bucket, member) for bucket, member in closed_at],
             )
         )
         places = {"leased": leased, "delayed": delayed, "dead": dead, "closed": [one or None for one in closed]}

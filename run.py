@@ -7,6 +7,10 @@ downloaded at the same time. Ctrl-C gives all jobs back at once and keeps what i
 
     python run.py --login
     python run.py --logout
+
+--extras downloads no video: it lays what BILI_EXTRAS names beside those that are here already.
+
+    python run.py --extras
 """
 
 from __future__ import annotations
@@ -39,8 +43,10 @@ from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
 from connections import Connections
 from download_scheduler import Scheduler
 from download_stream_file import Wire
-from errors import DownloaderError, UsageError
+from errors import CircumstanceError, DownloaderError, UsageError
+from extras import BESIDE, Extras
 from i18n import _
+from late_extras import Laid, MediaDoor, lay_late
 from live_lines import LiveLines, reflows
 from log_setup import start_logging
 from media_client import MediaClient
@@ -61,6 +67,7 @@ KEEP_SECONDS = 60.0
 """Between two looks at the mirrors' health that outlive a kill."""
 EXIT_USAGE = 2
 EXIT_NO_LOGIN = 1
+EXIT_SOME_FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.login or options.logout:
             return asyncio.run(_log_in(settings)) if options.login else _log_out(settings)
         account.load(settings)  # one that cannot be used is said before anything begins
+        if options.extras:
+            return asyncio.run(_lay_extras(settings))
         ffmpeg = find_ffmpeg(config.ROOT, os.environ)
         log.info("ffmpeg: %s", probe_ffmpeg(ffmpeg))
         settings, name_lock = _claim_name(settings)
@@ -109,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         "--login", action="store_true", help=_("log in with a QR code, keep the account on this machine, and end")
     )
     either.add_argument("--logout", action="store_true", help=_("delete the account that --login has kept, and end"))
+    either.add_argument(
+        "--extras",
+        action="store_true",
+        help=_("lay what BILI_EXTRAS names beside the videos that are here already, and end"),
+    )
     return parser
 
 
@@ -134,6 +148,30 @@ def _log_out(settings: Settings) -> int:
     gone = account.forget(settings)
     _say(_("The login is deleted from this machine") if gone else _("There was no login on this machine"))
     return 0
+
+
+async def _lay_extras(settings: Settings) -> int:
+    """Lay what is missing beside the finished pages of this machine; return the exit status."""
+    beside = tuple(extra for extra in settings.extras if extra in BESIDE)
+    if not beside:
+        sentence = _("BILI_EXTRAS names nothing that lies beside a video; such are: {names}")
+        raise UsageError(sentence.format(names=", ".join(BESIDE)))
+    _prepare_folders(settings)
+    settings = replace(settings, extras=beside)
+    laid = Laid()
+    async with (
+        make_session(settings) as site_session,
+        MediaClient(settings, media_allowed(MEDIA_SUFFIXES, settings.stand_in_hosts)) as media_client,
+    ):
+        site = BiliClient(settings, site_session)
+        try:
+            await lay_late(Extras(settings, site, MediaDoor(media_client)), site, laid)
+        except CircumstanceError as error:
+            log.warning(_("%s; the same command goes on where it stopped, later"), error)
+            laid.failed += 1
+        finally:
+            _say(str(laid))
+    return EXIT_SOME_FAILED if laid.failed else 0
 
 
 def _say(sentence: str) -> None:

@@ -3,7 +3,7 @@
 -- video or listed:<id> of a source, ended, a seen bucket for each page, and for each container its seen, closed and paged
 -- one.
 -- ARGV: id, token, member of the container, 1 if more follows, lease_ms, nonce, number of pages, what the ledger of a
--- source is told as JSON, then id and member of each job, the pages first.
+-- source (of a watched video its title, and how many pages it has) is told as JSON, then id and member of each job, the pages first.
 -- Answers {added, known, {id, token, origin, attempt, ledger} or nothing}, as JSON, or false for a stale token; of a
 -- source that is ended here, whatever was to follow, {added, known, true}.
 
@@ -199,6 +199,24 @@ if page_count > 1 then
 end
 
 -- ---------------------------------------------------------------------------------- whether it goes on
+
+-- What is told of a watched video: nothing is read in between, so all of its pages are known when the last ones came.
+local function note_visit(text)
+  local video, told, seconds = cjson.decode(text), cjson.decode(ARGV[8]), math.floor(at / 1000)
+  video.queued = video.queued + added
+  if not more then
+    video.title = told.title or video.title
+    video.announced = told.announced or page_count
+    video.listed, video.known = video.announced, known
+    video.complete, video.ended, video.checked, video.full_pass = true, 'end', seconds, seconds
+  end
+  save_ledger(id, video)
+end
+
+local watched_video = not ledger and redis.call('HGET', LEDGER, id)
+if watched_video then
+  note_visit(watched_video)
+end
 
 local ends_early = false
 if ledger then

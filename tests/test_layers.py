@@ -31,7 +31,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
         | {"status_table", "terminal"}
     ),
-    frozenset({"download_scheduler", "web"}),
+    frozenset({"download_scheduler", "late_extras", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
 """An import goes down at least one level. docs/architecture.md has the same table, and test_docs.py compares them."""

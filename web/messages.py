@@ -18,11 +18,7 @@ from i18n import _
 from model import JOB_ID_CHARACTERS, MIB
 from parse_ import MAX_CID, parse_job_id
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
-from sources import (
-    WATCH_SECONDS,
-    WISHES,
-    ledger_shape,
-)
+from sources import WISHES, ledger_shape, watch_seconds
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +113,9 @@ ADD = record(
     request=REQUEST,
     wishes=WISHES,
     again=flag,
+    watch=watch_seconds,
 )
-WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
+WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": watch_seconds})
 REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag)
 
 

@@ -27,13 +27,7 @@ from parse_ import SiteHosts
 from redisConnect import Queue
 from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record
-from sources import (
-    LEAST_WATCH_SECONDS,
-    lease_fields,
-    listed_page,
-    parse_source,
-    sort_out,
-)
+from sources import lease_fields, listed_page, sort_out
 from web.guard import is_address
 from web.messages import (
     ACK,
@@ -97,7 +91,7 @@ class Verbs:
             raise BadRequest(_("pages or urls are expected"))
         pages = [Page(**page) for page in body.get("pages", ())]
         more = body.get("more", False)
-        ledger = listed_page(body.get("ledger"))
+        ledger = listed_page(body.get("ledger", {}), body.get("title", ""))
         with bad_request():
             expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
         log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
@@ -189,6 +183,7 @@ class Verbs:
             body.get("request", ""),
             body.get("wishes"),
             body.get("again", False),
+            body.get("watch", 0),
         )
         known = added.known + len(ids) - len(unique)
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
@@ -196,15 +191,13 @@ class Verbs:
         return jsonify(added=added.added, known=known, rejected=rejected)
 
     def watch(self) -> Response:
-        """Have a source read again and again, or no more."""
+        """Have a source or a video read again and again, or no more."""
         body = read_body(WATCH)
-        if 0 < body["seconds"] < LEAST_WATCH_SECONDS:
-            raise BadRequest(_("seconds: 0, or at least {count}").format(count=LEAST_WATCH_SECONDS))
-        with bad_request():
-            source = parse_source(body["source"], self._site)
-            if source is None:
-                raise BadRequest(_("source: this is no source: {text}").format(text=body["source"][:80]))
-            before = self._queue.watch(source, body["seconds"])
+        ids, rejected = sort_out([body["source"]], self._site)
+        if rejected:
+            raise BadRequest(f"source: {rejected[0]['reason']}")
+        (source,) = ids
+        before = self._queue.watch(source, body["seconds"])
         log.info(_("watching %s: every %d s"), source, body["seconds"])
         return jsonify(source=source, before=before)
 
