@@ -67,7 +67,7 @@ from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_cl
 from result_log import ResultLog, log_path
 from source_reader import read_source
 from sources import Told
-from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, streams_bytes
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, spoken, streams_bytes
 
 log = logging.getLogger(__name__)
 
@@ -796,6 +796,7 @@ class Scheduler:
                 subtitles=embedded.subtitles,
             )
             result = await self._merge(held, view, video, page, plan, streams.extension)
+            result = replace(result, streams=spoken(streams.choice))
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)

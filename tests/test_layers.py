@@ -21,7 +21,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
     ),
-    frozenset({"sources"}),
+    frozenset({"queue_data", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"site_walk"}
