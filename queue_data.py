@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from i18n import _
-from model import JOB_ID_CHARACTERS, JobId
+from model import JobId
 from parse_ import bvid_to_aid, parse_job_id
 
 BUCKETS = 65536
@@ -31,8 +31,6 @@ COMMON_KEYS = (
 )
 """In the order in which ``lua/common.lua`` names them."""
 
-CURSOR_CHARACTERS = JOB_ID_CHARACTERS + 200
-"""An id, and before it what the entries are sorted by."""
 STATES = ("leased", "ready", "delayed", "dead", "done")
 CANCELLED = "cancelled"
 FOLDED_BYTES = 48

@@ -391,7 +391,9 @@ class Seed:
         ending = path in ENDING_VERBS
         before = self._token_of(body["url"]) if ending else None
         if path == "/cancel":  # takes leases from workers that live
-            self._ended_since_look |= {(url, token) for url in body["urls"] if (token := self._token_of(url))}
+            ended = {(url, token) for url in body["urls"] if (token := self._token_of(url))}
+            self._ended_since_look |= ended
+            world.taken |= {token for _url, token in ended}
         status, headers, content = self._server.handle(method, path, query, body)
         if path != "/heartbeat":
             about = body["url"] if ending else ""
