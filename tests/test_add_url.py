@@ -877,7 +877,8 @@ def kill_some(queue: Queue, failures: Sequence[Failure]) -> None:
     ("arguments", "retried"),
     [
         ([], 3), (["--match", "GONE"], 1), (["--match", "-403"], 1), (["--match", "ÄPFEL"], 1), (["--match", "ep3"], 1),
-        (["--match", "ep4"], 0), (["--match", "nothing such"], 0), (["--match", "ep9"], 0), (["--match", "cancelled"], 1),
+        (["--match", "ep4"], 0), (["--match", "nothing such"], 0), (["--match", "ep9"], 0),
+        (["--match", "cancelled"], 1),
     ],
 )  # fmt: skip
 def test_the_dead_are_queued_again(

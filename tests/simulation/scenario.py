@@ -284,7 +284,7 @@ class Seed:
             if target not in self._look().dead and any(str(page.cid) not in known for page in wanted):
                 self.world.counts["refreshes without effect"] += 1
                 self.world.note("CHECK", f"the refresh of {target} had no effect")
-                if REFRESH_IS_KEPT and not self._was_set_back:
+                if REFRESH_IS_KEPT and not (self._was_set_back or self._has_forgotten):
                     self.world.violate(f"{target} was asked for again, and not all of its pages are known")
         await self._add(grown, refresh=True)
         await self._drained()
