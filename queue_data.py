@@ -445,13 +445,17 @@ class JobViews:
             score, _mark, last = mark.partition(" ")
             _checked_number(score)
             beyond = (f"({score}", "+inf") if newest_first else ("-inf", f"({score}")
-            rank, before, now_score = self._look(
+            rank, before, now_score, same = self._look(
                 lambda pipe: (
                     pipe.zrevrank(key(name), last) if newest_first else pipe.zrank(key(name), last),
                     pipe.zcount(key(name), *beyond).zscore(key(name), last),
+                    pipe.zrangebyscore(key(name), score, score, 0, LOOKED_AT),
                 )
             )
-            start = rank + 1 if rank is not None and now_score == float(score) else before
+            if rank is not None and now_score == float(score):
+                start = rank + 1
+            else:
+                start = before + sum((url > last) == newest_first for url in same)
         (found,) = self._look(
             lambda pipe: pipe.zrange(key(name), start, start + count - 1, desc=newest_first, withscores=True)
         )

@@ -199,9 +199,14 @@ def test_a_list_goes_on_where_it_was_although_jobs_left_its_head(queue: Queue) -
     assert [item["url"] for item in queue.jobs("ready", after=following or "", limit=9)[0]] == BV[22:29]
 
 
-def test_a_sorted_list_goes_on_where_it_was_although_the_last_one_has_left(queue: Queue) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_sorted_list_goes_on_where_it_was_although_the_last_one_has_left(
+    queue: Queue, connection: redis.Redis, ties: bool
+) -> None:
     queue.add(BV[:6])
     urls = [fail(queue, transient()) for _n in range(6)]
+    now_ms = connection.time()[0] * 1000
+    connection.zadd(key("delayed"), {url: now_ms + 10_000 + (0 if ties else place) for place, url in enumerate(urls)})
     listed = all_of(lambda after: queue.jobs("delayed", after=after, limit=2))
     assert sorted(listed) == sorted(urls)
     _items, following = queue.jobs("delayed", limit=3)
