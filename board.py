@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from model import CHUNK_BYTES, StreamProgress
+from model import CHUNK_BYTES, MERGED_TOGETHER, StreamProgress
 
 SPEED_WINDOW_SECONDS = 5.0
 SMALL_BYTES = CHUNK_BYTES
@@ -94,6 +94,12 @@ class Board:
     def in_stages(self, stages: Iterable[str]) -> list[JobView]:
         """Return the jobs that are in one of these stages."""
         return [view for view in self.jobs.values() if view.stage in stages]
+
+    @property
+    def merges(self) -> float:
+        """How many ffmpegs the jobs in the merge are worth, or will be when their turn comes: small ones share one."""
+        merging = self.in_stages(("merging",))
+        return sum(1 / MERGED_TOGETHER if 0 < view.streams_bytes <= SMALL_BYTES else 1 for view in merging)
 
     def report(self, view: JobView, progress: StreamProgress) -> None:
         """Take the progress of a stream; what a resume found on disk is not counted as received."""

@@ -14,6 +14,8 @@ MIB = 1024 * KIB
 
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
+MERGED_TOGETHER = 4
+"""Small files that one ffmpeg makes at most: more gain little, and the first one waits for the last."""
 
 JOB_ID_CHARACTERS = 1300
 """The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""

@@ -28,11 +28,13 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 import retry
+import series
 from config import Settings
 from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
+from notices import Change, EndedSource, Seen, SeenWorker
 from parse_ import parse_job_id
 from queue_data import (
     CANCELLED,
@@ -47,19 +49,27 @@ from queue_data import (
     containers_of,
     done_key,
     ended_key,
-    failed_item,
     failure_cursor,
     failure_range,
     folded_prefix,
     identity_of,
     key,
-    reason_of,
+    ledger_item,
     record_key,
     risk_key,
     success_item,
 )
 
 log = logging.getLogger(__name__)
+
+NOTICES_AN_HOUR = 20
+WITHHELD_LIMIT = 50
+RECENT_STEPS = 60
+"""Ten minutes."""
+SOON_MS = 600_000
+"""A delayed job that is due within this will be work."""
+HEARD_SECONDS = 30.0
+"""A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
 
 _LUA = Path(__file__).resolve().parent / "lua"
 _P = ParamSpec("_P")
@@ -397,21 +407,9 @@ class Queue:
             for index in range(len(ids))
         ]
         return [
-            self._ledger(source, as_dict(text), state, as_dict(failure))
+            ledger_item(source, as_dict(text), state, as_dict(failure), self._category)
             for source, text, state, failure in zip(ids, texts, states, tries, strict=True)
         ], following
-
-    def _ledger(self, source: str, ledger: dict[str, Any], state: str, tries: dict[str, Any]) -> dict[str, Any]:
-        failed = state in ("delayed", "dead")
-        return {
-            "source": source,
-            "state": state,
-            "code": tries.get("code", "") if failed else "",
-            "reason": reason_of(tries) if failed else "",
-            "category": ledger.get("category") or self._category,
-            "wishes": ledger.get("wishes") or {},
-            **{name: ledger.get(name, default) for name, default in _LEDGER.items()},
-        }
 
     # -------------------------------------------------------------------------------- what workers do
 
@@ -457,7 +455,7 @@ class Queue:
         container = _container(url)
         identity = identity_of(container)
         own = key(f"listed:{url}") if container.is_source else bucket("paged", identity)
-        keys = [answer_key(token), bucket("closed", identity), own]
+        keys = [answer_key(token), bucket("closed", identity), own, key("ended")]
         args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
         told = ledger or ListedPage(0)
         args += [
@@ -586,7 +584,150 @@ class Queue:
         codes = [as_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
 
+    @_engine_errors
+    def sample(self) -> bool:
+        """Note how fast the farm is and what it finished since the last step; return whether that was due.
+
+        To be called each second: of several servers the first one in each step does it, the others only look.
+        """
+        (seconds, micros), step = self._look(lambda pipe: pipe.time().hget(key("sampled"), "step"))
+        if step == str(seconds // series.RINGS[series.HOUR].step_seconds - 1):  # the one that has ended
+            return False
+        numbers = [number for ring in series.RINGS.values() for number in ring]
+        keys = [key("sampled"), *map(_ring, series.RINGS)]
+        return bool(self._run("sample", keys, [self._speed(seconds * 1000 + micros // 1000), *numbers]))
+
+    def _speed(self, at_ms: int) -> int:
+        """Return the speed of all workers together in bytes a second, of those that were heard of just now."""
+        # Beyond now are those that were last heard of before the clock was set back.
+        heard = self._redis.zrangebyscore(key("workers"), at_ms - round(HEARD_SECONDS * 1000), at_ms + 1000)
+        speed = 0.0
+        for i in range(0, len(heard), 100):  # a large answer would hold up the engine
+            texts = self._redis.hmget(key("status"), heard[i : i + 100])
+            speed += sum(as_dict(text).get("speed_bytes_per_second", 0) for text in texts)
+        return round(speed)
+
+    # -------------------------------------------------------------------------------- what people are told
+
+    @_engine_errors
+    def seen(self, watched_seconds: float) -> tuple[Seen, dict[str, str]]:
+        """Return what notices are made of, and what is remembered of those before.
+
+        ``watched_seconds`` is for how long workers could be heard without a break: no silence is longer.
+        """
+        said, beats, holds, totals, texts, soon, time = self._look(
+            lambda pipe: (
+                pipe.hgetall(key("noticed")).zrange(key("workers"), 0, -1, withscores=True).hgetall(key("holds")),
+                pipe.hmget(key("totals"), "done", "replayed", "replayed_at"),
+                pipe.hvals(_ring(series.HOUR)).zrange(key("delayed"), 0, 0, withscores=True).time(),
+            )
+        )
+        at_ms, counts = time[0] * 1000 + time[1] // 1000, self.counts()
+        recent = [
+            step
+            for step in series.read_steps(series.RINGS[series.HOUR], texts, time[0])
+            if step.number >= time[0] // series.RINGS[series.HOUR].step_seconds - RECENT_STEPS
+        ]
+        ended, until = self._ended(said.get("ended", ""))
+        is_soon = bool(soon) and soon[0][1] < at_ms + SOON_MS
+        done, replayed, replayed_at = (int(total or 0) for total in totals)
+        return Seen(
+            at_seconds=time[0],
+            workers=self._seen_workers(beats, holds, at_ms, watched_seconds),
+            lost_after_seconds=max(15.0, 3 * self._lease_seconds),
+            failures=sum(step.failures for step in recent),
+            finished=sum(step.finished for step in recent),
+            open_jobs=counts.ready + counts.leased + (counts.delayed if is_soon else 0),
+            waiting_jobs=counts.delayed,
+            done=done,
+            dead=counts.dead,
+            replayed=replayed,
+            replayed_seconds=max(0.0, (at_ms - replayed_at) / 1000),
+            ended=ended,
+            ended_until=until,
+        ), said
+
+    def _seen_workers(
+        self, beats: list[tuple[str, float]], holds: Mapping[str, str], at_ms: int, watched_seconds: float
+    ) -> list[SeenWorker]:
+        workers = []
+        for i in range(0, len(beats), 100):  # a large answer would hold up the engine
+            part = beats[i : i + 100]
+            texts = self._redis.hmget(key("status"), [name for name, _score in part])
+            for (name, score), text in zip(part, texts, strict=True):
+                status = as_dict(text)
+                silent_seconds = min(watched_seconds, max(0.0, (at_ms - score) / 1000))
+                if "state" in status:  # who only ever asked for jobs is no machine that could be lost
+                    has_ended = status["state"] == "ended" and name not in holds
+                    free, risk = status.get("disk_free_bytes"), status.get("risk", "")
+                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk))
+        return workers
+
+    def _ended(self, after: str) -> tuple[list[EndedSource], str]:
+        """Return the sources that ended after a place in their stream, and the place after them."""
+        if not after:
+            newest = self._redis.xrevrange(key("ended"), count=1)
+            return [], newest[0][0] if newest else "0-0"
+        entries = self._redis.xrange(key("ended"), f"({after}", "+")
+        sources = [
+            EndedSource(
+                entry["source"],
+                entry["title"],
+                entry["complete"] == "1",
+                *(int(entry[name]) for name in ("listed", "queued", "unavailable")),
+            )
+            for _id, entry in entries
+        ]
+        return sources, entries[-1][0] if entries else after
+
+    @_engine_errors
+    def change_noticed(self, changes: Sequence[Change]) -> list[str]:
+        """Remember changes; return the subjects of those that no other server was quicker with."""
+        args = [text for change in changes for text in (change.subject, change.before, change.after)]
+        return list(self._run("notice", [key("noticed")], args))
+
+    @_engine_errors
+    def may_notify(self, text: str) -> bool:
+        """Tell whether a notice may go out in this hour; else it is withheld, until ``withheld`` gives it out."""
+        seconds, _micros = self._redis.time()
+        sent = key(f"notified:{seconds // 3600}")
+        with self._redis.pipeline(transaction=False) as pipe:
+            count, _set = pipe.incr(sent).expire(sent, 7200).execute()
+        if count <= NOTICES_AN_HOUR:
+            return True
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(key("withheld"), text).ltrim(key("withheld"), -WITHHELD_LIMIT, -1).execute()
+        return False
+
+    @_engine_errors
+    def withheld(self) -> list[str]:
+        """Return what was withheld, once, when a new hour has begun; the last notices where there were too many."""
+        (seconds, _micros), length = self._look(lambda pipe: pipe.time().llen(key("withheld")))
+        if not length or int(self._redis.get(key(f"notified:{seconds // 3600}")) or 0) >= NOTICES_AN_HOUR:
+            return []
+        with self._redis.pipeline(transaction=True) as pipe:
+            return list(pipe.lrange(key("withheld"), 0, -1).delete(key("withheld")).execute()[0])
+
     # -------------------------------------------------------------------------------- what people look at
+
+    @_engine_errors
+    def history(self, name: str) -> tuple[int, list[series.Point]]:
+        """Return the seconds of a step and the points of a range, one of ``series.RINGS``."""
+        ring = series.RINGS[name]
+        texts, (seconds, _micros) = self._look(lambda pipe: pipe.hvals(_ring(name)).time())
+        return ring.step_seconds, series.points(ring, series.read_steps(ring, texts, seconds))
+
+    @_engine_errors
+    def time_left_seconds(self) -> int | None:
+        """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
+        ready, kept, suspect, leased, stale, texts, (seconds, _micros) = self._look(
+            lambda pipe: (
+                pipe.llen(key("ready")).zcard(key("kept")).llen(key("suspect")).zcard(key("leased")),
+                pipe.hget(key("totals"), "stale").hvals(_ring(series.HOUR)).time(),
+            )
+        )
+        steps = series.read_steps(series.RINGS[series.HOUR], texts, seconds)
+        return series.seconds_left(ready - int(stale or 0) + kept + suspect + leased, steps, seconds)
 
     @_engine_errors
     def counts(self) -> Counts:
@@ -659,33 +800,12 @@ class Queue:
 
         With ``code`` only those that failed with it.
         """
-        members = self._redis.zrangebylex(key("failures"), *failure_range(code, after), 0, limit + 1)
-        following = failure_cursor(members[limit - 1]) if len(members) > limit else None
-        ids = [member.rpartition("\0")[2] for member in members[:limit]]
-        if not ids:
-            return [], None
-        texts, due, (seconds, micros) = self._look(
-            lambda pipe: pipe.hmget(key("tries"), ids).zmscore(key("delayed"), ids).time()
-        )
-        at = seconds + micros / 1e6
-        return [
-            failed_item(url, as_dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
-        ], following
+        return self._views.failed(after, limit, code)
 
     @_engine_errors
     def failure_groups(self) -> list[dict[str, Any]]:
         """Return how many jobs are dead and delayed of each code, with the reason of one of them, most first."""
-        groups: dict[str, dict[str, Any]] = {}
-        for name, count in self._redis.hgetall(key("kinds")).items():
-            state, _mark, code = name.partition(":")
-            groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0})[state] = int(count)
-        found = sorted(groups.values(), key=lambda group: (-group["dead"] - group["delayed"], group["code"]))[:200]
-        samples = self._look(
-            lambda pipe: [pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found]
-        )
-        ids = [members[0].rpartition("\0")[2] if members else "" for members in samples]
-        texts = self._redis.hmget(key("tries"), ids) if ids else []
-        return [{**group, "reason": reason_of(as_dict(text))} for group, text in zip(found, texts, strict=True)]
+        return self._views.failure_groups()
 
     @_engine_errors
     def jobs(
@@ -822,6 +942,10 @@ def _told(result: Result) -> list[str]:
     return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams]
 
 
+def _ring(name: str) -> str:
+    return key(f"history:{name}")
+
+
 def _container(text: str) -> JobId:
     job = parse_job_id(text)
     if job.is_page:
@@ -835,24 +959,3 @@ def _page_job(container: JobId, page: Page) -> JobId:
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
-
-
-_LEDGER: dict[str, Any] = {
-    "title": "",
-    "announced": None,
-    "pages_expected": None,
-    "pages_read": 0,
-    "listed": 0,
-    "queued": 0,
-    "known": 0,
-    "unavailable": {},
-    "complete": False,
-    "ended": "",
-    "cursor": "",
-    "started": None,
-    "finished": None,
-    "checked": None,
-    "full_pass": None,
-    "watched": 0,
-}
-"""What is shown of a source's ledger, and what stands for what is not known yet."""

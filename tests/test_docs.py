@@ -212,6 +212,12 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "done:<bucket>",
         "record:<bucket>",
         "risk:<mark>",
+        "sampled",
+        "history:<range>",
+        "ended",
+        "noticed",
+        "notified:<hour>",
+        "withheld",
     }
 
 

@@ -156,6 +156,7 @@ def slowly(site: RunningSite, bytes_per_second: float = MIB) -> None:
 # ------------------------------------------------------------------------------------------ pause
 
 
+@pytest.mark.slow
 async def test_a_pause_that_lasts_gives_leases_back_and_keeps_the_chunks(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ async def test_a_full_disk_parks_the_worker_and_counts_no_attempt(
     await until("it comes back by itself", lambda: queue.counts().done == 1)
 
 
+@pytest.mark.slow
 async def test_risk_control_parks_the_worker_and_it_recovers_by_itself(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +451,7 @@ def next_tick(scheduler: Scheduler) -> Callable[[], bool]:
     return passed
 
 
+@pytest.mark.slow
 async def test_parking_grows_from_failure_to_failure_until_something_is_done(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +619,7 @@ async def test_the_next_job_is_prepared_when_the_one_before_is_about_to_end_and_
     assert queue.counts() == Counts(0, 2, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("many_looks")
 async def test_a_prepared_job_goes_back_when_no_slot_comes_free_and_none_is_prepared_until_one_does(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch

@@ -366,6 +366,7 @@ def test_count_scales_in_the_middle_of_work(slow_farm: Farm) -> None:
     assert farm.counts()["done"] == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_working_json_changes_nothing_and_is_named_once(slow_farm: Farm) -> None:
     farm = slow_farm
     worker = farm.worker("--until-empty")

@@ -340,6 +340,7 @@ def test_a_second_signal_in_the_middle_of_merges_ends_all_at_once(
     assert_no_parts(farm.downloads)
 
 
+@pytest.mark.slow
 def test_a_signal_between_any_two_steps_of_a_busy_worker_loses_nothing(start_farm: StartFarm, crowd: Crowd) -> None:
     farm = start_farm()
     videos = named(crowd, range(1, 21))
@@ -365,6 +366,7 @@ def test_a_signal_between_any_two_steps_of_a_busy_worker_loses_nothing(start_far
 # ------------------------------------------------------------------------------------------ one disk for two
 
 
+@pytest.mark.slow
 def test_two_machines_on_one_disk_both_work_and_every_page_is_one_file(start_farm: StartFarm, crowd: Crowd) -> None:
     farm = start_farm()
     videos = named(crowd, range(1, 17))
@@ -380,6 +382,7 @@ def test_two_machines_on_one_disk_both_work_and_every_page_is_one_file(start_far
     assert_no_parts(farm.downloads)
 
 
+@pytest.mark.slow
 def test_two_pages_of_one_name_that_are_merged_at_once_on_one_disk_are_two_files(
     start_farm: StartFarm, crowd: Crowd, tmp_path: Path
 ) -> None:

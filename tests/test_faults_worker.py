@@ -285,6 +285,7 @@ def test_a_worker_that_dies_with_chunks_on_its_disk_goes_on_at_once_where_it_was
     assert_done_once(farm, library, page_of("large-a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", stages(BEFORE_ANY_BYTE | WITHOUT_CHUNKS))
 def test_a_worker_that_dies_with_nothing_but_a_lease_gets_it_back_when_that_has_run_out(
     start_farm: StartFarm, library: Library, point: str

@@ -19,12 +19,13 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
-        | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
+        | {"account", "matroska", "merge_command", "merge_turns", "notices", "pace"}
+        | {"series", "stream_choice", "visitor"}
     ),
     frozenset({"queue_data", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"site_walk"}
+        | {"notify", "site_walk"}
     ),
     frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
     frozenset({"download_scheduler", "web"}),
@@ -37,11 +38,12 @@ ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
     | {"pace", "visitor", "source_ids", "sources"}
-    | {"matroska", "merge_command", "stream_choice"}
+    | {"matroska", "merge_command", "stream_choice", "notices", "series"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
 DOORS = {
+    "apprise": {"notify"},
     "redis": {"redisConnect"},
     "flask": {"web"},
     "werkzeug": {"web"},

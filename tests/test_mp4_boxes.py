@@ -276,6 +276,7 @@ class Zeros(io.RawIOBase):
         return (self.start[self.at :] + tail)[:length]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [FTYP + MOOV, struct.pack(">I4sI", 0x7FFFFFFF, b"moov", 0)])
 def test_endless_small_boxes_end_in_an_error(start: bytes) -> None:
     file = Zeros(start, struct.pack(">I4s", 8, b"free"))

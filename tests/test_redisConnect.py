@@ -1015,6 +1015,7 @@ def test_flushed_scripts_are_loaded_again(queue: Queue, connection: redis.Redis)
     assert queue.counts().ready == 19
 
 
+@pytest.mark.slow
 def test_a_script_ending_badly_or_an_absent_engine_is_one_sentence(settings: Settings) -> None:
     away = redis.Redis(unix_socket_path="/nonexistent/socket", decode_responses=True)
     with pytest.raises(EngineError, match="cannot be used now"):

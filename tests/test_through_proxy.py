@@ -126,6 +126,7 @@ def test_the_ca_file_meant_for_us_counts_beside_that_of_the_system(farm: Farm, p
     assert farm.drain() == 0
 
 
+@pytest.mark.slow
 def test_without_the_ca_it_is_a_clear_sentence_and_nothing_is_sent_or_counted(farm: Farm, proxy: Proxy) -> None:
     adding = farm.start("add_url.py", bvid("plain"), "https://b23.tv/Demo005")
     assert adding.wait() == 1
