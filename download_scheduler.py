@@ -61,7 +61,7 @@ from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_cl
 from result_log import ResultLog, log_path
 from source_reader import read_source
 from sources import Told
-from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, spoken
 from working_file import WorkingFile
 
 log = logging.getLogger(__name__)
@@ -669,6 +669,7 @@ class Scheduler:
                 subtitles=embedded.subtitles,
             )
             result = await self._merge(held, view, video, page, plan, streams.extension)
+            result = replace(result, streams=spoken(streams.choice))
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)

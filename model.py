@@ -20,6 +20,9 @@ MERGED_TOGETHER = 4
 JOB_ID_CHARACTERS = 1300
 """The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""
 
+CURSOR_CHARACTERS = JOB_ID_CHARACTERS + 200
+"""Where a list goes on: an id, and before it what the list is sorted by."""
+
 HAVE_LIMIT = 64
 """A lease request names so many unfinished jobs at most."""
 
@@ -342,12 +345,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is recorded of a finished page. ``path`` is relative to the download folder, with ``/``."""
+    """What is recorded of a finished page. ``path`` is relative to the download folder, with ``/``.
+
+    ``streams`` says for people what was taken of those on offer.
+    """
 
     path: str
     bytes: int
     seconds: float
     title: str = ""
+    streams: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
         | {"pace", "series", "stream_choice", "visitor"}
     ),
-    frozenset({"sources"}),
+    frozenset({"queue_data", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"log_setup", "notify", "site_walk", "working_file"}

@@ -16,6 +16,7 @@ from redisConnect import Queue
 from shapes import line
 from web.dashboard import ENGINE_RETRY_SECONDS, Dashboard
 from web.guard import Guard
+from web.jobs import Jobs
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
 from web.verbs import Verbs
@@ -38,17 +39,17 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.before_request(Guard(settings).check)
 
-    verbs = Verbs(settings, queue)
+    verbs, jobs = Verbs(settings, queue), Jobs(queue)
     metrics = Metrics(queue, verbs.totals)
     for view in (
         *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
-        metrics.metrics,
+        *(jobs.jobs, jobs.job, jobs.failures, metrics.metrics),
         verbs.history,
     ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
-        *(verbs.add_url, verbs.watch, verbs.redrive),
+        *(verbs.add_url, verbs.watch, verbs.redrive, jobs.cancel, jobs.first, jobs.forget),
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     app.add_url_rule("/", "dashboard", Dashboard(settings, queue).page)
