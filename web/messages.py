@@ -119,6 +119,7 @@ ADD = record(
     again=flag,
 )
 WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
+SIGN_IN = record({"password": line(1000)})
 REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from i18n import _
@@ -28,3 +29,8 @@ def span_text(seconds: float, _: Callable[[str], str] = _) -> str:
     if seconds < 23.5 * 3600:
         return _("{count} h").format(count=round(seconds / 3600))
     return _("{count} d").format(count=round(seconds / 86400))
+
+
+def moment_text(at: float) -> str:
+    """Return a moment as ``<time datetime>`` wants it, to the second; where the viewer is, the browser knows."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(round(at)))
