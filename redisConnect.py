@@ -28,6 +28,7 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 import retry
+import series
 from config import Settings
 from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
@@ -48,6 +49,9 @@ COMMON_KEYS = (
     *("deaths", "draining", "started", "ledger", "watch"),
 )
 """In the order in which ``lua/common.lua`` names them."""
+
+HEARD_SECONDS = 30.0
+"""A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
 
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 """As ``lua/common.lua`` has it, in the language of its reader."""
@@ -503,7 +507,49 @@ class Queue:
         codes = [_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
 
+    @_engine_errors
+    def sample(self) -> bool:
+        """Note how fast the farm is and what it finished since the last step; return whether that was due.
+
+        To be called each second: of several servers the first one in each step does it, the others only look.
+        """
+        (seconds, micros), step = self._look(lambda pipe: pipe.time().hget(_key("sampled"), "step"))
+        if step == str(seconds // series.RINGS[series.HOUR].step_seconds - 1):  # the one that has ended
+            return False
+        numbers = [number for ring in series.RINGS.values() for number in ring]
+        keys = [_key("sampled"), *map(_ring, series.RINGS)]
+        return bool(self._run("sample", keys, [self._speed(seconds * 1000 + micros // 1000), *numbers]))
+
+    def _speed(self, at_ms: int) -> int:
+        """Return the speed of all workers together in bytes a second, of those that were heard of just now."""
+        # Beyond now are those that were last heard of before the clock was set back.
+        heard = self._redis.zrangebyscore(_key("workers"), at_ms - round(HEARD_SECONDS * 1000), at_ms + 1000)
+        speed = 0.0
+        for i in range(0, len(heard), 100):  # a large answer would hold up the engine
+            texts = self._redis.hmget(_key("status"), heard[i : i + 100])
+            speed += sum(_dict(text).get("speed_bytes_per_second", 0) for text in texts)
+        return round(speed)
+
     # -------------------------------------------------------------------------------- what people look at
+
+    @_engine_errors
+    def history(self, name: str) -> tuple[int, list[series.Point]]:
+        """Return the seconds of a step and the points of a range, one of ``series.RINGS``."""
+        ring = series.RINGS[name]
+        texts, (seconds, _micros) = self._look(lambda pipe: pipe.hvals(_ring(name)).time())
+        return ring.step_seconds, series.points(ring, series.read_steps(ring, texts, seconds))
+
+    @_engine_errors
+    def time_left_seconds(self) -> int | None:
+        """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
+        ready, kept, suspect, leased, texts, (seconds, _micros) = self._look(
+            lambda pipe: (
+                pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect")).zcard(_key("leased")),
+                pipe.hvals(_ring(series.HOUR)).time(),
+            )
+        )
+        steps = series.read_steps(series.RINGS[series.HOUR], texts, seconds)
+        return series.seconds_left(ready + kept + suspect + leased, steps, seconds)
 
     @_engine_errors
     def counts(self) -> Counts:
@@ -682,6 +728,10 @@ def _done(page: JobId) -> str:
 
 def _risk(mark: str) -> str:
     return _key(f"risk:{mark}")
+
+
+def _ring(name: str) -> str:
+    return _key(f"history:{name}")
 
 
 def _container(text: str) -> JobId:

@@ -42,7 +42,10 @@ SWEEP_LIMIT = 100
 
 
 def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> None:
-    """Sweep expired leases and due delays each second until ``ended``; an engine that is away or full is said once."""
+    """Sweep expired leases and due delays each second until ``ended``, and note what the farm does.
+
+    An engine that is away or full is said once.
+    """
     away = False
     looked_ms: float | None = None
     while not ended.wait(period_seconds):
@@ -50,6 +53,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
             while queue.sweep() >= SWEEP_LIMIT and not ended.is_set():
                 pass
             queue.revisit()
+            queue.sample()
             poisoned, looked_ms = queue.poisoned(looked_ms)
             for url in poisoned:
                 log.warning(_("%s has failed for good: its workers died with it again and again"), url)

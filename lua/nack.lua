@@ -35,6 +35,7 @@ if class == 'waiting' then
   delay = ARGV[math.min(first_delay + tries.waits - 1, #ARGV)]
 else
   tries.attempts = tries.attempts + 1
+  redis.call('HINCRBY', TOTALS, 'failures', 1)
   delay = ARGV[first_delay + tries.attempts - 1]
 end
 if class == 'permanent' or not delay then

@@ -20,6 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
+        | {"series"}
     ),
     frozenset({"sources"}),
     frozenset(
@@ -37,7 +38,7 @@ ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
     | {"pace", "visitor", "source_ids", "sources"}
-    | {"matroska", "merge_command", "stream_choice"}
+    | {"matroska", "merge_command", "stream_choice", "series"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 

@@ -51,6 +51,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     for view in (
         *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
         metrics.metrics,
+        verbs.history,
     ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (

@@ -25,7 +25,8 @@ from i18n import _
 from model import JOB_ID_CHARACTERS, KIB, Failure, Page, Result
 from parse_ import SiteHosts
 from redisConnect import Queue
-from shapes import line, list_of, record
+from series import HOUR, RINGS
+from shapes import line, list_of, one_of, record
 from sources import (
     LEAST_WATCH_SECONDS,
     lease_fields,
@@ -227,7 +228,13 @@ class Verbs:
             workers=self._queue.workers(),
             next_due_seconds=self._queue.next_due_seconds(),
             lease_seconds=self._settings.lease_seconds,
+            seconds_left=self._queue.time_left_seconds(),
         )
+
+    def history(self) -> Response:
+        """Show the farm's speed and what it finished, over the last hour, day or week."""
+        step_seconds, points = self._queue.history(read_query("range", one_of(*RINGS), HOUR))
+        return jsonify(step_seconds=step_seconds, points=points)
 
     def success(self) -> Response:
         """List finished pages."""
