@@ -61,7 +61,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     dashboard = Dashboard(settings, queue, guard, sessions)
     for address, page in dashboard.routes().items():
-        app.add_url_rule(address, page.__name__, page)
+        app.add_url_rule(address, f"page_{page.__name__}", page)
     app.add_url_rule("/ui/add", view_func=Adding(settings, queue).add_lines, methods=["POST"])
     app.add_url_rule("/ui/sign-in", view_func=dashboard.sign_in, methods=["POST"])
     app.add_url_rule("/ui/sign-out", view_func=dashboard.sign_out, methods=["POST"])

@@ -23,7 +23,6 @@ from web.kept import Kept
 from web.messages import SIGN_IN, decimal, job_id, read_body, read_query
 from web.outlook import look_ahead, state_of
 from web.session import SESSION_SECONDS, Sessions
-from web.drawing import drawing
 
 NEWS_SECONDS = 7 * 86400
 """The dashboard tells for so long that the queue had lost results."""
@@ -32,7 +31,6 @@ MACHINES_AT_A_GLANCE = 8
 MOST_MACHINES = 5000
 REASONS_AT_A_GLANCE = 4
 SUCCESSES_AT_A_GLANCE = 8
-FINISHED_FOR_THE_PACE = 100
 ITEMS_ON_A_PAGE = 50
 ACTIONS_ON_A_PAGE = 200
 STATES = ("ready", "leased", "delayed", "dead", "done")
@@ -75,15 +73,13 @@ class Dashboard:
 
     def _now(self) -> Content:
         counts, workers, now = self._queue.counts(), self._workers(), time.time()
-        finished = self._queue.latest_success(FINISHED_FOR_THE_PACE)
-        failures = self._queue.failure_groups()
         return {
             "counts": asdict(counts),
-            "outlook": look_ahead(counts, workers, [one["time"] for one in finished], now),
+            "outlook": look_ahead(counts, workers, self._queue.time_left_seconds()),
             "workers": workers[:MACHINES_AT_A_GLANCE],
             "more_workers": len(workers) > MACHINES_AT_A_GLANCE,
-            "successes": finished[:SUCCESSES_AT_A_GLANCE],
-            "failures": failures[:REASONS_AT_A_GLANCE],
+            "successes": self._queue.latest_success(SUCCESSES_AT_A_GLANCE),
+            "failures": self._queue.failure_groups()[:REASONS_AT_A_GLANCE],
             "next_due": self._next_due(now),
             "replayed": self._replayed(),
             "unsafe": self._queue.unsafe(),
@@ -107,7 +103,6 @@ class Dashboard:
             "more": len(workers) > first + MACHINES_ON_A_PAGE,
             "find": find,
             "state_of": state_of,
-            "drawing": drawing,
         }
 
     def jobs(self) -> Response:

@@ -8,11 +8,6 @@ from typing import Any
 
 from model import Counts
 
-PACE_SECONDS = 3600.0
-"""What was finished longer ago says nothing about the pace of now."""
-LEAST_FINISHED = 3
-
-
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """The farm in one word, with its speed, its machines by state, and the time that is left, where that is known.
@@ -29,8 +24,8 @@ class Outlook:
     """The machine with the least room on its disk, and how much it is."""
 
 
-def look_ahead(counts: Counts, workers: Sequence[Mapping[str, Any]], finished: Sequence[float], now: float) -> Outlook:
-    """Return the outlook; ``finished`` are the times of the pages finished last, the newest first."""
+def look_ahead(counts: Counts, workers: Sequence[Mapping[str, Any]], seconds_left: float | None) -> Outlook:
+    """Return the outlook of a farm of these jobs and workers."""
     present = [worker for worker in workers if not worker["away"]]
     machines: dict[str, int] = {}
     for worker in workers:
@@ -42,7 +37,7 @@ def look_ahead(counts: Counts, workers: Sequence[Mapping[str, Any]], finished: S
         _state(counts, left, set(machines) - {"away"}),
         sum(worker.get("speed_bytes_per_second", 0) for worker in present),
         machines,
-        _seconds_left(left, finished, now),
+        seconds_left,
         min(rooms, key=lambda room: room[1], default=None),
     )
 
@@ -66,11 +61,3 @@ def _state(counts: Counts, left: int, states: set[str]) -> str:
     if counts.leased:
         return "working"
     return "starting" if counts.ready else "waiting"
-
-
-def _seconds_left(left: int, finished: Sequence[float], now: float) -> float | None:
-    """Return how long ``left`` jobs take at the pace of the last hour, None where too few were finished to tell."""
-    recent = [time for time in finished if now - time < PACE_SECONDS]
-    if not left or len(recent) < LEAST_FINISHED:
-        return None
-    return left * max(1.0, now - recent[-1]) / len(recent)
