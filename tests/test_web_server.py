@@ -462,7 +462,7 @@ def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None
     routes = list(guarded.application.url_map.iter_rules())
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
-        *("/sources", "/watch"),
+        *("/sources", "/watch", "/history"),
         *("/replay", "/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
     }
     for rule in routes:
@@ -830,6 +830,9 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
 
         def revisit(self) -> int:
             return 0
+
+        def sample(self) -> bool:
+            return False
 
         def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
             return ([] if after_ms is None else [VIDEO]), 5.0
