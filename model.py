@@ -339,12 +339,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is recorded of a finished page. ``path`` is relative to the download folder, with ``/``."""
+    """What is recorded of a finished page. ``path`` is relative to the download folder, with ``/``.
+
+    ``streams`` says for people what was taken of those on offer.
+    """
 
     path: str
     bytes: int
     seconds: float
     title: str = ""
+    streams: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,7 @@ class QueueClient:
             "bytes": result.bytes,
             "seconds": result.seconds,
             "title": result.title,
+            "streams": result.streams,
         }
         await self._post("/ack", body, patience_seconds)
 

@@ -15,12 +15,11 @@ import logging
 import random
 import re
 import secrets
-import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import redis
 from redis.backoff import ConstantBackoff
@@ -34,27 +33,36 @@ from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
-from parse_ import bvid_to_aid, parse_job_id
+from parse_ import parse_job_id
+from queue_data import (
+    CANCELLED,
+    COMMON_KEYS,
+    STATES,
+    JobViews,
+    Wanted,
+    answer_key,
+    as_dict,
+    as_json,
+    bucket,
+    containers_of,
+    done_key,
+    ended_key,
+    failed_item,
+    failure_cursor,
+    failure_range,
+    folded_prefix,
+    identity_of,
+    key,
+    reason_of,
+    record_key,
+    risk_key,
+    success_item,
+)
 
 log = logging.getLogger(__name__)
 
-BUCKETS = 65536
-"""Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
-SOURCE_BUCKETS = 256
-"""Sets of texts stay compact (about 15 bytes an entry) while no bucket has more than 128: 3·10^4 sources."""
-
-COMMON_KEYS = (
-    *("ready", "kept", "suspect", "leased", "delayed", "dead", "token", "tries", "origin", "failed", "success"),
-    *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
-    *("deaths", "draining", "started", "ledger", "watch"),
-)
-"""In the order in which ``lua/common.lua`` names them."""
-
 HEARD_SECONDS = 30.0
 """A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
-
-_POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
-"""As ``lua/common.lua`` has it, in the language of its reader."""
 
 _LUA = Path(__file__).resolve().parent / "lua"
 _P = ParamSpec("_P")
@@ -75,6 +83,7 @@ def open_queue(settings: Settings) -> Queue:
     try:
         try:
             queue.ping()
+            queue.adopt()
         except EngineFull as error:  # what workers have to tell is taken all the same
             log.warning("%s", error)
         for warning in queue.unsafe():
@@ -206,7 +215,8 @@ class Queue:
             for path in _LUA.glob("*.lua")
             if path.stem != "common"
         }
-        self._common = [_key(name) for name in COMMON_KEYS]
+        self._common = [key(name) for name in COMMON_KEYS]
+        self._views = JobViews(self._look, self._category)
 
     def close(self) -> None:
         """Leave the engine; an embedded one ends when nobody else uses it."""
@@ -232,12 +242,12 @@ class Queue:
         oldest_first of model.Walk) are for the sources among the ids; with ``again`` known sources are read again.
         At most a few thousand ids.
         """
-        keys = [_answer(request or secrets.token_hex(8))]
+        keys = [answer_key(request or secrets.token_hex(8))]
         renewed = "all" if refresh else "sources" if again else ""
         args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes)]
         for text in ids:
-            identity = _identity(_container(text))
-            keys += [_bucket("seen", identity), _bucket("closed", identity)]
+            identity = identity_of(_container(text))
+            keys += [bucket("seen", identity), bucket("closed", identity)]
             args += [text, identity.member]
         added, known = self._run("add", keys, args)
         return Added(int(added), int(known))
@@ -251,11 +261,74 @@ class Queue:
 
     @_engine_errors
     def redrive_all(self) -> int:
-        """Give every dead job all its attempts back, now; return how many there were."""
-        moved = 0
-        while ids := self._redis.zrange(_key("dead"), 0, 99):
-            moved += int(self._run("redrive", [], ids))
+        """Give every dead job that was not cancelled all its attempts back, now; return how many there were."""
+        codes = [name.removeprefix("dead:") for name in self._redis.hkeys(key("kinds")) if name.startswith("dead:")]
+        return sum(self._redrive_kind(code) for code in codes if code != CANCELLED)
+
+    @_engine_errors
+    def redrive_code(self, code: str) -> int:
+        """Give every dead job of that code all its attempts back, now; return how many there were."""
+        return self._redrive_kind(code)
+
+    def _redrive_kind(self, code: str) -> int:
+        moved, last = 0, ""
+        while members := self._redis.zrangebylex(key("failures"), *failure_range(code, last), 0, 100):
+            last = failure_cursor(members[-1])
+            ids = [member.rpartition("\0")[2] for member in members]
+            died_at = self._redis.zmscore(key("dead"), ids)
+            dead = [url for url, score in zip(ids, died_at, strict=True) if score is not None]
+            moved += int(self._run("redrive", [], dead))
         return moved
+
+    @_engine_errors
+    def cancel(self, urls: Sequence[str]) -> int:
+        """Bury jobs with the code ``cancelled``, wherever they are; return how many were there.
+
+        A lease ends with it: its worker hears of that with the next heartbeat. To redrive a job undoes it.
+        """
+        return self._run_places("cancel", urls)
+
+    @_engine_errors
+    def first(self, urls: Sequence[str]) -> int:
+        """Let jobs that wait come next, in this order, the delayed ones too; return how many there were."""
+        backwards = [urls[start : start + 100] for start in range(0, len(urls), 100)][::-1]
+        return sum(self._run_places("first", part) for part in backwards)
+
+    def _run_places(self, script: str, urls: Sequence[str]) -> int:
+        """Run a script that has to know where jobs are, a hundred of them at a time."""
+        jobs = [parse_job_id(url) for url in urls]
+        changed = 0
+        for start in range(0, len(jobs), 100):
+            keys, args = [], []
+            for url, job in zip(urls[start : start + 100], jobs[start : start + 100], strict=True):
+                keys += [bucket("seen", identity_of(job)), ended_key(job)]
+                args += [url, identity_of(job).member]
+            changed += int(self._run(script, keys, args))
+        return changed
+
+    @_engine_errors
+    def forget(self, urls: Sequence[str]) -> int:
+        """Let dead and done jobs leave the queue's memory, so that they may be added again; return how many there were.
+
+        With a page goes that its containers were read, with a source its ledger and its watch.
+        """
+        jobs = [parse_job_id(url) for url in urls]
+        forgotten = 0
+        for start in range(0, len(urls), 100):
+            part = jobs[start : start + 100]
+            known = self._views.jobs(urls[start : start + 100])
+            keys: list[str] = []
+            args: list[str | int] = []
+            for url, job, item in zip(urls[start : start + 100], part, known, strict=True):
+                title = f"{folded_prefix(item['title'])}\0{item['url']}" if item and item["title"] else ""
+                containers = [identity_of(one) for one in containers_of(job)] if job.is_page else []
+                keys += [bucket("seen", identity_of(job)), ended_key(job), record_key(job)]
+                keys += [bucket(kind, one) for one in containers for kind in ("closed", "seen")]
+                keys += [bucket("seen", identity_of(job))] * 2 * (2 - len(containers))  # so that each has as many
+                args += [url, identity_of(job).member, job.cid or "", title]
+                args += [*(one.member for one in containers), *[""] * (2 - len(containers))]
+            forgotten += int(self._run("forget", keys, args))
+        return forgotten
 
     # -------------------------------------------------------------------------------- sources
 
@@ -277,11 +350,11 @@ class Queue:
         """
         job = _container(source)
         keys = [
-            _answer(request or secrets.token_hex(8)),
-            _bucket("seen", _identity(job)),
-            _bucket("closed", _identity(job)),
+            answer_key(request or secrets.token_hex(8)),
+            bucket("seen", identity_of(job)),
+            bucket("closed", identity_of(job)),
         ]
-        args: list[str | int] = [source, _identity(job).member, worker, self._lease_ms, secrets.token_hex(8)]
+        args: list[str | int] = [source, identity_of(job).member, worker, self._lease_ms, secrets.token_hex(8)]
         args += [secrets.token_hex(4), self._origin(category, "", refresh, wishes), "1" if if_due else ""]
         answer = json.loads(self._run("claim", keys, args))
         return answer if isinstance(answer, str) else self._lease(*answer)
@@ -295,20 +368,20 @@ class Queue:
     def revisit(self) -> int:
         """Queue watched sources whose time has come, a bounded number of them; return how many."""
         seconds, micros = self._redis.time()
-        due = self._redis.zrangebyscore(_key("watch"), "-inf", seconds * 1000 + micros // 1000, 0, 100)
+        due = self._redis.zrangebyscore(key("watch"), "-inf", seconds * 1000 + micros // 1000, 0, 100)
         if not due:
             return 0
         keys, args = [], []
         for source in due:
-            identity = _identity(_container(source))
-            keys += [_bucket("seen", identity), _bucket("closed", identity)]
+            identity = identity_of(_container(source))
+            keys += [bucket("seen", identity), bucket("closed", identity)]
             args += [source, identity.member]
         return int(self._run("revisit", keys, args))
 
     @_engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return the ledgers of sources in the order of their ids, and where to go on (None at the end)."""
-        ids = sorted(self._redis.hkeys(_key("ledger")))
+        ids = sorted(self._redis.hkeys(key("ledger")))
         first = bisect_right(ids, after)
         following = ids[first + limit - 1] if len(ids) > first + limit else None
         ids = ids[first : first + limit]
@@ -316,9 +389,9 @@ class Queue:
             return [], None
         texts, tries, leased, delayed, dead, *closed = self._look(
             lambda pipe: (
-                pipe.hmget(_key("ledger"), ids).hmget(_key("tries"), ids),
-                pipe.zmscore(_key("leased"), ids).zmscore(_key("delayed"), ids).zmscore(_key("dead"), ids),
-                [pipe.sismember(_bucket("closed", _identity(_container(source))), source) for source in ids],
+                pipe.hmget(key("ledger"), ids).hmget(key("tries"), ids),
+                pipe.zmscore(key("leased"), ids).zmscore(key("delayed"), ids).zmscore(key("dead"), ids),
+                [pipe.sismember(bucket("closed", identity_of(_container(source))), source) for source in ids],
             )
         )
         places = {"leased": leased, "delayed": delayed, "dead": dead, "closed": [one or None for one in closed]}
@@ -327,7 +400,7 @@ class Queue:
             for index in range(len(ids))
         ]
         return [
-            self._ledger(source, _dict(text), state, _dict(failure))
+            self._ledger(source, as_dict(text), state, as_dict(failure))
             for source, text, state, failure in zip(ids, texts, states, tries, strict=True)
         ], following
 
@@ -337,7 +410,7 @@ class Queue:
             "source": source,
             "state": state,
             "code": tries.get("code", "") if failed else "",
-            "reason": _reason(tries) if failed else "",
+            "reason": reason_of(tries) if failed else "",
             "category": ledger.get("category") or self._category,
             "wishes": ledger.get("wishes") or {},
             **{name: ledger.get(name, default) for name, default in _LEDGER.items()},
@@ -363,7 +436,7 @@ class Queue:
         """
         nonces = [secrets.token_hex(8) for _unused in range(count)]
         arguments: list[str | int] = [count, worker, instance, self._lease_ms, self._affinity_ms, secrets.token_hex(4)]
-        keys = [_answer(request or secrets.token_hex(8))]
+        keys = [answer_key(request or secrets.token_hex(8))]
         named = have[:HAVE_LIMIT]
         sizes = [*have_bytes, *([0] * len(named))][: len(named)]
         found = self._run("lease", keys, [*arguments, *nonces, *named, *sizes])
@@ -385,35 +458,42 @@ class Queue:
         stays open for another call, unless nothing new is left in a source that is read for its news only.
         """
         container = _container(url)
-        identity = _identity(container)
-        own = _key(f"listed:{url}") if container.is_source else _bucket("paged", identity)
-        keys = [_answer(token), _bucket("closed", identity), own]
+        identity = identity_of(container)
+        own = key(f"listed:{url}") if container.is_source else bucket("paged", identity)
+        keys = [answer_key(token), bucket("closed", identity), own]
         args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
         told = ledger or ListedPage(0)
         args += [
             len(pages),
-            _json({name: value for name, value in asdict(told).items() if value not in (None, "", ())}),
+            as_json({name: value for name, value in asdict(told).items() if value not in (None, "", ())}),
         ]
         for page in pages:
             job = _page_job(container, page)
-            keys.append(_bucket("seen", _identity(job)))
-            args += [str(job), _identity(job).member]
+            keys.append(bucket("seen", identity_of(job)))
+            args += [str(job), identity_of(job).member]
         for job in map(_container, urls):
-            keys += [_bucket(kind, _identity(job)) for kind in ("seen", "closed", "paged")]
-            args += [str(job), _identity(job).member]
+            keys += [bucket(kind, identity_of(job)) for kind in ("seen", "closed", "paged")]
+            args += [str(job), identity_of(job).member]
         added, known, *rest = json.loads(self._current(self._run("expand", keys, args), url))
         ended = rest == [True]
         return Expanded(added, known, self._lease(*rest[0]) if rest and not ended else None, ended)
 
     @_engine_errors
-    def heartbeat(self, worker: str, jobs: Sequence[tuple[str, str, int]], status: dict[str, Any]) -> list[str]:
+    def heartbeat(
+        self,
+        worker: str,
+        jobs: Sequence[tuple[str, str, int]],
+        status: dict[str, Any],
+        titles: Mapping[str, str] | None = None,
+    ) -> list[str]:
         """Renew the leases in ``jobs`` (id, token, bytes on the worker's disk); return the ids that are lost.
 
-        ``status`` is what the status page shows of the worker.
+        ``status`` is what the status page shows of the worker, ``titles`` what some of the jobs turned out to be.
         """
-        args: list[str | int] = [worker, self._lease_ms, _json(status)]
+        args: list[str | int] = [worker, self._lease_ms, as_json(status)]
         for url, token, done_bytes in jobs:
-            args += [url, token, int(done_bytes)]
+            title = (titles or {}).get(url, "")
+            args += [url, token, int(done_bytes), title, folded_prefix(title)]
         return list(self._run("heartbeat", [], args))
 
     @_engine_errors
@@ -422,11 +502,11 @@ class Queue:
         told_ms = round(seconds * 1000)
         with self._redis.pipeline(transaction=False) as pipe:
             for mark in marks:
-                pipe.pttl(_risk(mark))
+                pipe.pttl(risk_key(mark))
             left = pipe.execute()
             for mark, left_ms in zip(marks, left, strict=True):
                 if told_ms > left_ms:  # a shorter time must not shorten what another worker told
-                    pipe.set(_risk(mark), kind, px=told_ms)
+                    pipe.set(risk_key(mark), kind, px=told_ms)
             pipe.execute()
 
     @_engine_errors
@@ -434,16 +514,17 @@ class Queue:
         """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
         with self._redis.pipeline(transaction=False) as pipe:
             for mark in marks:
-                pipe.pttl(_risk(mark))
+                pipe.pttl(risk_key(mark))
             return float(max(0, *pipe.execute())) / 1000
 
     @_engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
-        """Tell whether all these pages are recorded as done; a result that is not shows that data were lost."""
+        """Tell whether all these pages are recorded as done, or were forgotten on purpose; else data were lost."""
         with self._redis.pipeline(transaction=False) as pipe:
             for job in map(parse_job_id, urls):
-                pipe.sismember(_done(job), str(job.cid))
-            return all(pipe.execute())
+                pipe.sismember(done_key(job), str(job.cid)).zscore(key("forgotten"), str(job.cid))
+            found = pipe.execute()
+        return all(done or since is not None for done, since in zip(found[::2], found[1::2], strict=True))
 
     @_engine_errors
     def replay(self, worker: str, results: Sequence[tuple[str, Result]]) -> int:
@@ -456,8 +537,8 @@ class Queue:
             job = parse_job_id(url)
             if not job.is_page:
                 raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
-            keys += [_done(job), _bucket("seen", _identity(job))]
-            args += [url, str(job.cid), result.title, result.path, str(result.bytes), f"{result.seconds:.1f}"]
+            keys += [done_key(job), record_key(job), bucket("seen", identity_of(job))]
+            args += [url, str(job.cid), *_told(result)]
         return int(self._run("replay", keys, args))
 
     @_engine_errors
@@ -466,9 +547,8 @@ class Queue:
         job = parse_job_id(url)
         if not job.is_page:
             raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
-        keys = [_answer(token), _done(job)]
-        args: list[str | int] = [url, token, job.cid, result.title, result.path, result.bytes, f"{result.seconds:.1f}"]
-        return self._current(self._run("ack", keys, args), url)
+        keys = [answer_key(token), done_key(job), record_key(job)]
+        return self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)]), url)
 
     @_engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
@@ -477,14 +557,16 @@ class Queue:
         delays = retry.waiting_delays_seconds(self._draw) if waits else retry.redelivery_delays_seconds(self._draw)
         if failure.retry_after_seconds is not None:
             delays = (max(1.0, min(failure.retry_after_seconds, 6 * 3600.0)),) * len(delays)
-        args: list[str | int] = [url, token, failure.kind, failure.code, failure.reason, failure.title]
+        code = failure.code.replace("\0", " ")  # it is sorted by its end
+        args: list[str | int] = [url, token, failure.kind, code, failure.reason, failure.title]
+        args.append(folded_prefix(failure.title))
         args += [round(delay * 1000) for delay in delays]
-        return self._current(self._run("nack", [_answer(token)], args), url)
+        return self._current(self._run("nack", [answer_key(token)], args), url)
 
     @_engine_errors
     def release(self, url: str, token: str) -> str:
         """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
-        return self._current(self._run("release", [_answer(token)], [url, token]), url)
+        return self._current(self._run("release", [answer_key(token)], [url, token]), url)
 
     @_engine_errors
     def sweep(self) -> int:
@@ -500,11 +582,11 @@ class Queue:
         if after_ms is None:
             seconds, _micros = self._redis.time()
             return [], seconds * 1000.0
-        dead = self._redis.zrangebyscore(_key("dead"), f"({after_ms:.0f}", "+inf", 0, 100, withscores=True)
+        dead = self._redis.zrangebyscore(key("dead"), f"({after_ms:.0f}", "+inf", 0, 100, withscores=True)
         if not dead:
             return [], after_ms
-        texts = self._redis.hmget(_key("tries"), [url for url, _score in dead])
-        codes = [_dict(text).get("code") for text in texts]
+        texts = self._redis.hmget(key("tries"), [url for url, _score in dead])
+        codes = [as_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
 
     @_engine_errors
@@ -513,21 +595,21 @@ class Queue:
 
         To be called each second: of several servers the first one in each step does it, the others only look.
         """
-        (seconds, micros), step = self._look(lambda pipe: pipe.time().hget(_key("sampled"), "step"))
+        (seconds, micros), step = self._look(lambda pipe: pipe.time().hget(key("sampled"), "step"))
         if step == str(seconds // series.RINGS[series.HOUR].step_seconds - 1):  # the one that has ended
             return False
         numbers = [number for ring in series.RINGS.values() for number in ring]
-        keys = [_key("sampled"), *map(_ring, series.RINGS)]
+        keys = [key("sampled"), *map(_ring, series.RINGS)]
         return bool(self._run("sample", keys, [self._speed(seconds * 1000 + micros // 1000), *numbers]))
 
     def _speed(self, at_ms: int) -> int:
         """Return the speed of all workers together in bytes a second, of those that were heard of just now."""
         # Beyond now are those that were last heard of before the clock was set back.
-        heard = self._redis.zrangebyscore(_key("workers"), at_ms - round(HEARD_SECONDS * 1000), at_ms + 1000)
+        heard = self._redis.zrangebyscore(key("workers"), at_ms - round(HEARD_SECONDS * 1000), at_ms + 1000)
         speed = 0.0
         for i in range(0, len(heard), 100):  # a large answer would hold up the engine
-            texts = self._redis.hmget(_key("status"), heard[i : i + 100])
-            speed += sum(_dict(text).get("speed_bytes_per_second", 0) for text in texts)
+            texts = self._redis.hmget(key("status"), heard[i : i + 100])
+            speed += sum(as_dict(text).get("speed_bytes_per_second", 0) for text in texts)
         return round(speed)
 
     # -------------------------------------------------------------------------------- what people look at
@@ -544,7 +626,7 @@ class Queue:
         """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
         ready, kept, suspect, leased, texts, (seconds, _micros) = self._look(
             lambda pipe: (
-                pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect")).zcard(_key("leased")),
+                pipe.llen(key("ready")).zcard(key("kept")).llen(key("suspect")).zcard(key("leased")),
                 pipe.hvals(_ring(series.HOUR)).time(),
             )
         )
@@ -554,26 +636,28 @@ class Queue:
     @_engine_errors
     def counts(self) -> Counts:
         """Return how many jobs are in each state, in one consistent look."""
-        ready, kept, suspect, leased, delayed, dead, done = self._look(
+        ready, kept, suspect, leased, delayed, dead, totals = self._look(
             lambda pipe: (
-                pipe.llen(_key("ready")).zcard(_key("kept")).llen(_key("suspect")),
-                pipe.zcard(_key("leased")).zcard(_key("delayed")).zcard(_key("dead")).hget(_key("totals"), "done"),
+                pipe.llen(key("ready")).zcard(key("kept")).llen(key("suspect")),
+                pipe.zcard(key("leased")).zcard(key("delayed")).zcard(key("dead")),
+                pipe.hmget(key("totals"), "done", "stale"),
             )
         )
-        return Counts(ready + kept + suspect, leased, delayed, int(done or 0), dead)
+        done, stale = (int(total or 0) for total in totals)
+        return Counts(ready - stale + kept + suspect, leased, delayed, done, dead)
 
     @_engine_errors
     def replayed(self) -> tuple[int, float] | None:
         """Return how many results were recorded by ``replay``, and how many seconds ago the last; None if none was."""
         (count, at), (seconds, _micros) = self._look(
-            lambda pipe: pipe.hmget(_key("totals"), "replayed", "replayed_at").time()
+            lambda pipe: pipe.hmget(key("totals"), "replayed", "replayed_at").time()
         )
         return (int(count), max(0.0, seconds - int(at) / 1000)) if count else None
 
     @_engine_errors
     def next_due_seconds(self) -> float | None:
         """Return how long until the first delayed job is due, None where none is delayed."""
-        first, (seconds, micros) = self._look(lambda pipe: pipe.zrange(_key("delayed"), 0, 0, withscores=True).time())
+        first, (seconds, micros) = self._look(lambda pipe: pipe.zrange(key("delayed"), 0, 0, withscores=True).time())
         return max(0.0, first[0][1] / 1000 - seconds - micros / 1e6) if first else None
 
     @_engine_errors
@@ -581,19 +665,19 @@ class Queue:
         """Return how many workers were heard of within three lease times, at least two minutes."""
         seconds, _micros = self._redis.time()
         horizon = max(120.0, 3 * self._lease_seconds)
-        return int(self._redis.zcount(_key("workers"), (seconds - horizon) * 1000, "+inf"))
+        return int(self._redis.zcount(key("workers"), (seconds - horizon) * 1000, "+inf"))
 
     @_engine_errors
     def workers(self, limit: int = 200) -> list[dict[str, Any]]:
         """Return the workers seen last: name, seconds since then, and the status they sent themselves."""
         seen, (seconds, micros) = self._look(
-            lambda pipe: pipe.zrange(_key("workers"), 0, limit - 1, desc=True, withscores=True).time()
+            lambda pipe: pipe.zrange(key("workers"), 0, limit - 1, desc=True, withscores=True).time()
         )
         names = [name for name, _score in seen]
-        texts = self._redis.hmget(_key("status"), names) if names else []
+        texts = self._redis.hmget(key("status"), names) if names else []
         at = seconds + micros / 1e6
         return [
-            {**_dict(text), "worker": name, "seen_seconds": round(max(0.0, at - score / 1000), 1)}
+            {**as_dict(text), "worker": name, "seen_seconds": round(max(0.0, at - score / 1000), 1)}
             for (name, score), text in zip(seen, texts, strict=True)
         ]
 
@@ -605,30 +689,80 @@ class Queue:
             if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", after):
                 raise ValueError(_('after: use the value of "next" of the answer before'))
             start = f"({after}"
-        entries = self._redis.xrange(_key("success"), start, "+", count=limit + 1)
+        entries = self._redis.xrange(key("success"), start, "+", count=limit + 1)
         following = entries[limit - 1][0] if len(entries) > limit else None
-        return [_success(*entry) for entry in entries[:limit]], following
+        return [success_item(*entry) for entry in entries[:limit]], following
 
     @_engine_errors
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
         """Return the pages finished last, the newest first."""
-        return [_success(*entry) for entry in self._redis.xrevrange(_key("success"), count=limit)]
+        return [success_item(*entry) for entry in self._redis.xrevrange(key("success"), count=limit)]
 
     @_engine_errors
-    def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Return dead and delayed jobs in the order of their ids, and where to go on (None at the end)."""
-        ids = self._redis.zrangebylex(_key("failed"), f"({after}" if after else "-", "+", 0, limit + 1)
-        following = ids[limit - 1] if len(ids) > limit else None
-        ids = ids[:limit]
+    def failed(self, after: str, limit: int, code: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
+        """Return dead and delayed jobs in the order of their codes and ids, and where to go on (None at the end).
+
+        With ``code`` only those that failed with it.
+        """
+        members = self._redis.zrangebylex(key("failures"), *failure_range(code, after), 0, limit + 1)
+        following = failure_cursor(members[limit - 1]) if len(members) > limit else None
+        ids = [member.rpartition("\0")[2] for member in members[:limit]]
         if not ids:
             return [], None
         texts, due, (seconds, micros) = self._look(
-            lambda pipe: pipe.hmget(_key("tries"), ids).zmscore(_key("delayed"), ids).time()
+            lambda pipe: pipe.hmget(key("tries"), ids).zmscore(key("delayed"), ids).time()
         )
         at = seconds + micros / 1e6
         return [
-            _failed(url, _dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
+            failed_item(url, as_dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
         ], following
+
+    @_engine_errors
+    def failure_groups(self) -> list[dict[str, Any]]:
+        """Return how many jobs are dead and delayed of each code, with the reason of one of them, most first."""
+        groups: dict[str, dict[str, Any]] = {}
+        for name, count in self._redis.hgetall(key("kinds")).items():
+            state, _mark, code = name.partition(":")
+            groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0})[state] = int(count)
+        found = sorted(groups.values(), key=lambda group: (-group["dead"] - group["delayed"], group["code"]))[:200]
+        samples = self._look(
+            lambda pipe: [
+                pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found
+            ]
+        )
+        ids = [members[0].rpartition("\0")[2] if members else "" for members in samples]
+        texts = self._redis.hmget(key("tries"), ids) if ids else []
+        return [{**group, "reason": reason_of(as_dict(text))} for group, text in zip(found, texts, strict=True)]
+
+    @_engine_errors
+    def jobs(
+        self, state: str = "", category: str = "", source: str = "", find: str = "", after: str = "", limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return jobs in the order of their places, or of their titles, and where to go on (None at the end).
+
+        ``find`` is the id of a job, or the beginning of a title. A call looks at a bounded number of jobs: where most
+        of them are left out it may return few or none, and still where to go on.
+        """
+        if state not in ("", *STATES):
+            raise ValueError(_("state: one of {words} is expected").format(words=", ".join(STATES)))
+        wanted = Wanted(state, category, source)
+        if not find.strip():
+            return self._views.listed(wanted, after, limit)
+        if (job := self._exactly(find.strip())) is not None:
+            del job["errors"]
+            return [job] if wanted.has(job) else [], None
+        return self._views.entitled(wanted, find, after, limit)
+
+    def _exactly(self, find: str) -> dict[str, Any] | None:
+        try:
+            return self._views.life(find)
+        except ValueError:
+            return None  # it is no id
+
+    @_engine_errors
+    def job(self, url: str) -> dict[str, Any] | None:
+        """Return one job and the last failures that it had, None where it was never added."""
+        return self._views.life(url)
 
     @_engine_errors
     def ping(self) -> None:
@@ -654,6 +788,26 @@ class Queue:
         if options.get("maxmemory-policy", "noeviction") != "noeviction":
             found.append(_("Redis may evict jobs when memory is short. Set: maxmemory-policy noeviction"))
         return found
+
+    @_engine_errors
+    def adopt(self) -> None:
+        """Put what an earlier version has written where this one looks for it: once, and in bounded steps."""
+        while ids := self._redis.zrange(key("failed"), 0, 499):
+            args: list[str | int] = [len(ids)]
+            for url, text in zip(ids, self._redis.hmget(key("tries"), ids), strict=True):
+                args += [url, folded_prefix(as_dict(text).get("title", ""))]
+            self._run("adopt", [key("failed")], args)
+        last = "" if self._redis.hget(key("totals"), "adopted") else "-"
+        while last and (entries := self._redis.xrange(key("success"), last, "+", count=500)):
+            keys, args = [key("failed")], [0]
+            for entry, fields in entries:
+                page = parse_job_id(fields["url"])
+                keys.append(record_key(page))
+                args += [page.cid, entry, fields["url"], folded_prefix(fields["title"])]
+            self._run("adopt", keys, args)
+            last = f"({entries[-1][0]}"
+        if last:
+            self._redis.hset(key("totals"), "adopted", 1)
 
     # -------------------------------------------------------------------------------- inside
 
@@ -694,13 +848,13 @@ class Queue:
         origin |= {name: value for name, value in (("source", source), ("wishes", wished)) if value}
         if refresh:
             origin["refresh"] = "all"
-        return _json(origin) if origin else ""
+        return as_json(origin) if origin else ""
 
     def _lease(self, url: str, token: str, origin: str, attempt: int, ledger: str = "") -> Lease:
-        found = _dict(origin)
+        found = as_dict(origin)
         walk = None
         if ledger:
-            stand = {name: value for name, value in _dict(ledger).items() if name in ("cursor", "page", "taken")}
+            stand = {name: value for name, value in as_dict(ledger).items() if name in ("cursor", "page", "taken")}
             walk = Walk(**stand, **found.get("wishes", {}), quick=found.get("quick", False))
         return Lease(url, token, found.get("category", self._category), int(attempt), self._lease_seconds, walk)
 
@@ -710,28 +864,13 @@ class Queue:
         return answer
 
 
-def _key(name: str) -> str:
-    return f"{{bili:0}}:{name}"  # 0 is the shard, the only one so far
-
-
-def _answer(token: str) -> str:
-    return _key(f"answer:{token}")
-
-
-def _bucket(kind: str, identity: _Identity) -> str:
-    return _key(f"{kind}:{identity.namespace}:{identity.number % BUCKETS}")
-
-
-def _done(page: JobId) -> str:
-    return _key(f"done:{page.cid % BUCKETS}")
-
-
-def _risk(mark: str) -> str:
-    return _key(f"risk:{mark}")
+def _told(result: Result) -> list[str]:
+    size, seconds = str(result.bytes), f"{result.seconds:.1f}"
+    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams]
 
 
 def _ring(name: str) -> str:
-    return _key(f"history:{name}")
+    return key(f"history:{name}")
 
 
 def _container(text: str) -> JobId:
@@ -747,28 +886,6 @@ def _page_job(container: JobId, page: Page) -> JobId:
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
-
-
-class _Identity(NamedTuple):
-    """What makes two jobs the same: ``member`` in the sets of ``namespace``, spread over buckets by ``number``.
-
-    Members are decimal integers wherever the number can be large, because sets of those stay compact.
-    """
-
-    namespace: str
-    number: int
-    member: str
-
-
-def _identity(job: JobId) -> _Identity:
-    if job.is_page:
-        return _Identity("c", job.cid, str(job.cid))
-    if job.is_source:
-        return _Identity("s", zlib.crc32(job.source.encode()) % SOURCE_BUCKETS, job.source)
-    if job.episode_id:
-        return _Identity("e", job.episode_id, str(job.episode_id))
-    aid = bvid_to_aid(job.bvid)
-    return _Identity("p", aid, f"{aid}:{job.number}") if job.number else _Identity("v", aid, str(aid))
 
 
 _LEDGER: dict[str, Any] = {
@@ -790,42 +907,3 @@ _LEDGER: dict[str, Any] = {
     "watched": 0,
 }
 """What is shown of a source's ledger, and what stands for what is not known yet."""
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _dict(text: str | None) -> dict[str, Any]:
-    value = json.loads(text) if text else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _success(entry: str, fields: dict[str, str]) -> dict[str, Any]:
-    return {
-        "url": fields["url"],
-        "title": fields["title"],
-        "path": fields["path"],
-        "bytes": int(fields["bytes"]),
-        "seconds": float(fields["seconds"]),
-        "worker": fields["worker"],
-        "time": int(entry.split("-")[0]) / 1000,
-    }
-
-
-def _reason(tries: dict[str, Any]) -> str:
-    return _POISON_REASON if tries.get("code") == "poison" else str(tries.get("reason", ""))
-
-
-def _failed(url: str, tries: dict[str, Any], due_ms: float | None, at: float) -> dict[str, Any]:
-    return {
-        "url": url,
-        "state": "dead" if due_ms is None else "delayed",
-        "title": tries.get("title", ""),
-        "code": tries.get("code", ""),
-        "reason": _reason(tries),
-        "attempts": tries.get("attempts", 0),
-        "worker": tries.get("worker", ""),
-        "time": tries.get("time", 0) / 1000,
-        "next_retry_seconds": None if due_ms is None else round(max(0.0, due_ms / 1000 - at), 1),
-    }

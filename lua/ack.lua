@@ -1,7 +1,7 @@
--- ack: a page is done. KEYS: the common ones, answer:<token>, done:<bucket>.
--- ARGV: id, token, cid, title, path, bytes, seconds. Answers the state, or false for a stale token.
+-- ack: a page is done. KEYS: the common ones, answer:<token>, done:<bucket>,
+-- record:<bucket>. ARGV: id, token, cid, title, title folded, path, bytes, seconds, streams. Answers the state, or false for a stale token.
 
-local answer_key, done_key = KEYS[OWN + 1], KEYS[OWN + 2]
+local answer_key, done_key, record_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local id, token = ARGV[1], ARGV[2]
 
 local call = 'ack ' .. id
@@ -10,7 +10,12 @@ if not is_ours then
   return given or false
 end
 local tries = tries_of(id)
+local origin = cjson.decode(redis.call('HGET', ORIGIN, id) or '{}')
 end_lease(id, tries)
-forget(id)
-record(done_key, ARGV[3], id, ARGV[4], ARGV[5], ARGV[6], ARGV[7], tries.worker or '')
+drop(id, tries)
+record(done_key, record_key, ARGV[3], id, {
+  title = ARGV[4], folded = ARGV[5], path = ARGV[6], bytes = ARGV[7], seconds = ARGV[8], streams = ARGV[9],
+  worker = tries.worker or '', errors = tries.errors and cjson.encode(tries.errors) or '',
+  category = origin.category or '', source = origin.source or '',
+})
 return remember(answer_key, call, 'done')

@@ -20,7 +20,7 @@ for i = 0, total - 1 do
     if is_source(id) then
       begin_source(id, origin)
     end
-    redis.call('RPUSH', READY, id)
+    push_tail(id)
     if origin ~= '' then
       redis.call('HSET', ORIGIN, id, origin)
     end

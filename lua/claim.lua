@@ -19,12 +19,16 @@ if due and tonumber(due) > at then
 end
 -- Where it waits it need not wait any longer. One that failed has failed for an earlier reader.
 local function is_taken_from_its_place()
-  if redis.call('ZREM', DEAD, id) + redis.call('ZREM', DELAYED, id) > 0 then
-    redis.call('ZREM', FAILED, id)
-    redis.call('HDEL', TRIES, id)
+  local tries = tries_of(id)
+  if leave_failed(id, tries) then
+    begin_anew(id, tries)
     return true
   end
-  return redis.call('HEXISTS', TOKEN, id) == 0 and redis.call('LREM', READY, -1, id) > 0
+  if place_of(id, tries, seen_key, closed_key, member) ~= 'ready' then
+    return false
+  end
+  leave_ready(id)
+  return true
 end
 
 local new = redis.call('SADD', seen_key, member) == 1

@@ -5,7 +5,7 @@
 local READY, KEPT, SUSPECT = KEYS[1], KEYS[2], KEYS[3] -- LIST, ZSET id -> reserved until, LIST
 local LEASED, DELAYED, DEAD = KEYS[4], KEYS[5], KEYS[6] -- ZSET id -> deadline, not before, when (all in ms)
 local TOKEN, TRIES, ORIGIN = KEYS[7], KEYS[8], KEYS[9] -- HASH id -> token; JSON; JSON
-local FAILED, SUCCESS, TOTALS = KEYS[10], KEYS[11], KEYS[12] -- ZSET by id; STREAM; HASH
+local FAILURES, SUCCESS, TOTALS = KEYS[10], KEYS[11], KEYS[12] -- ZSET of code \0 id; STREAM; HASH
 local HOLDS, ALONE = KEYS[13], KEYS[14] -- HASH worker -> number of leases; worker -> suspect that it holds
 local WORKERS, STATUS = KEYS[15], KEYS[16] -- ZSET worker -> last seen in ms; HASH worker -> JSON
 local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts leases
@@ -13,7 +13,10 @@ local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lea
 local DEATHS, DRAINING = KEYS[21], KEYS[22] -- ZSET worker and instance -> when it died; worker -> until (all in ms)
 local STARTED = KEYS[23] -- ZSET worker and instance -> when that process was first heard of
 local LEDGER, WATCH = KEYS[24], KEYS[25] -- HASH source -> JSON; ZSET source -> when it is to be read again (in ms)
-local OWN = 25 -- keys after this one are the script's own
+local STALE, KINDS = KEYS[26], KEYS[27] -- HASH id -> entries in READY that do not count; state and code -> number of jobs
+local TITLES, TITLED = KEYS[28], KEYS[29] -- ZSET of folded title \0 id; LIST of those that are done, the oldest first
+local FORGOTTEN = KEYS[30] -- ZSET cid -> when a user had it forgotten
+local OWN = 30 -- keys after this one are the script's own
 
 local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
 local ANSWER_MS = 3600 * 1000
@@ -25,6 +28,11 @@ local SUSPECT_DEATHS, POISON_DEATHS, POISON_DEATHS_AT_MOST = 2, 3, 8
 local DIED_LIMIT = 32 -- names that are kept of the workers that died with one job, the last ones
 local UNREST_MS = 60000 -- deaths of other workers from so long before a job's first one on speak for the job
 local PROGRESS_BYTES = 1048576
+local STALE_LIMIT = 1000 -- entries that do not count are left out so many at a time
+local ERRORS_LIMIT, ERROR_BYTES = 8, 200 -- so many failures are kept with a job, and so much of each reason
+local TITLES_LIMIT = 100000 -- so many of the pages that were done last are found by their titles
+local FORGOTTEN_LIMIT = 100000
+local CANCELLED = 'cancelled'
 local FULL_PASS_SECONDS = 24 * 3600 -- a watched source is read to its end so often, in between only its news
 
 -- The only clock there is: that of the server.
@@ -82,12 +90,95 @@ local function end_lease(id, tries)
   end
 end
 
+-- A job cannot be taken out of the middle of a list without a look at all of it. So an entry stays there, and counts no
+-- more: of one that was moved to the head the entry further on, of one that was cancelled the only one. STALE has how
+-- many such entries a job has: as a negative number where no entry of it counts, and nothing where there are none.
+local function stale_of(id)
+  return tonumber(redis.call('HGET', STALE, id) or 0)
+end
+
+local function push(command, id)
+  redis.call(command, READY, id)
+  local stale = stale_of(id)
+  if stale < 0 then
+    redis.call('HSET', STALE, id, -stale)
+  end
+end
+
+local function push_head(id)
+  push('LPUSH', id)
+end
+
+local function push_tail(id)
+  push('RPUSH', id)
+end
+
+-- The first of a job's entries was taken out of the list, and it was the one that counts.
+local function note_popped(id)
+  local stale = stale_of(id)
+  if stale > 0 then
+    redis.call('HSET', STALE, id, -stale)
+  end
+end
+
+-- An entry that does not count was taken out of the list.
+local function note_dropped(id)
+  if redis.call('HINCRBY', STALE, id, 1) == 0 then
+    redis.call('HDEL', STALE, id)
+  end
+  redis.call('HINCRBY', TOTALS, 'stale', -1)
+end
+
+local stale_budget = STALE_LIMIT
+
+-- Returns the next job that waits; none as well where too many entries before it do not count: the next call goes on.
+local function pop_ready()
+  while stale_budget > 0 do
+    local id = redis.call('LPOP', READY)
+    if not id then
+      return nil
+    end
+    if stale_of(id) >= 0 then
+      note_popped(id)
+      return id
+    end
+    note_dropped(id)
+    stale_budget = stale_budget - 1
+  end
+  return nil
+end
+
+-- Of a job that waits in READY, wherever: its entry counts no more.
+local function leave_ready(id)
+  redis.call('HSET', STALE, id, -(stale_of(id) + 1))
+  redis.call('HINCRBY', TOTALS, 'stale', 1)
+end
+
+-- Of a job that waits in READY: it comes next, and the entry further on counts no more.
+local function come_first(id)
+  if redis.call('LINDEX', READY, 0) ~= id then
+    redis.call('HINCRBY', STALE, id, 1)
+    redis.call('LPUSH', READY, id)
+    redis.call('HINCRBY', TOTALS, 'stale', 1)
+  end
+end
+
+-- Returns whether a job stands among the next ones; it is taken out of the list then.
+local function pull(id, reach)
+  if stale_of(id) < 0 or not redis.call('LPOS', READY, id, 'MAXLEN', reach) then
+    return false
+  end
+  redis.call('LREM', READY, 1, id)
+  note_popped(id)
+  return true
+end
+
 -- Started work goes to the head, so that it is finished before new work begins.
 local function put_back(id, tries)
   if tries.deaths >= SUSPECT_DEATHS then
     redis.call('RPUSH', SUSPECT, id)
   else
-    redis.call('LPUSH', READY, id)
+    push_head(id)
   end
 end
 
@@ -100,20 +191,101 @@ local function put_back_kept(id, tries, at, affinity_ms)
   end
 end
 
-local function forget(id)
+-- ---------------------------------------------------------------------------------- what is known of a job
+
+-- A title is found by its beginning, folded as queue_data.py does it.
+local function entitle(id, tries, title, folded)
+  if title == '' or tries.title == title then
+    return false
+  end
+  if tries.folded then
+    redis.call('ZREM', TITLES, tries.folded .. '\0' .. id)
+  end
+  tries.title, tries.folded = title, folded
+  redis.call('ZADD', TITLES, 0, folded .. '\0' .. id)
+  return true
+end
+
+local function drop(id, tries)
   redis.call('HDEL', TRIES, id)
   redis.call('HDEL', ORIGIN, id)
+  if tries.folded then
+    redis.call('ZREM', TITLES, tries.folded .. '\0' .. id)
+  end
+end
+
+-- All attempts are given back; what happened so far is still told.
+local function begin_anew(id, tries)
+  if tries.title or tries.errors then
+    save_tries(id, { attempts = 0, deaths = 0, title = tries.title, folded = tries.folded, errors = tries.errors })
+  else
+    redis.call('HDEL', TRIES, id)
+  end
+end
+
+-- At most so many bytes, and no half of a character.
+local function shortened(text, bytes)
+  if #text <= bytes then
+    return text
+  end
+  local byte = string.byte(text, bytes + 1)
+  while bytes > 0 and byte >= 128 and byte < 192 do
+    bytes = bytes - 1
+    byte = string.byte(text, bytes + 1)
+  end
+  return string.sub(text, 1, bytes)
+end
+
+-- The last failures of a job, the oldest first, each as {when, worker, attempt, code, reason}.
+local function note_error(tries, at, code, reason)
+  local errors = tries.errors or {}
+  errors[#errors + 1] = { at, tries.worker or '', tries.attempts + 1, code, shortened(reason, ERROR_BYTES) }
+  if #errors > ERRORS_LIMIT then
+    table.remove(errors, 1)
+  end
+  tries.errors = errors
+end
+
+local function forget_error(tries)
+  if tries.errors and #tries.errors > 1 then
+    table.remove(tries.errors)
+  else
+    tries.errors = nil -- an empty list would be an object in JSON
+  end
+end
+
+-- ---------------------------------------------------------------------------------- those that failed
+
+-- FAILURES has each delayed and each dead job under the code that it failed with; KINDS counts them.
+local function join_failed(id, tries, state)
+  local code = tries.code or ''
+  redis.call('ZADD', FAILURES, 0, code .. '\0' .. id)
+  redis.call('HINCRBY', KINDS, state .. ':' .. code, 1)
+end
+
+-- Takes a job out of its place, returns whether it was dead or delayed.
+local function leave_failed(id, tries)
+  local state = (redis.call('ZREM', DEAD, id) == 1 and 'dead') or (redis.call('ZREM', DELAYED, id) == 1 and 'delayed')
+  if not state then
+    return false
+  end
+  local code = tries.code or ''
+  redis.call('ZREM', FAILURES, code .. '\0' .. id)
+  if redis.call('HINCRBY', KINDS, state .. ':' .. code, -1) <= 0 then
+    redis.call('HDEL', KINDS, state .. ':' .. code)
+  end
+  return true
 end
 
 local function bury(id, tries, at, code, reason)
   if tries.recorded then
-    forget(id)
+    drop(id, tries)
     return
   end
   tries.code, tries.reason, tries.time = code, reason, at
   save_tries(id, tries)
   redis.call('ZADD', DEAD, at, id)
-  redis.call('ZADD', FAILED, 0, id)
+  join_failed(id, tries, 'dead')
 end
 
 -- Write down that a worker died with a job. One that was alone with a suspect says nothing of the others.
@@ -163,7 +335,9 @@ local function expire(id, at, affinity_ms)
   count_death(id, tries, at)
   end_lease(id, tries)
   if is_poison(tries) then
-    bury(id, tries, at, 'poison', 'Its workers died with it again and again, the last one holding nothing else.')
+    local reason = 'Its workers died with it again and again, the last one holding nothing else.'
+    note_error(tries, at, 'poison', reason)
+    bury(id, tries, at, 'poison', reason)
   else
     save_tries(id, tries)
     put_back_kept(id, tries, at, affinity_ms)
@@ -172,10 +346,10 @@ end
 
 -- Fewer deaths than were counted speak against a job: it may be no suspect any more, or not dead.
 local function reconsider(id, tries)
-  local was_dead = tries.code == 'poison' and redis.call('ZREM', DEAD, id) == 1
+  local was_dead = tries.code == 'poison' and leave_failed(id, tries)
   if was_dead then
     tries.code, tries.reason = nil, nil
-    redis.call('ZREM', FAILED, id)
+    forget_error(tries)
   end
   save_tries(id, tries)
   if was_dead or (tries.deaths < SUSPECT_DEATHS and redis.call('LREM', SUSPECT, 1, id) == 1) then
@@ -229,9 +403,9 @@ local function sweep(at, lease_ms, affinity_ms)
   bring_in(DELAYED, at + DELAY_MS_AT_MOST)
   bring_in(KEPT, at + affinity_ms)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
-    redis.call('ZREM', DELAYED, id)
-    redis.call('ZREM', FAILED, id)
-    put_back_kept(id, tries_of(id), at, affinity_ms)
+    local tries = tries_of(id)
+    leave_failed(id, tries)
+    put_back_kept(id, tries, at, affinity_ms)
     moved = moved + 1
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEPT, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
@@ -242,30 +416,72 @@ local function sweep(at, lease_ms, affinity_ms)
   return moved
 end
 
+-- Only the last ones of those that are done are found by their titles: what comes in pushes the oldest out.
+local function entitle_done(id, folded)
+  local member = folded .. '\0' .. id
+  redis.call('ZADD', TITLES, 0, member)
+  redis.call('RPUSH', TITLED, member)
+  if redis.call('LLEN', TITLED) > TITLES_LIMIT then
+    local oldest = redis.call('LPOP', TITLED)
+    if redis.call('HEXISTS', TRIES, string.match(oldest, '%z([^%z]*)$')) == 0 then
+      redis.call('ZREM', TITLES, oldest)
+    end
+  end
+end
+
+-- Where a page's record is in SUCCESS. Mostly it is number 0 of its millisecond: an integer then, and short.
+local function note_record(record_key, cid, entry)
+  redis.call('HSET', record_key, cid, string.match(entry, '^(%d+)%-0$') or entry)
+end
+
 -- Record a page as done, once for ever; returns whether it was not.
-local function record(done_key, cid, id, title, path, bytes, seconds, worker)
+local function record(done_key, record_key, cid, id, page)
   if redis.call('SADD', done_key, cid) == 0 then
     return false
   end
   redis.call('HINCRBY', TOTALS, 'done', 1)
   -- Always the same fields in the same order: a stream then stores their names once.
-  redis.call('XADD', SUCCESS, '*', 'url', id, 'title', title, 'path', path, 'bytes', bytes, 'seconds', seconds,
-    'worker', worker)
+  local entry = redis.call('XADD', SUCCESS, '*', 'url', id, 'title', page.title, 'path', page.path,
+    'bytes', page.bytes, 'seconds', page.seconds, 'worker', page.worker, 'streams', page.streams,
+    'errors', page.errors, 'category', page.category, 'source', page.source)
+  note_record(record_key, cid, entry)
+  redis.call('ZREM', FORGOTTEN, cid)
+  if page.title ~= '' then
+    entitle_done(id, page.folded)
+  end
   return true
 end
 
 -- A job whose page was recorded apart from its lease is wanted no more. In a list it cannot be found quickly: it is
 -- marked, and left out when its turn comes. One that is leased ends with its lease.
 local function drop_recorded(id)
-  local places = redis.call('ZREM', DELAYED, id) + redis.call('ZREM', DEAD, id) + redis.call('ZREM', KEPT, id)
-  redis.call('ZREM', FAILED, id)
-  if places > 0 then
-    forget(id)
+  local tries = tries_of(id)
+  if leave_failed(id, tries) or redis.call('ZREM', KEPT, id) == 1 then
+    drop(id, tries)
   else
-    local tries = tries_of(id)
     tries.recorded = true
     save_tries(id, tries)
   end
+end
+
+-- Where a job is; nil if it was never added. `member` is its own in a bucket of what was seen, and of what was done or
+-- closed. What was added and is nowhere else waits in one of the two lists, which nobody can search.
+local function place_of(id, tries, seen_key, ended_key, member)
+  if redis.call('HEXISTS', TOKEN, id) == 1 then
+    return 'leased'
+  end
+  for place, key in pairs({ kept = KEPT, delayed = DELAYED, dead = DEAD }) do
+    if redis.call('ZSCORE', key, id) then
+      return place
+    end
+  end
+  if redis.call('SISMEMBER', ended_key, member) == 1 then
+    return 'done'
+  end
+  if redis.call('SISMEMBER', seen_key, member) == 0 then
+    return nil
+  end
+  return tries.deaths >= SUSPECT_DEATHS and 'suspect' or 'ready'
 end
 
 -- What is known of a source: how far it was read, and what was found. `page` and `cursor` are where a pass through its

@@ -171,10 +171,10 @@ if not more and #pages > 0 then
   first = table.remove(pages, 1)
 end
 for i = #pages, 1, -1 do
-  redis.call('LPUSH', READY, pages[i])
+  push_head(pages[i])
 end
 for _, job in ipairs(containers) do
-  redis.call('RPUSH', READY, job)
+  push_tail(job)
 end
 if page_count > 1 then
   redis.call('SADD', own_key, member)
@@ -206,10 +206,10 @@ end
 
 end_lease(id, tries)
 if tries.again then
-  redis.call('HDEL', TRIES, id)
-  redis.call('RPUSH', READY, id)
+  begin_anew(id, tries)
+  push_tail(id)
 else
-  forget(id)
+  drop(id, tries)
   redis.call('SADD', closed_key, member)
 end
 local answer = { added, known }

@@ -38,7 +38,7 @@ local leases = {}
 local function take(id)
   local tries = tries_of(id)
   if tries.recorded then
-    forget(id)
+    drop(id, tries)
     return
   end
   leases[#leases + 1] = grant(id, tries, worker, instance, lease_ms, ARGV[first_nonce + #leases], at)
@@ -117,14 +117,13 @@ elseif not (waits and drains()) then
       local id = ARGV[i]
       if redis.call('ZREM', KEPT, id) == 1 then
         take(id)
-      elseif redis.call('LPOS', READY, id, 'MAXLEN', 1000) then
-        redis.call('LREM', READY, 1, id)
+      elseif pull(id, 1000) then
         take(id)
       end
     end
   end
   for _ = 1, count + SWEEP_LIMIT do
-    local id = #leases < count and redis.call('LPOP', READY)
+    local id = #leases < count and pop_ready()
     if not id then
       break
     end

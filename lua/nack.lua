@@ -1,11 +1,11 @@
 -- nack: an attempt failed. KEYS: the common ones, answer:<token>.
--- ARGV: id, token, class, code, reason, title, then a delay in ms for each failure that is allowed; the site's own
+-- ARGV: id, token, class, code, reason, title, title folded, then a delay in ms for each failure that is allowed; the site's own
 -- wish, if there was one, is already in all of them. Of class waiting any number is allowed, the last delay holds on.
 -- Answers the new state, or false for a stale token.
 
 local answer_key = KEYS[OWN + 1]
 local id, token, class, code, reason, title = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local first_delay = 7
+local first_delay = 8
 
 local call = 'nack ' .. id
 local given, is_ours = opened(answer_key, call, id, token)
@@ -15,15 +15,14 @@ end
 local at = now()
 local tries = tries_of(id)
 end_lease(id, tries)
-if title ~= '' then
-  tries.title = title
-end
+entitle(id, tries, title, ARGV[7])
+note_error(tries, at, code, reason)
 if class == 'environment' then
   tries.code, tries.reason, tries.time = code, reason, at
   tries.environment = (tries.environment or 0) + 1
   save_tries(id, tries)
   if tries.environment > 1 and tries.deaths < SUSPECT_DEATHS then
-    redis.call('RPUSH', READY, id) -- not at the head again: others must have their turn on a machine that it does not suit
+    push_tail(id) -- not at the head again: others must have their turn on a machine that it does not suit
   else
     put_back(id, tries)
   end
@@ -45,5 +44,5 @@ end
 tries.code, tries.reason, tries.time = code, reason, at
 save_tries(id, tries)
 redis.call('ZADD', DELAYED, at + tonumber(delay), id)
-redis.call('ZADD', FAILED, 0, id)
+join_failed(id, tries, 'delayed')
 return remember(answer_key, call, 'delayed')

@@ -3,10 +3,10 @@
 
 local moved = 0
 for _, id in ipairs(ARGV) do
-  if redis.call('ZREM', DEAD, id) + redis.call('ZREM', DELAYED, id) > 0 then
-    redis.call('ZREM', FAILED, id)
-    redis.call('HDEL', TRIES, id)
-    redis.call('RPUSH', READY, id)
+  local tries = tries_of(id)
+  if leave_failed(id, tries) then
+    begin_anew(id, tries)
+    push_tail(id)
     moved = moved + 1
   end
 end

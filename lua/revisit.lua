@@ -9,19 +9,18 @@ for i = 1, #ARGV / 2 do
   local due = redis.call('ZSCORE', WATCH, id)
   if due and tonumber(due) <= at then
     redis.call('ZADD', WATCH, at + ledger_of(id).watched * 1000, id)
-    local died_at = redis.call('ZSCORE', DEAD, id)
+    local died_at, tries = redis.call('ZSCORE', DEAD, id), tries_of(id)
     local new = redis.call('SADD', KEYS[OWN + 2 * i - 1], member) == 1
     if new or redis.call('SREM', KEYS[OWN + 2 * i], member) == 1 then
       local origin = revisit_origin(id, at)
       begin_source(id, origin)
       redis.call('HSET', ORIGIN, id, origin)
-      redis.call('RPUSH', READY, id)
+      push_tail(id)
       queued = queued + 1
-    elseif died_at and at - tonumber(died_at) > DEAD_MS then
-      redis.call('ZREM', DEAD, id)
-      redis.call('ZREM', FAILED, id)
-      redis.call('HDEL', TRIES, id)
-      redis.call('RPUSH', READY, id)
+    elseif died_at and at - tonumber(died_at) > DEAD_MS and tries.code ~= CANCELLED then
+      leave_failed(id, tries)
+      begin_anew(id, tries)
+      push_tail(id)
       queued = queued + 1
     end
   end

@@ -8,4 +8,12 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', at - WORKER
 end
 redis.call('ZREMRANGEBYSCORE', DEATHS, '-inf', at - WORKER_MS)
 redis.call('ZREMRANGEBYSCORE', STARTED, '-inf', at - STARTED_MS)
+for _ = 1, STALE_LIMIT do -- what was cancelled must not keep others waiting
+  local id = redis.call('LINDEX', READY, 0)
+  if not id or stale_of(id) >= 0 then
+    break
+  end
+  redis.call('LPOP', READY)
+  note_dropped(id)
+end
 return sweep(at, tonumber(ARGV[1]), tonumber(ARGV[2]))

@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from parse_ import bvid_to_aid, parse_job_id
+from queue_data import folded_prefix
 
 PLACES = ("ready", "suspect", "kept", "leased", "delayed", "dead")
 
@@ -20,21 +21,41 @@ def _key(name: str) -> str:
     return f"{{bili:0}}:{name}"
 
 
-def _sets(connection: redis.Redis) -> dict[str, list[str]]:
-    """Return the members of all buckets of ``seen:c``, ``done`` and so on."""
-    names = [name for name in connection.keys(_key("*:*")) if name.split(":")[2] in ("seen", "closed", "done")]
+def _sets(connection: redis.Redis) -> dict[str, list[Any]]:
+    """Return the members of all buckets of ``seen:c``, ``done`` and so on; of ``record`` pairs of cid and entry."""
+    kinds = ("seen", "closed", "done", "record")
+    names = [name for name in connection.keys(_key("*:*")) if name.split(":")[2] in kinds]
     with connection.pipeline(transaction=False) as pipe:
         for name in names:
-            pipe.smembers(name)
+            if name.split(":")[2] == "record":
+                pipe.hgetall(name)
+            else:
+                pipe.smembers(name)
         found: dict[str, list[str]] = {}
         for name, members in zip(names, pipe.execute(), strict=True):
-            found.setdefault(name.removeprefix(_key("")).rpartition(":")[0], []).extend(members)
+            pairs = members.items() if isinstance(members, dict) else members
+            found.setdefault(name.removeprefix(_key("")).rpartition(":")[0], []).extend(pairs)
     return found
+
+
+def waiting(entries: list[str], stale: dict[str, str]) -> list[str]:
+    """Return the jobs that wait in the list, in its order: some entries count no more (see lua/common.lua)."""
+    found, left = [], {url: int(count) for url, count in stale.items()}
+    for url in entries:
+        if left.get(url, 0) >= 0:
+            found.append(url)
+            left[url] = -left.get(url, 0) or -len(entries)  # whatever follows of it counts no more
+    counts = Counter(entries)
+    too_many = [url for url in set(found) if counts[url] != 1 + max(0, int(stale.get(url, 0)))]
+    return found + too_many  # a job that stands there once more than is known is named twice
 
 
 def places(connection: redis.Redis) -> dict[str, list[str]]:
     """Return the ids in each place, in its order."""
-    lists = {name: connection.lrange(_key(name), 0, -1) for name in ("ready", "suspect")}
+    lists = {
+        "ready": waiting(connection.lrange(_key("ready"), 0, -1), connection.hgetall(_key("stale"))),
+        "suspect": connection.lrange(_key("suspect"), 0, -1),
+    }
     return lists | {name: connection.zrange(_key(name), 0, -1) for name in PLACES[2:]}
 
 
@@ -57,6 +78,10 @@ def problems(connection: redis.Redis) -> list[str]:
     sets = _sets(connection)
     return [
         *_jobs_in_one_place(connection, found, jobs, tries),
+        *_stale_entries(connection),
+        *_failures(connection, found, tries),
+        *_titles(connection, tries),
+        *_records(connection, sets),
         *_leases(connection, found["leased"], tries),
         *_containers(sets, jobs),
         *_pages(connection, sets, jobs, tries),
@@ -69,12 +94,53 @@ def _jobs_in_one_place(
     wrong = [f"{url} is in {count} places" for url, count in Counter(jobs).items() if count > 1]
     for name in ("tries", "origin"):
         wrong += [f"{name} of {url}, which is in no place" for url in set(connection.hkeys(_key(name))) - set(jobs)]
-    failed = set(connection.zrange(_key("failed"), 0, -1))
-    wrong += [f"{url} is shown as failed or is not" for url in failed ^ {*found["delayed"], *found["dead"]}]
     wrong += [
         f"{url} is suspect after {tries[url]['deaths']} deaths" for url in found["suspect"] if tries[url]["deaths"] < 2
     ]
     return wrong
+
+
+def _stale_entries(connection: redis.Redis) -> list[str]:
+    entries = Counter(connection.lrange(_key("ready"), 0, -1))
+    stale = {url: int(count) for url, count in connection.hgetall(_key("stale")).items()}
+    wrong = [
+        f"{url} has {entries[url]} entries in ready, {count} of them stale"
+        for url, count in stale.items()
+        if count == 0 or entries[url] != (count + 1 if count > 0 else -count)
+    ]
+    if int(connection.hget(_key("totals"), "stale") or 0) != sum(map(abs, stale.values())):
+        wrong.append("the total of stale entries is wrong")
+    return wrong
+
+
+def _failures(connection: redis.Redis, found: dict[str, list[str]], tries: dict[str, Any]) -> list[str]:
+    codes = {url: tries.get(url, {}).get("code", "") for url in (*found["delayed"], *found["dead"])}
+    listed = set(connection.zrange(_key("failures"), 0, -1))
+    wrong = [f"{one!r} is shown as failed or is not" for one in listed ^ {f"{code}\0{url}" for url, code in codes.items()}]
+    kinds = Counter(f"{state}:{codes[url]}" for state in ("delayed", "dead") for url in found[state])
+    if {kind: int(count) for kind, count in connection.hgetall(_key("kinds")).items()} != dict(kinds):
+        wrong.append(f"kinds counts {connection.hgetall(_key('kinds'))}, there are {dict(kinds)}")
+    return wrong
+
+
+def _titles(connection: redis.Redis, tries: dict[str, Any]) -> list[str]:
+    known = {f"{one['folded']}\0{url}" for url, one in tries.items() if one.get("folded") is not None}
+    done = {
+        f"{folded_prefix(fields['title'])}\0{fields['url']}"
+        for _id, fields in connection.xrange(_key("success"), "-", "+")
+        if fields.get("title")
+    }
+    titles = set(connection.zrange(_key("titles"), 0, -1))
+    return [f"the title {one!r} leads nowhere or is missing" for one in (titles - known - done) | (known - titles)]
+
+
+def _records(connection: redis.Redis, sets: dict[str, list[str]]) -> list[str]:
+    recorded = {cid: entry if "-" in entry else f"{entry}-0" for cid, entry in sets.get("record", ())}
+    entries = {
+        entry: str(parse_job_id(fields["url"]).cid) for entry, fields in connection.xrange(_key("success"), "-", "+")
+    }
+    wrong = [f"the record of page {cid} is not where it should be" for cid, e in recorded.items() if entries.get(e) != cid]
+    return wrong + [f"nobody knows where the record of page {cid} is" for cid in set(entries.values()) - set(recorded)]
 
 
 def _leases(connection: redis.Redis, leased: list[str], tries: dict[str, Any]) -> list[str]:

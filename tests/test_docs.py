@@ -198,7 +198,7 @@ def test_the_levels_in_the_architecture_are_those_of_the_code() -> None:
 
 
 def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
-    from redisConnect import COMMON_KEYS
+    from queue_data import COMMON_KEYS
 
     section = text_of("docs/architecture.md").partition("\n## Keys\n")[2].partition("\n## ")[0]
     said = [row[0].strip("`") for row in rows(section) if row[0].startswith("`")]

@@ -44,7 +44,8 @@ from errors import EngineError, EngineFull, ServerUnreachable, StaleToken
 from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
 from parse_ import aid_to_bvid, bvid_to_aid
 from queue_client import QueueClient
-from redisConnect import BUCKETS, Queue, open_queue
+from queue_data import BUCKETS
+from redisConnect import Queue, open_queue
 from tests.conftest import engine_binary
 from tests.farm import Farm, free_port, wait_until
 from tests.relay import Relay

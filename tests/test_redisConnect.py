@@ -23,7 +23,8 @@ from config import Settings
 from errors import EngineError, StaleToken
 from model import Counts, Failure, Lease, Page, Result
 from parse_ import aid_to_bvid
-from redisConnect import BUCKETS, Queue, open_queue
+from queue_data import BUCKETS
+from redisConnect import Queue, open_queue
 from tests import structure
 from tests.conftest import engine_binary
 
@@ -1206,6 +1207,7 @@ class QueueModel(RuleBasedStateMachine):
         self.closed: set[str] = set()
         self.again: set[str] = set()  # containers that were asked for again while they were leased
         self.holder: dict[str, str] = {}  # id -> the worker that leased it last
+        self.cancelled: set[str] = set()
         self.died: set[str] = set()  # workers that died, save those that were alone with a suspect
         self.died_with: dict[str, list[str]] = {}  # id -> the workers that died with it, "" for one that was alone
 
@@ -1323,13 +1325,75 @@ class QueueModel(RuleBasedStateMachine):
             self.state[url] = "ready"
         self.queue.sweep()
 
-    @rule()
-    def redrive(self) -> None:
+    @rule(code=st.sampled_from(["", "-404", "-500", "cancelled", "poison"]))
+    def redrive(self, code: str) -> None:
         dead = [url for url, state in self.state.items() if state == "dead"]
-        assert self.queue.redrive_all() == len(dead)
+        dead = [url for url in dead if self._code(url) == code or (not code and url not in self.cancelled)]
+        assert (self.queue.redrive_code(code) if code else self.queue.redrive_all()) == len(dead)
         for url in dead:
             self.died_with.pop(url, None)
         self.state |= dict.fromkeys(dead, "ready")
+        self.cancelled -= set(dead)
+
+    def _code(self, url: str) -> str:
+        return str(json.loads(self.connection.hget("{bili:0}:tries", url))["code"])
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        url = self._anyone(data)
+        is_one = url in self.state and url not in self.cancelled
+        assert self.queue.cancel([url]) == is_one
+        if is_one:
+            self.valid.pop(url, None)
+            self.state[url] = "dead"
+            self.cancelled.add(url)
+
+    @rule(data=st.data())
+    def first(self, data: st.DataObject) -> None:
+        url = self._anyone(data)
+        waits = self.state.get(url) in ("ready", "delayed")
+        assert self.queue.first([url]) == waits
+        if waits:
+            self.state[url] = "ready"
+            is_suspect = len(self._deaths(url)) >= 2
+            assert structure.places(self.connection)["suspect" if is_suspect else "ready"][0] == url
+
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        url = self._anyone(data)
+        cid = int(url.partition("cid=")[2] or 0)
+        is_one = self.state.get(url) == "dead" or (url not in self.state and (url in self.closed or cid in self.done))
+        assert self.queue.forget([url]) == is_one
+        if is_one:
+            self.state.pop(url, None)
+            self.died_with.pop(url, None)
+            self.cancelled.discard(url)
+            self.done.discard(cid)
+            self.closed -= {url, url.partition("?")[0]}
+
+    def _anyone(self, data: st.DataObject) -> str:
+        """Any job that there is or may have been, in a page's words of any video."""
+        urls = [*self.state, *self.closed, *(f"{BV[0]}?p=1&cid={cid}" for cid in self.done), BV[9]]
+        return data.draw(st.sampled_from(urls))
+
+    @invariant()
+    def all_are_listed(self) -> None:
+        """Every job is listed once, in its state, and found by its id."""
+        if not hasattr(self, "queue"):
+            return
+        items, following = self.queue.jobs(limit=500)
+        listed = {item["url"]: item["state"] for item in items if item["state"] != "done"}
+        assert following is None and listed == self.state
+        assert len(items) == len(self.state) + len(self.done)
+        for url, state in self.state.items():
+            job = self.queue.job(url)
+            assert job is not None and (job["state"], job["cancelled"]) == (state, url in self.cancelled)
+        groups = self.queue.failure_groups()
+        counts = self.queue.counts()
+        assert (sum(one["dead"] for one in groups), sum(one["delayed"] for one in groups)) == (
+            counts.dead,
+            counts.delayed,
+        )
 
     @rule()
     def lose_the_scripts(self) -> None:
@@ -1348,10 +1412,7 @@ class QueueModel(RuleBasedStateMachine):
         if not hasattr(self, "queue"):
             return
         r = self.connection
-        places = [*r.lrange("{bili:0}:ready", 0, -1), *r.lrange("{bili:0}:suspect", 0, -1)]
-        for name in ("kept", "leased", "delayed", "dead"):
-            places += r.zrange(f"{{bili:0}}:{name}", 0, -1)
-        assert sorted(places) == sorted(self.state)
+        assert sorted(url for urls in structure.places(r).values() for url in urls) == sorted(self.state)
         assert r.hgetall("{bili:0}:token") == self.valid
         assert structure.problems(r) == []
 

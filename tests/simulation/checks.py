@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parse_ import parse_job_id
-from redisConnect import COMMON_KEYS, _key
+from queue_data import COMMON_KEYS, key
 from tests.simulation.engine import Wire
 
 DUMP = """
@@ -80,7 +80,7 @@ class Looker:
         self._sha = wire.ask("SCRIPT", "LOAD", DUMP)
         sets = [f"{kind}:{namespace}:{bucket}" for kind in ("seen", "closed") for namespace in "vpe"]
         sets += [f"seen:c:{bucket}", f"done:{bucket}"]
-        keys = [_key(name) for name in (*COMMON_KEYS, *sets)]
+        keys = [key(name) for name in (*COMMON_KEYS, *sets)]
         self._command = ["EVALSHA", self._sha, len(keys), *keys, "", *COMMON_KEYS]
 
     def look(self) -> Snapshot:

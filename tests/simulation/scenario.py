@@ -26,7 +26,7 @@ import retry
 from config import Settings
 from errors import EngineError
 from parse_ import aid_to_bvid, parse_job_id
-from redisConnect import BUCKETS
+from queue_data import BUCKETS
 from tests.simulation import world as outside
 from tests.simulation.breaks import BREAKS
 from tests.simulation.checks import Looker, Snapshot, problems
