@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import re
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ import create_folder
 import retry
 from bili_client import BiliClient
 from board import Board, JobView
-from config import WORKING_SAMPLE, Settings, parse_working
+from config import Settings
 from download_stream_file import StreamFile, Wire, download_stream
 from errors import (
     CircumstanceError,
@@ -34,7 +33,6 @@ from errors import (
     ServerError,
     ServerUnreachable,
     StaleToken,
-    TransferError,
     TransientError,
     Unauthorized,
 )
@@ -45,21 +43,17 @@ from merge_stream_file import merge
 from model import (
     HAVE_LIMIT,
     MIB,
-    Choice,
     Expanded,
     Failure,
     JobId,
     Lease,
     MergePlan,
     Page,
-    Playinfo,
     Result,
-    Stream,
-    StreamSource,
     Video,
-    Wishes,
     Working,
 )
+from page_streams import PageStreams
 from parse_ import parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from pipeline import NotNow, Rhythm, Slots
@@ -67,7 +61,8 @@ from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_cl
 from result_log import ResultLog, log_path
 from source_reader import read_source
 from sources import Told
-from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, streams_bytes
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from working_file import WorkingFile
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +70,6 @@ TICK_SECONDS = 0.5
 PAUSE_LIMIT_SECONDS = 600.0
 """A paused worker keeps its leases for so long; then they go back, the chunks stay."""
 GOODBYE_SECONDS = 1.5
-SETTLED_SECONDS = 2.0
-"""A file that was changed so lately may change again without looking different: clocks of file systems are coarse."""
 PREPARED_SECONDS = 30.0
 """A prepared job that got no slot for so long goes back: the slot was expected earlier, and others may have one."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,136 +84,13 @@ MERGE_ATTEMPTS = 3
 
 EXIT_DEAD, EXIT_DELAYED = 1, 3
 
-_WORDS = {
-    "ready": _("ready"),
-    "delayed": _("delayed"),
-    "dead": _("dead"),
-    "video": _("video"),
-    "audio": _("audio"),
-}
-"""What becomes of a failed job, and the parts of a page, for people."""
+_WORDS = {"ready": _("ready"), "delayed": _("delayed"), "dead": _("dead")}
+"""What becomes of a failed job, for people."""
 
 _SLOWER = _("asking the site more slowly, because it wants fewer requests from this address or account")
 
 _BEFORE_MERGE = frozenset({"describing", "waiting", "downloading"})
 _WRITING = frozenset({"downloading", "merging"})
-
-
-class WorkingFile:
-    """working.json as it was last good. A problem is said once, not at each look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._problem = ""
-        self._seen: tuple[int, int, int] | None = None
-        self.now = Working()
-
-    def create_if_missing(self) -> None:
-        """Write the file with its defaults where there is none, and say so."""
-        if self._path.exists():
-            return
-        try:
-            self._path.write_text(WORKING_SAMPLE + "\n", "utf-8")
-            log.info(_("%s was missing: written with %s"), self._path, WORKING_SAMPLE)
-        except OSError as error:
-            log.warning(_("%s is missing and cannot be written: %s"), self._path, error.strerror)
-
-    def read(self) -> Working:
-        """Look at the file; return what it says, or the last good values where it says nothing sound."""
-        problem = ""
-        try:
-            status = self._path.stat()
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen == self._seen:
-                return self.now
-            self._seen = seen if time.time() - status.st_mtime > SETTLED_SECONDS else None
-            self.now = parse_working(self._path.read_text("utf-8", errors="replace"))
-        except OSError as error:
-            self._seen = None
-            problem = str(error.strerror)
-        except ValueError as error:
-            problem = str(error)
-        if problem and problem != self._problem:
-            log.warning(
-                _('%s: %s. The last good values stay: "stop": %d, "count": %d'),
-                *(self._path.name, problem, self.now.stop, self.now.count),
-            )
-        self._problem = problem
-        return self.now
-
-
-class PageStreams:
-    """The streams of one page as they can be had now; shared by the downloads of its audio and its video.
-
-    When one of them has no living URL left, playinfo is asked for once more, for both.
-    """
-
-    def __init__(self, site: BiliClient, video: Video, page: Page, job: str, wishes: Wishes) -> None:
-        self._site, self._video, self._page, self._job, self._wishes = site, video, page, job, wishes
-        self._lock = asyncio.Lock()
-        self.playinfo = Playinfo(0.0)
-        self.choice = Choice()
-
-    async def ask(self) -> None:
-        """Ask for playinfo and choose the streams."""
-        self.playinfo = await self._site.playinfo(self._video, self._page)
-        self.choice = choose_streams(self.playinfo, self._wishes)
-
-    @property
-    def planned_bytes(self) -> int:
-        """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
-        return streams_bytes(self.choice, self.playinfo.duration_seconds or self._page.duration_seconds)
-
-    @property
-    def extension(self) -> str:
-        """The extension of the file that the chosen streams make."""
-        return extension(self.choice, self._wishes)
-
-    def sources(self) -> dict[str, StreamSource]:
-        """Return what to download, by part: video and audio, or the segments by their order."""
-        choice = self.choice
-        if choice.segments:
-            return {
-                f"segment{segment.order}": StreamSource(
-                    job=self._job,
-                    cid=self._page.cid,
-                    name=f"d{choice.qn}-{segment.order}",
-                    urls=segment.urls,
-                    size_bytes=segment.size_bytes,
-                    deadline=self.playinfo.deadline,
-                )
-                for segment in choice.segments
-            }
-        streams = {"video": choice.video, "audio": choice.audio}
-        return {part: self._source(stream) for part, stream in streams.items() if stream is not None}
-
-    def _source(self, stream: Stream) -> StreamSource:
-        return StreamSource(
-            job=self._job,
-            cid=self._page.cid,
-            name=f"{stream.kind[0]}{stream.id}-{stream.codecid}",
-            urls=stream.urls,
-            deadline=self.playinfo.deadline,
-        )
-
-    def refresher(self, part: str) -> Callable[[], Coroutine[Any, Any, StreamSource]]:
-        """Return the function by which the download of ``part`` asks for living URLs."""
-        seen = self.playinfo
-
-        async def refresh() -> StreamSource:
-            nonlocal seen
-            async with self._lock:
-                if self.playinfo is seen:  # else another stream of this page has just asked
-                    await self.ask()
-                seen = self.playinfo
-            try:
-                return self.sources()[part]
-            except KeyError:
-                raise TransferError(
-                    _("The site offers this page's {part} no longer").format(part=_WORDS.get(part, part))
-                ) from None
-
-        return refresh
 
 
 class Scheduler:

@@ -24,9 +24,9 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"site_walk"}
+        | {"site_walk", "working_file"}
     ),
-    frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
+    frozenset({"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}),
     frozenset({"download_scheduler", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
