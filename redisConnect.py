@@ -49,6 +49,13 @@ COMMON_KEYS = (
 )
 """In the order in which ``lua/common.lua`` names them."""
 
+ORDER_SECONDS = 86400
+"""As ``lua/common.lua`` has it: what is older is not meant any more."""
+STEERED_AT_ONCE = 100
+"""So that each script's work is bounded."""
+ACTIONS = 1000
+ACTION_CHARACTERS = 300
+
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 """As ``lua/common.lua`` has it, in the language of its reader."""
 
@@ -485,7 +492,7 @@ class Queue:
     @_engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
-        return int(self._run("sweep", [], [self._lease_ms, self._affinity_ms]))
+        return int(self._run("sweep", [_key("orders")], [self._lease_ms, self._affinity_ms]))
 
     @_engine_errors
     def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
@@ -502,6 +509,42 @@ class Queue:
         texts = self._redis.hmget(_key("tries"), [url for url, _score in dead])
         codes = [_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
+
+    # -------------------------------------------------------------------------------- what people order
+
+    @_engine_errors
+    def steer(
+        self, workers: Sequence[str] | None, working: Mapping[str, Any], who: str, login: str = ""
+    ) -> tuple[list[str], list[str]]:
+        """Have workers set keys of their working.json, or begin the login of that id; None are all that are known.
+
+        Return those that will hear of it with their next heartbeat, and those that nobody heard of within a day.
+        """
+        named = self._redis.zrange(_key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
+        order = [secrets.token_hex(8), _json(working), login, who]
+        unknown: list[str] = []
+        for start in range(0, len(named), STEERED_AT_ONCE):
+            unknown += self._run("steer", [_key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
+        return [worker for worker in named if worker not in set(unknown)], unknown
+
+    @_engine_errors
+    def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
+        """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
+        if not self._redis.hexists(_key("orders"), worker):  # nearly always
+            return None
+        return _order(self._run("obey", [_key("orders")], [worker, obeyed]))
+
+    @_engine_errors
+    def note_action(self, who: str, what: str, about: str) -> None:
+        """Write down what somebody did. The last thousand actions are kept; a repeated call may be there twice."""
+        fields = {"who": who[:ACTION_CHARACTERS], "what": what, "about": about[:ACTION_CHARACTERS]}
+        self._redis.xadd(_key("actions"), fields, maxlen=ACTIONS, approximate=True)
+
+    @_engine_errors
+    def actions(self, limit: int) -> list[dict[str, Any]]:
+        """Return what people did, the newest first."""
+        entries = self._redis.xrevrange(_key("actions"), count=limit)
+        return [{"time": int(entry.split("-")[0]) / 1000, **fields} for entry, fields in entries]
 
     # -------------------------------------------------------------------------------- what people look at
 
@@ -544,11 +587,18 @@ class Queue:
             lambda pipe: pipe.zrange(_key("workers"), 0, limit - 1, desc=True, withscores=True).time()
         )
         names = [name for name, _score in seen]
-        texts = self._redis.hmget(_key("status"), names) if names else []
+        if not names:
+            return []
+        texts, orders = self._look(lambda pipe: pipe.hmget(_key("status"), names).hmget(_key("orders"), names))
         at = seconds + micros / 1e6
         return [
-            {**_dict(text), "worker": name, "seen_seconds": round(max(0.0, at - score / 1000), 1)}
-            for (name, score), text in zip(seen, texts, strict=True)
+            {
+                **_dict(text),
+                **_pending(order, at),
+                "worker": name,
+                "seen_seconds": round(max(0.0, at - score / 1000), 1),
+            }
+            for (name, score), text, order in zip(seen, texts, orders, strict=True)
         ]
 
     @_engine_errors
@@ -761,6 +811,17 @@ def _success(entry: str, fields: dict[str, str]) -> dict[str, Any]:
         "worker": fields["worker"],
         "time": int(entry.split("-")[0]) / 1000,
     }
+
+
+def _order(text: str | None) -> dict[str, Any] | None:
+    order = _dict(text)
+    return {**order, "at": order["at"] / 1000} if order else None
+
+
+def _pending(text: str | None, at: float) -> dict[str, Any]:
+    """Return what to show of an order that its worker has not obeyed yet."""
+    order = _order(text)
+    return {"order": order} if order and abs(at - order["at"]) < ORDER_SECONDS else {}
 
 
 def _reason(tries: dict[str, Any]) -> str:
