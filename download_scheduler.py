@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import re
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ import create_folder
 import retry
 from bili_client import BiliClient
 from board import Board, JobView
-from config import WORKING_SAMPLE, Settings, parse_working
+from config import Settings
 from download_stream_file import StreamFile, Wire, download_stream
 from errors import (
     CircumstanceError,
@@ -34,7 +33,6 @@ from errors import (
     ServerError,
     ServerUnreachable,
     StaleToken,
-    TransferError,
     TransientError,
     Unauthorized,
 )
@@ -45,21 +43,18 @@ from merge_stream_file import merge
 from model import (
     HAVE_LIMIT,
     MIB,
-    Choice,
     Expanded,
     Failure,
     JobId,
     Lease,
     MergePlan,
     Page,
-    Playinfo,
     Result,
-    Stream,
-    StreamSource,
     Video,
-    Wishes,
     Working,
 )
+from orders import working_fields
+from page_streams import PageStreams
 from parse_ import parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from pipeline import NotNow, Rhythm, Slots
@@ -67,7 +62,9 @@ from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_cl
 from result_log import ResultLog, log_path
 from source_reader import read_source
 from sources import Told
-from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, choose_streams, extension, streams_bytes
+from steering import QrLogin, Steering
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from working_file import WorkingFile
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +72,6 @@ TICK_SECONDS = 0.5
 PAUSE_LIMIT_SECONDS = 600.0
 """A paused worker keeps its leases for so long; then they go back, the chunks stay."""
 GOODBYE_SECONDS = 1.5
-SETTLED_SECONDS = 2.0
-"""A file that was changed so lately may change again without looking different: clocks of file systems are coarse."""
 PREPARED_SECONDS = 30.0
 """A prepared job that got no slot for so long goes back: the slot was expected earlier, and others may have one."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,136 +86,13 @@ MERGE_ATTEMPTS = 3
 
 EXIT_DEAD, EXIT_DELAYED = 1, 3
 
-_WORDS = {
-    "ready": _("ready"),
-    "delayed": _("delayed"),
-    "dead": _("dead"),
-    "video": _("video"),
-    "audio": _("audio"),
-}
-"""What becomes of a failed job, and the parts of a page, for people."""
+_WORDS = {"ready": _("ready"), "delayed": _("delayed"), "dead": _("dead")}
+"""What becomes of a failed job, for people."""
 
 _SLOWER = _("asking the site more slowly, because it wants fewer requests from this address or account")
 
 _BEFORE_MERGE = frozenset({"describing", "waiting", "downloading"})
 _WRITING = frozenset({"downloading", "merging"})
-
-
-class WorkingFile:
-    """working.json as it was last good. A problem is said once, not at each look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._problem = ""
-        self._seen: tuple[int, int, int] | None = None
-        self.now = Working()
-
-    def create_if_missing(self) -> None:
-        """Write the file with its defaults where there is none, and say so."""
-        if self._path.exists():
-            return
-        try:
-            self._path.write_text(WORKING_SAMPLE + "\n", "utf-8")
-            log.info(_("%s was missing: written with %s"), self._path, WORKING_SAMPLE)
-        except OSError as error:
-            log.warning(_("%s is missing and cannot be written: %s"), self._path, error.strerror)
-
-    def read(self) -> Working:
-        """Look at the file; return what it says, or the last good values where it says nothing sound."""
-        problem = ""
-        try:
-            status = self._path.stat()
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen == self._seen:
-                return self.now
-            self._seen = seen if time.time() - status.st_mtime > SETTLED_SECONDS else None
-            self.now = parse_working(self._path.read_text("utf-8", errors="replace"))
-        except OSError as error:
-            self._seen = None
-            problem = str(error.strerror)
-        except ValueError as error:
-            problem = str(error)
-        if problem and problem != self._problem:
-            log.warning(
-                _('%s: %s. The last good values stay: "stop": %d, "count": %d'),
-                *(self._path.name, problem, self.now.stop, self.now.count),
-            )
-        self._problem = problem
-        return self.now
-
-
-class PageStreams:
-    """The streams of one page as they can be had now; shared by the downloads of its audio and its video.
-
-    When one of them has no living URL left, playinfo is asked for once more, for both.
-    """
-
-    def __init__(self, site: BiliClient, video: Video, page: Page, job: str, wishes: Wishes) -> None:
-        self._site, self._video, self._page, self._job, self._wishes = site, video, page, job, wishes
-        self._lock = asyncio.Lock()
-        self.playinfo = Playinfo(0.0)
-        self.choice = Choice()
-
-    async def ask(self) -> None:
-        """Ask for playinfo and choose the streams."""
-        self.playinfo = await self._site.playinfo(self._video, self._page)
-        self.choice = choose_streams(self.playinfo, self._wishes)
-
-    @property
-    def planned_bytes(self) -> int:
-        """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
-        return streams_bytes(self.choice, self.playinfo.duration_seconds or self._page.duration_seconds)
-
-    @property
-    def extension(self) -> str:
-        """The extension of the file that the chosen streams make."""
-        return extension(self.choice, self._wishes)
-
-    def sources(self) -> dict[str, StreamSource]:
-        """Return what to download, by part: video and audio, or the segments by their order."""
-        choice = self.choice
-        if choice.segments:
-            return {
-                f"segment{segment.order}": StreamSource(
-                    job=self._job,
-                    cid=self._page.cid,
-                    name=f"d{choice.qn}-{segment.order}",
-                    urls=segment.urls,
-                    size_bytes=segment.size_bytes,
-                    deadline=self.playinfo.deadline,
-                )
-                for segment in choice.segments
-            }
-        streams = {"video": choice.video, "audio": choice.audio}
-        return {part: self._source(stream) for part, stream in streams.items() if stream is not None}
-
-    def _source(self, stream: Stream) -> StreamSource:
-        return StreamSource(
-            job=self._job,
-            cid=self._page.cid,
-            name=f"{stream.kind[0]}{stream.id}-{stream.codecid}",
-            urls=stream.urls,
-            deadline=self.playinfo.deadline,
-        )
-
-    def refresher(self, part: str) -> Callable[[], Coroutine[Any, Any, StreamSource]]:
-        """Return the function by which the download of ``part`` asks for living URLs."""
-        seen = self.playinfo
-
-        async def refresh() -> StreamSource:
-            nonlocal seen
-            async with self._lock:
-                if self.playinfo is seen:  # else another stream of this page has just asked
-                    await self.ask()
-                seen = self.playinfo
-            try:
-                return self.sources()[part]
-            except KeyError:
-                raise TransferError(
-                    _("The site offers this page's {part} no longer").format(part=_WORDS.get(part, part))
-                ) from None
-
-        return refresh
 
 
 class Scheduler:
@@ -237,6 +109,7 @@ class Scheduler:
         worker: str,
         instance: str,
         draw: retry.Draw = random.random,
+        qr_login: QrLogin | None = None,
     ) -> None:
         self._settings, self._queue, self._site, self._wire = settings, queue, site, wire
         self._ffmpeg, self._draw = ffmpeg, draw
@@ -267,6 +140,7 @@ class Scheduler:
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
         self._is_replaying = False
         self.working = WorkingFile(settings.working_file)
+        self._steering = Steering(self.working, qr_login)
         self.board = Board()
         loop = asyncio.get_running_loop()
         self._heartbeat = Heartbeat(
@@ -316,6 +190,7 @@ class Scheduler:
 
     async def _say_goodbye(self) -> None:
         """End all jobs and release every lease at once, in a bounded time."""
+        self._steering.end()
         for task in self._jobs:
             task.cancel()
         try:
@@ -370,6 +245,10 @@ class Scheduler:
             self._running.clear()
             self._paused_since = lease_clock()
             log.info(_('Paused (working.json: "stop": 0); set "stop" to 1 to go on'))
+        if working.drain and not (self._obeyed and self._obeyed.drain):
+            log.info(
+                _('Draining (working.json: "drain": 1): what is held is finished, nothing more is leased; 0 to go on')
+            )
         if self._obeyed is not None and working.count < self._obeyed.count:
             self._send_back()
         self._obeyed = working
@@ -407,6 +286,9 @@ class Scheduler:
         self._results.confirm(beat.confirmed)
         if beat.slow_seconds:
             self._slow_down(beat.slow_seconds)
+        if beat.order is not None:
+            self._steering.obey(beat.order)
+            self._obey(self.working.read())
         if beat.replay and not self._is_replaying:
             self._is_replaying = True
             self._later(self._replay())
@@ -458,17 +340,19 @@ class Scheduler:
             return "stopping"
         if not self._running.is_set():
             return "paused"
+        if self.working.now.drain:
+            return "draining" if self._jobs else "drained"
         return "parked" if lease_clock() < self._parked_until else "running"
 
     def _state(self) -> Mapping[str, Any]:
         """Return what a heartbeat says of this worker; called in the heartbeat's thread."""
-        working = self.working.now
         return {
             "state": self.board.state,
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
-            "working": {"stop": working.stop, "count": working.count},
+            "working": working_fields(self.working.now),
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
             "note": self.board.note,
+            **self._steering.state(),
         }
 
     def _notes(self) -> str:
@@ -497,8 +381,10 @@ class Scheduler:
             pause_seconds: float | None = None  # until something changes
             if self._running.is_set() and free > 0:
                 pause_seconds = parked_seconds if parked_seconds > 0 else await self._lease(free)
-            if until_empty_seconds is not None and pause_seconds and not self._jobs:
-                status = await self._status_when_empty(until_empty_seconds)
+            if until_empty_seconds is not None and not self._jobs:
+                if self.working.now.drain:
+                    return EXIT_DEAD if self.board.dead else 0
+                status = await self._status_when_empty(until_empty_seconds) if pause_seconds else None
                 if status is not None:
                     return status
             self._wanted = self._missing()
@@ -511,7 +397,7 @@ class Scheduler:
     def _missing(self) -> int:
         """Return how many jobs to lease now: for the slots that are free, and for those that will be in a moment."""
         count, board = self.working.now.count, self.board
-        if len(board.in_stages(("merging",))) > MERGES_AT_MOST:
+        if self.working.now.drain or len(board.in_stages(("merging",))) > MERGES_AT_MOST:
             return 0
         running = board.in_stages(("downloading",))
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
@@ -572,9 +458,10 @@ class Scheduler:
             return 5.0 * (0.5 + self._draw())
         self._refusal = ""
         self._lease_failures = 0
-        for lease in answer.leases[:free]:
+        wanted = 0 if self.working.now.drain else free  # it may have come while the server was asked
+        for lease in answer.leases[:wanted]:
             self._start(lease, asked)
-        for lease in answer.leases[free:]:
+        for lease in answer.leases[wanted:]:
             await self._quietly(self._queue.release(lease))
         return 0.0 if len(answer.leases) >= free else answer.retry_after_seconds * (0.5 + self._draw() / 2)
 
@@ -737,6 +624,9 @@ class Scheduler:
                     await self._quietly(self._queue.release(given))
             raise
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
+        if expanded.lease is not None and self.working.now.drain:
+            self._later(self._quietly(self._queue.release(expanded.lease)))
+            return None
         return None if expanded.lease is None else self._hold(expanded.lease, asked, view.since)
 
     async def _read_source(self, held: Held, view: JobView) -> None:

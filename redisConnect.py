@@ -64,6 +64,13 @@ log = logging.getLogger(__name__)
 HEARD_SECONDS = 30.0
 """A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
 
+ORDER_SECONDS = 86400
+"""As ``lua/common.lua`` has it: what is older is not meant any more."""
+STEERED_AT_ONCE = 100
+"""So that each script's work is bounded."""
+ACTIONS = 1000
+ACTION_CHARACTERS = 300
+
 _LUA = Path(__file__).resolve().parent / "lua"
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -571,7 +578,7 @@ class Queue:
     @_engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
-        return int(self._run("sweep", [], [self._lease_ms, self._affinity_ms]))
+        return int(self._run("sweep", [key("orders")], [self._lease_ms, self._affinity_ms]))
 
     @_engine_errors
     def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
@@ -611,6 +618,42 @@ class Queue:
             texts = self._redis.hmget(key("status"), heard[i : i + 100])
             speed += sum(as_dict(text).get("speed_bytes_per_second", 0) for text in texts)
         return round(speed)
+
+    # -------------------------------------------------------------------------------- what people order
+
+    @_engine_errors
+    def steer(
+        self, workers: Sequence[str] | None, working: Mapping[str, Any], who: str, login: str = ""
+    ) -> tuple[list[str], list[str]]:
+        """Have workers set keys of their working.json, or begin the login of that id; None are all that are known.
+
+        Return those that will hear of it with their next heartbeat, and those that nobody heard of within a day.
+        """
+        named = self._redis.zrange(key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
+        order = [secrets.token_hex(8), as_json(working), login, who]
+        unknown: list[str] = []
+        for start in range(0, len(named), STEERED_AT_ONCE):
+            unknown += self._run("steer", [key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
+        return [worker for worker in named if worker not in set(unknown)], unknown
+
+    @_engine_errors
+    def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
+        """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
+        if not self._redis.hexists(key("orders"), worker):  # nearly always
+            return None
+        return _order(self._run("obey", [key("orders")], [worker, obeyed]))
+
+    @_engine_errors
+    def note_action(self, who: str, what: str, about: str) -> None:
+        """Write down what somebody did. The last thousand actions are kept; a repeated call may be there twice."""
+        fields = {"who": who[:ACTION_CHARACTERS], "what": what, "about": about[:ACTION_CHARACTERS]}
+        self._redis.xadd(key("actions"), fields, maxlen=ACTIONS, approximate=True)
+
+    @_engine_errors
+    def actions(self, limit: int) -> list[dict[str, Any]]:
+        """Return what people did, the newest first."""
+        entries = self._redis.xrevrange(key("actions"), count=limit)
+        return [{"time": int(entry.split("-")[0]) / 1000, **fields} for entry, fields in entries]
 
     # -------------------------------------------------------------------------------- what people look at
 
@@ -674,11 +717,18 @@ class Queue:
             lambda pipe: pipe.zrange(key("workers"), 0, limit - 1, desc=True, withscores=True).time()
         )
         names = [name for name, _score in seen]
-        texts = self._redis.hmget(key("status"), names) if names else []
+        if not names:
+            return []
+        texts, orders = self._look(lambda pipe: pipe.hmget(key("status"), names).hmget(key("orders"), names))
         at = seconds + micros / 1e6
         return [
-            {**as_dict(text), "worker": name, "seen_seconds": round(max(0.0, at - score / 1000), 1)}
-            for (name, score), text in zip(seen, texts, strict=True)
+            {
+                **as_dict(text),
+                **_pending(order, at),
+                "worker": name,
+                "seen_seconds": round(max(0.0, at - score / 1000), 1),
+            }
+            for (name, score), text, order in zip(seen, texts, orders, strict=True)
         ]
 
     @_engine_errors
@@ -907,3 +957,14 @@ _LEDGER: dict[str, Any] = {
     "watched": 0,
 }
 """What is shown of a source's ledger, and what stands for what is not known yet."""
+
+
+def _order(text: str | None) -> dict[str, Any] | None:
+    order = as_dict(text)
+    return {**order, "at": order["at"] / 1000} if order else None
+
+
+def _pending(text: str | None, at: float) -> dict[str, Any]:
+    """Return what to show of an order that its worker has not obeyed yet."""
+    order = _order(text)
+    return {"order": order} if order and abs(at - order["at"]) < ORDER_SECONDS else {}

@@ -55,6 +55,7 @@ from part_file import discard_old_parts
 from passport import Keeper, Passport, draw_code, log_in
 from queue_client import QueueClient, make_server_session
 from speed_limit import SpeedLimit
+from steering import QrLogin
 
 log = logging.getLogger("run")
 
@@ -71,6 +72,8 @@ _WORDS = {
     "running": _("running"),
     "paused": _("paused"),
     "parked": _("parked"),
+    "draining": _("draining"),
+    "drained": _("drained"),
     "stopping": _("stopping"),
     "describing": _("reading"),
     "listing": _("reading a list"),
@@ -144,8 +147,8 @@ async def _log_in(settings: Settings) -> int:
         raise UsageError(_cannot_write("BILI_DATA_DIR", settings.data_dir, error)) from None
     path = account.account_path(settings)
     _say(_("Logged in, account {mid}. Kept in {path}, for your eyes only").format(mid=kept.mid or "?", path=path))
-    if settings.sessdata or settings.cookies:
-        _say(_("BILI_SESSDATA and BILI_COOKIES come first: take them out of the settings, or this login is not used"))
+    if note := account.shadowed(settings):
+        _say(note)
     return 0
 
 
@@ -238,6 +241,7 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
         _known_mirrors(settings) as health,
     ):
         site = BiliClient(settings, site_session)
+        passport = Passport(settings, site_session)
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
@@ -247,10 +251,11 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
             ffmpeg,
             settings.worker,
             instance,
+            qr_login=QrLogin(settings, passport, site.login),
         )
         _stop_on_signals(scheduler)
         log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
-        async with _kept_login(Keeper(settings, Passport(settings, site_session), site.login, site.check_login)):
+        async with _kept_login(Keeper(settings, passport, site.login, site.check_login)):
             if not console.is_terminal:
                 return await scheduler.run(until_empty_seconds)
             with Screen(scheduler.board, console):

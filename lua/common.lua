@@ -555,3 +555,13 @@ local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   local ledger = is_source(id) and (redis.call('HGET', LEDGER, id) or '{}') or ''
   return { id, token, redis.call('HGET', ORIGIN, id) or '', tries.attempts + 1, ledger }
 end
+
+-- Returns what a worker is to do and has not yet done, nil for nothing. What is older than a day is not meant any more.
+local function order_of(orders_key, worker, at)
+  local text = redis.call('HGET', orders_key, worker)
+  local order = text and cjson.decode(text)
+  if order and math.abs(at - order.at) < WORKER_MS then
+    return order
+  end
+  return nil
+end

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import logging
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,6 +20,7 @@ import redis
 
 import download_scheduler
 import merge_stream_file
+import page_streams
 from bili_client import BiliClient, make_session
 from board import Board, JobView
 from config import Settings
@@ -30,7 +29,7 @@ from create_folder import page_path, parse_output
 from demo.catalogue import video
 from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
-from download_scheduler import PageStreams, Scheduler, WorkingFile
+from download_scheduler import Scheduler
 from download_stream_file import Wire
 from errors import (
     DiskFull,
@@ -51,12 +50,8 @@ from model import (
     Lease,
     MergePlan,
     Page,
-    Playinfo,
-    Stream,
     StreamSource,
     Video,
-    Wishes,
-    Working,
 )
 from part_file import RESERVE_BYTES, Identity, PartFile
 from queue_client import OWN_SHARE, Beat, QueueClient, lease_clock, make_server_session
@@ -329,33 +324,6 @@ async def test_a_stream_that_fails_ends_the_other_one_which_keeps_its_bytes_and_
     streams = [stream for stream in site.state.library.of_page(PLAIN.pages[0].cid) if _served(site, stream)]
     assert sent_bytes(site) == sum(stream.size_bytes for stream in streams)
     assert not worker.parts()
-
-
-async def test_the_streams_of_a_page_that_lose_their_addresses_together_ask_once_and_get_the_new_ones() -> None:
-    asked: list[int] = []
-
-    class Site:
-        async def playinfo(self, _video: Video, page: Page) -> Playinfo:
-            asked.append(page.cid)
-            await asyncio.sleep(0)
-            urls = (f"https://mirror.example/{len(asked)}",)
-            audios = () if len(asked) == 4 else (Stream("audio", 30280, 0, "mp4a", 1, urls),)
-            return Playinfo(10.0, (Stream("video", 80, 7, "avc1", 1, urls),), audios)
-
-    record = Video(PLAIN.bvid, PLAIN.aid, "", (Page(1, 5, ""),))
-    streams = PageStreams(Site(), record, record.pages[0], PAGE, Wishes())  # type: ignore[arg-type]
-    await streams.ask()
-    assert {(source.job, source.cid) for source in streams.sources().values()} == {(PAGE, 5)}
-    video, audio = streams.refresher("video"), streams.refresher("audio")
-    found = await asyncio.gather(video(), audio())
-    assert [source.name for source in found] == ["v80-7", "a30280-0"]
-    assert [source.urls[0][-1] for source in found] == ["2", "2"] and len(asked) == 2
-    assert (await video()).urls[0][-1] == "3"
-    assert (await audio()).urls[0][-1] == "3" and len(asked) == 3
-    assert (await video()).urls[0][-1] == "4"
-    with pytest.raises(TransferError, match="audio no longer") as caught:
-        await audio()
-    assert caught.value.kind == "transient"
 
 
 async def test_the_heartbeat_hears_that_the_loop_turns_and_ends_with_the_worker(start_worker: StartWorker) -> None:
@@ -765,7 +733,7 @@ async def test_a_job_that_does_not_fit_fetches_nothing_and_waits_for_room(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.3)
-    monkeypatch.setattr(download_scheduler, "streams_bytes", lambda *_about: 10**15)
+    monkeypatch.setattr(page_streams, "streams_bytes", lambda *_about: 10**15)
     queue.add([PLAIN.bvid])
     worker = await start_worker()
     await until("parked", lambda: worker.scheduler.board.state == "parked")
@@ -1362,51 +1330,6 @@ async def _no_beat(*_arguments: object) -> None:
 # ------------------------------------------------------------------------------------------ working.json
 
 
-def test_the_last_good_values_stay_and_each_problem_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "working.json"
-    path.write_text('{"stop": 1, "count": 5}', "utf-8")
-    working = WorkingFile(path)
-    assert working.read() == Working(1, 5)
-    for damaged in ("", "{", '{"count": 99}', "\x00", "{", "{"):
-        path.write_text(damaged, "utf-8")
-        assert working.read() == Working(1, 5)
-    path.unlink()
-    assert working.read() == working.read() == Working(1, 5)
-    assert len(caplog.records) == 6
-    path.write_bytes(b'\xff\xfe{"stop": 0')
-    assert working.read() == Working(1, 5)
-    path.write_text('{"stop": 0}', "utf-8")
-    assert working.read() == Working(0, 1)
-
-
-def test_a_file_that_stays_as_it_is_is_read_once_and_each_edit_of_it_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parse, parsed = download_scheduler.parse_working, list[str]()
-
-    def noted(text: str) -> Working:
-        parsed.append(text)
-        return parse(text)
-
-    monkeypatch.setattr(download_scheduler, "parse_working", noted)
-    path = tmp_path / "working.json"
-    working = WorkingFile(path)
-
-    def written(count: int, changed_at: float) -> Working:
-        path.write_text(f'{{"stop": 1, "count": {count}}}', "utf-8")
-        os.utime(path, (changed_at, changed_at))
-        return working.read()
-
-    now = time.time()
-    assert written(1, now - 60) == Working(1, 1)
-    assert working.read() == working.read() == Working(1, 1) and len(parsed) == 1
-    assert written(2, now - 50) == Working(1, 2)
-    for count in (3, 4, 5):  # of one size and, on a coarse clock, of one time
-        assert written(count, now) == Working(1, count)
-
-
 @pytest.mark.usefixtures("many_looks")
 async def test_a_speed_in_the_file_holds_at_once_and_without_one_the_setting(
     start_worker: StartWorker, settings: Settings
@@ -1417,16 +1340,6 @@ async def test_a_speed_in_the_file_holds_at_once_and_without_one_the_setting(
     for written, speed in (('"2M"', 2 * MIB), ("0", None), ("null", 5 * MIB)):
         settings.working_file.write_text(f'{{"stop": 1, "count": 1, "max_speed": {written}}}', "utf-8")
         await until("it is obeyed", lambda speed=speed: limit.bytes_per_second == speed)
-
-
-def test_a_missing_file_is_written_with_one_and_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    path = tmp_path / "working.json"
-    WorkingFile(path).create_if_missing()
-    assert path.read_text("utf-8") == '{"stop": 1, "count": 1}\n'
-    assert "was missing" in caplog.text
-    WorkingFile(tmp_path / "nowhere" / "working.json").create_if_missing()
-    assert "cannot be written" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ what comes with a video

@@ -22,12 +22,12 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
         | {"series"}
     ),
-    frozenset({"sources"}),
+    frozenset({"orders", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"site_walk"}
+        | {"site_walk", "working_file"}
     ),
-    frozenset({"download_stream_file", "extras", "merge_stream_file", "source_reader"}),
+    frozenset({"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader", "steering"}),
     frozenset({"download_scheduler", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
@@ -37,7 +37,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"pace", "visitor", "source_ids", "sources"}
+    | {"pace", "visitor", "source_ids", "sources", "orders"}
     | {"matroska", "merge_command", "stream_choice", "series"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
@@ -69,7 +69,13 @@ seconds that are given, or seconds from a day: no clock is asked."""
 
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
-PROVIDED_WITH = {"werkzeug": "flask", "yarl": "aiohttp", "multidict": "aiohttp", "dotenv": "python-dotenv"}
+PROVIDED_WITH = {
+    "werkzeug": "flask",
+    "yarl": "aiohttp",
+    "multidict": "aiohttp",
+    "dotenv": "python-dotenv",
+    "markupsafe": "flask",
+}
 """What is imported under another name than that of the requirement which brings it."""
 
 MAX_LINES = 1000

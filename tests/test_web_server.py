@@ -141,7 +141,7 @@ def test_a_job_lives_its_whole_life_over_http(client: FlaskClient) -> None:
 
     progress = {"title": "第1讲", "stage": "downloading", "streams": [STREAM]}
     beat = post(client, "/heartbeat", {"worker": "w1", "jobs": [of(page, progress=progress)]})
-    assert beat == {"lost": [], "control": None, "heartbeat_seconds": 2.0}
+    assert beat == {"lost": [], "control": None, "heartbeat_seconds": 2.0, "order": None}
     assert post(client, "/ack", ack_of(page, title="第1讲")) == {"state": "done"}
 
     second = lease(client)
@@ -462,7 +462,7 @@ def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None
     routes = list(guarded.application.url_map.iter_rules())
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
-        *("/sources", "/watch", "/history"),
+        *("/sources", "/watch", "/history", "/steer", "/login", "/actions"),
         *("/replay", "/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
     }
     for rule in routes:

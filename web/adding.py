@@ -12,6 +12,7 @@ from i18n import _
 from parse_ import SiteHosts
 from redisConnect import Queue
 from sources import sort_out
+from web.actions import names, note
 from web.messages import ADD, read_body
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,13 @@ class Adding:
         if problem := category_problem(category):
             raise BadRequest(f"category: {problem}")
         items = [self._add_line(text, category, body, number) for number, text in enumerate(body["urls"])]
-        counts = {state: sum(item["state"] == state for item in items) for state in ("added", "known", "rejected")}
-        log.info(_("added %d to %s, known %d, rejected %d"), counts["added"], category, counts["known"], counts["rejected"])
-        return jsonify(**counts, items=items)
+        added, known, rejected = (
+            sum(item["state"] == state for item in items) for state in ("added", "known", "rejected")
+        )
+        log.info(_("added %d to %s, known %d, rejected %d"), added, category, known, rejected)
+        if added:
+            note(self._queue, "add", names([item["id"] for item in items if item["state"] == "added"]))
+        return jsonify(added=added, known=known, rejected=rejected, items=items)
 
     def _add_line(self, text: str, category: str, body: dict[str, object], number: int) -> dict[str, str]:
         ids, rejected = sort_out([text.strip()], self._site)

@@ -20,6 +20,7 @@ from web.guard import Guard, SignInNeeded
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
 from web.session import Sessions
+from web.steering import Steering
 from web.verbs import Verbs
 
 log = logging.getLogger(__name__)
@@ -47,16 +48,16 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.before_request(guard.check)
 
     verbs = Verbs(settings, queue)
+    steering = Steering(queue)
     metrics = Metrics(queue, verbs.totals)
     for view in (
         *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
-        metrics.metrics,
-        verbs.history,
+        *(verbs.history, steering.actions, metrics.metrics),
     ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
-        *(verbs.add_url, verbs.watch, verbs.redrive),
+        *(verbs.add_url, verbs.watch, verbs.redrive, steering.steer, steering.login),
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     dashboard = Dashboard(settings, queue, guard, sessions)

@@ -13,7 +13,6 @@ from werkzeug.wrappers import Response
 
 from config import Settings
 from errors import EngineFull
-from i18n import _
 from model import JOB_ID_CHARACTERS
 from redisConnect import Queue
 from shapes import line, one_of
@@ -22,6 +21,7 @@ from web.guard import Guard
 from web.kept import Kept
 from web.messages import SIGN_IN, decimal, job_id, read_body, read_query
 from web.outlook import look_ahead, state_of
+from web.qr_code import qr_svg
 from web.session import SESSION_SECONDS, Sessions
 
 NEWS_SECONDS = 7 * 86400
@@ -103,11 +103,13 @@ class Dashboard:
             "more": len(workers) > first + MACHINES_ON_A_PAGE,
             "find": find,
             "state_of": state_of,
+            "drawing": lambda address: qr_svg(address, self._settings.passport_url),
         }
 
     def jobs(self) -> Response:
         """Show jobs, by what is searched for."""
-        wished = {name: read_query(name, line(JOB_ID_CHARACTERS), "").strip() for name in ("category", "source", "find")}
+        text = line(JOB_ID_CHARACTERS)
+        wished = {name: read_query(name, text, "").strip() for name in ("category", "source", "find")}
         wished["state"] = read_query("state", one_of(*STATES), "")
         after = read_query("after", line(JOB_ID_CHARACTERS), "")
         return self.frame.page("jobs", lambda: self._jobs(wished, after), wished=wished, states=STATES)

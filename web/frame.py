@@ -20,7 +20,7 @@ from i18n import catalogue
 from sources import job_address
 from web.kept import Kept
 from web.session import Sessions
-from web.units import moment_text, size_text, span_text
+from web.units import moment_text, size_text, span_text, speed_setting
 
 ENGINE_RETRY_SECONDS = 2
 LANGUAGES = {"en": "en", "zh-CN": "zh_CN"}
@@ -66,7 +66,7 @@ class Frame:
         if (chosen := self._chosen()) is not None:
             return chosen
         language = _language()
-        key = (name, language, urlencode(sorted((item for item in request.args.items() if item[0] != "fragment"))))
+        key = (name, language, urlencode(sorted(item for item in request.args.items() if item[0] != "fragment")))
         try:
             if len(key[2]) > MAX_KEY_CHARACTERS:
                 shown = self._show(name, look, language)
@@ -113,6 +113,7 @@ class Frame:
             theme=_theme(),
             themes=THEMES,
             size=size_text,
+            setting=speed_setting,
             span=lambda seconds: span_text(seconds, speak),
             moment=moment_text,
             now=time.time(),

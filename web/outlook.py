@@ -8,6 +8,7 @@ from typing import Any
 
 from model import Counts
 
+
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """The farm in one word, with its speed, its machines by state, and the time that is left, where that is known.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from i18n import _
+from model import KIB, MIB
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,14 @@ def size_text(size_bytes: float) -> str:
     while value >= 999.5 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{value:.0f} {units[0]}" if value >= 99.95 or units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def speed_setting(speed_bytes: float) -> str:
+    """Return a limit of the speed as BILI_MAX_SPEED takes it: the largest unit that says it exactly."""
+    for unit, size in (("G", KIB * MIB), ("M", MIB), ("K", KIB)):
+        if speed_bytes and speed_bytes * 100 % size == 0:
+            return f"{speed_bytes / size:g}{unit}"
+    return f"{speed_bytes:g}"
 
 
 def span_text(seconds: float, _: Callable[[str], str] = _) -> str:

@@ -1,0 +1,40 @@
+"""The streams of a page: asked for once for all of them, and again when their addresses die."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from errors import TransferError
+from model import Page, Playinfo, Stream, Video, Wishes
+from page_streams import PageStreams
+
+PAGE = "BV1xx411c7mD?p=1&cid=5"
+
+
+async def test_the_streams_of_a_page_that_lose_their_addresses_together_ask_once_and_get_the_new_ones() -> None:
+    asked: list[int] = []
+
+    class Site:
+        async def playinfo(self, _video: Video, page: Page) -> Playinfo:
+            asked.append(page.cid)
+            await asyncio.sleep(0)
+            urls = (f"https://mirror.example/{len(asked)}",)
+            audios = () if len(asked) == 4 else (Stream("audio", 30280, 0, "mp4a", 1, urls),)
+            return Playinfo(10.0, (Stream("video", 80, 7, "avc1", 1, urls),), audios)
+
+    record = Video("BV1xx411c7mD", 2, "", (Page(1, 5, ""),))
+    streams = PageStreams(Site(), record, record.pages[0], PAGE, Wishes())  # type: ignore[arg-type]
+    await streams.ask()
+    assert {(source.job, source.cid) for source in streams.sources().values()} == {(PAGE, 5)}
+    video, audio = streams.refresher("video"), streams.refresher("audio")
+    found = await asyncio.gather(video(), audio())
+    assert [source.name for source in found] == ["v80-7", "a30280-0"]
+    assert [source.urls[0][-1] for source in found] == ["2", "2"] and len(asked) == 2
+    assert (await video()).urls[0][-1] == "3"
+    assert (await audio()).urls[0][-1] == "3" and len(asked) == 3
+    assert (await video()).urls[0][-1] == "4"
+    with pytest.raises(TransferError, match="audio no longer") as caught:
+        await audio()
+    assert caught.value.kind == "transient"
