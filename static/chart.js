@@ -7,6 +7,8 @@
   const place = chart?.querySelector(".plot");
   const summary = document.getElementById("chart-summary");
   const HEIGHT = 190;
+  const STEPS = [0, 1, 2, 3].flatMap((power) => [1, 2, 5, 10, 20, 50, 100, 200, 500].map((one) => one * 1024 ** power));
+  const MOMENTS = [60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
   let plot = null;
   let range = "hour";
 
@@ -25,7 +27,7 @@
 
   function clock(seconds, span) {
     const date = new Date(seconds * 1000);
-    const wish = span > 2 * 86400 ? { weekday: "short", day: "numeric" } : { hour: "2-digit", minute: "2-digit" };
+    const wish = span > 2 * 86400 ? { weekday: "short", day: "numeric" } : { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
     return new Intl.DateTimeFormat(document.documentElement.lang, wish).format(date);
   }
 
@@ -45,8 +47,8 @@
         finished: { range: (_u, _low, high) => empty(high || 0, 4) },
       },
       axes: [
-        { ...quiet, values: (_u, at) => at.map((one) => clock(one, span)), space: 70 },
-        { ...axis, scale: "speed", size: 78, values: (_u, at) => at.map((one) => `${size(one)}/s`) },
+        { ...quiet, size: 30, space: 64, incrs: MOMENTS, values: (_u, at) => at.map((one) => clock(one, span)) },
+        { ...axis, scale: "speed", size: 76, incrs: STEPS, values: (_u, at) => at.map((one) => `${size(one)}/s`) },
         { ...quiet, scale: "finished", side: 1, size: 40, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000] },
       ],
       series: [
