@@ -63,7 +63,7 @@ from result_log import ResultLog, log_path
 from source_reader import read_source
 from sources import Told
 from steering import QrLogin, Steering
-from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, spoken
 from working_file import WorkingFile
 
 log = logging.getLogger(__name__)
@@ -686,6 +686,7 @@ class Scheduler:
                 subtitles=embedded.subtitles,
             )
             result = await self._merge(held, view, video, page, plan, streams.extension)
+            result = replace(result, streams=spoken(streams.choice))
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from i18n import _
-from model import JobId
+from model import JOB_ID_CHARACTERS, JobId
 from parse_ import bvid_to_aid, parse_job_id
 
 BUCKETS = 65536
@@ -31,6 +31,8 @@ COMMON_KEYS = (
 )
 """In the order in which ``lua/common.lua`` names them."""
 
+CURSOR_CHARACTERS = JOB_ID_CHARACTERS + 200
+"""An id, and before it what the entries are sorted by."""
 STATES = ("leased", "ready", "delayed", "dead", "done")
 CANCELLED = "cancelled"
 FOLDED_BYTES = 48
@@ -304,9 +306,7 @@ class JobViews:
         if not named:
             return {}
         answers = self._look(lambda pipe: [pipe.xrange(key("success"), entry, entry) for _url, entry in named])
-        return {
-            url: self._done(*answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer
-        }
+        return {url: self._done(*answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer}
 
     def _job(
         self, url: str, state: str, tries: Mapping[str, Any], origin: Mapping[str, Any], due_ms: float | None, at: float
@@ -403,11 +403,14 @@ class JobViews:
         return self._of_list("ready", mark, count)
 
     def _of_list(self, name: str, mark: str, count: int) -> list[_Found]:
-        """Return what follows in a list. Jobs leave its head meanwhile, so the last one is looked for further ahead."""
+        """Return what follows in a list. Jobs leave its head meanwhile, so the last one is looked for further ahead.
+
+        Where it has left, too, so have those before it: then rather some come twice than one never.
+        """
         index, last = _place_in_list(mark)
         first = max(0, index - _WINDOW)
         (urls,) = self._look(lambda pipe: pipe.lrange(key(name), first, index + count - 1))
-        start = next((place + 1 for place in range(len(urls) - 1, -1, -1) if urls[place] == last), index - first)
+        start = next((place for place in range(min(index - first, len(urls)), 0, -1) if urls[place - 1] == last), 0)
         urls = urls[start : start + count]
         begin = first + start
         jobs = self._without_repeats(name, urls, begin)

@@ -776,9 +776,7 @@ class Queue:
             groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0})[state] = int(count)
         found = sorted(groups.values(), key=lambda group: (-group["dead"] - group["delayed"], group["code"]))[:200]
         samples = self._look(
-            lambda pipe: [
-                pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found
-            ]
+            lambda pipe: [pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found]
         )
         ids = [members[0].rpartition("\0")[2] if members else "" for members in samples]
         texts = self._redis.hmget(key("tries"), ids) if ids else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from errors import NotYet, PermanentError, SiteError
 from i18n import _
-from model import BEST, QUALITIES, Choice, Playinfo, Stream, Wishes
+from model import BEST, CODECS, QUALITIES, SOUNDS, Choice, Playinfo, Stream, Wishes
 
 LADDER = (127, 126, 125, 120, 116, 112, 100, 80, 74, 64, 32, 16, 6)
 """The qn that the site's web player has, the best first, in the order in which the site itself lists them."""
@@ -150,6 +150,17 @@ def extension(choice: Choice, wishes: Wishes) -> str:
         return wishes.container
     is_flac = choice.audio is not None and (choice.audio.codecs.lower() == "flac" or choice.audio.id == _FLAC)
     return "mkv" if is_flac else "mp4"
+
+
+def spoken(choice: Choice) -> str:
+    """Return for people what was chosen: ``1080P AVC · 192K``, as the settings name it."""
+    codecs = {number: name.upper() for name, number in CODECS.items()}
+    sounds = {number: name.capitalize() if name.isalpha() else name.upper() for name, number in SOUNDS.items()}
+    picture = [quality_name(choice.qn).upper()] if choice.qn else []
+    if choice.video is not None:
+        picture.append(codecs.get(choice.video.codecid, choice.video.codecs))
+    sound = sounds.get(choice.audio.id, choice.audio.codecs) if choice.audio is not None else ""
+    return " · ".join(part for part in (" ".join(filter(None, picture)), sound) if part)
 
 
 def is_sound_only(choice: Choice, wishes: Wishes) -> bool:

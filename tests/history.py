@@ -127,6 +127,11 @@ def cid_of(url: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def named_in(calls: Iterable[Call], path: str) -> set[str]:
+    """Return the jobs that a user's calls may have cancelled, or had forgotten."""
+    return {url for call in calls if call.path == path and may_have_happened(call) for url in call.request["urls"]}
+
+
 def may_have_happened(call: Call) -> bool:
     """Tell whether the server may have done what it was asked: it said so, or nobody knows."""
     return call.status == 200 or (call.outcome == "unknown" and (call.status == 0 or call.status >= 500))
@@ -164,11 +169,15 @@ def _asked_for(evidence: Evidence) -> tuple[set[int], set[int]]:
                 possible |= evidence.pages[text]
                 if call.status == 200:
                     required |= evidence.pages[text]
+    for url in named_in(evidence.calls, "/forget"):  # it may have been added again, too
+        cid = cid_of(url)
+        required -= evidence.pages.get(url, frozenset()) if cid is None else {cid}
     return required, possible
 
 
 def _dead_pages(evidence: Evidence, report: Report) -> set[int]:
     dead: set[int] = set()
+    cancelled = named_in(evidence.calls, "/cancel")
     for item in evidence.failed:
         cid = cid_of(item["url"])
         pages = evidence.pages.get(item["url"], frozenset()) if cid is None else frozenset({cid})
@@ -177,7 +186,10 @@ def _dead_pages(evidence: Evidence, report: Report) -> set[int]:
             report.lost.append(f"{item['url']} is still {item['state']} ({why})")
             continue
         dead |= pages
-        if not pages or not pages <= evidence.refused:
+        if item.get("code") == "cancelled":
+            if item["url"] not in cancelled:
+                report.died.append(f"{item['url']} is cancelled, and nobody has asked for that")
+        elif not pages or not pages <= evidence.refused:
             report.died.append(f"{item['url']} is dead though the site has it ({why})")
     return dead
 
@@ -185,6 +197,7 @@ def _dead_pages(evidence: Evidence, report: Report) -> set[int]:
 def _check_acks(evidence: Evidence, report: Report) -> None:
     """What was acknowledged is recorded, and what is recorded was acknowledged, with the same path."""
     recorded = {item["url"]: item["path"] for item in evidence.success}
+    forgotten = named_in(evidence.calls, "/forget")
     paths: dict[str, set[str]] = defaultdict(set)
     for call in evidence.calls:
         if call.path == "/replay" and may_have_happened(call):
@@ -194,7 +207,7 @@ def _check_acks(evidence: Evidence, report: Report) -> None:
                 report.lost.append(f"the queue had forgotten {call.answer['recorded']} results (call {call.serial})")
         if call.path == "/ack" and may_have_happened(call):
             paths[call.request["url"]].add(call.request["path"])
-            if call.status == 200 and call.request["url"] not in recorded:
+            if call.status == 200 and call.request["url"] not in {*recorded, *forgotten}:
                 report.lost.append(f"{call.request['url']} was acknowledged (call {call.serial}) and is not in success")
     for url, path in recorded.items():
         if path not in paths[url]:
@@ -279,9 +292,12 @@ class _Leases:
         self._verbs: dict[tuple[str, str], list[Call]] = defaultdict(list)
         self._beats: list[tuple[Call, str, str]] = []
         self._asked: dict[tuple[str, str], list[Call]] = defaultdict(list)
+        self._cancels: dict[str, list[Call]] = defaultdict(list)
         for call in self._calls:
             if isinstance(call.request, dict):
                 self._take(call)
+            for job in call.request["urls"] if call.path == "/cancel" else ():
+                self._cancels[job].append(call)
         self._by_job: dict[str, list[Grant]] = defaultdict(list)
         for grant in sorted(self._grants.values(), key=lambda grant: grant.known_at):
             self._by_job[grant.job].append(grant)
@@ -406,7 +422,7 @@ class _Leases:
 
     def _was_ended(self, grant: Grant, before: float) -> bool:
         """Tell whether the lease may have been ended by a verb, or by its own worker started anew."""
-        verbs = self._verbs[grant.job, grant.token]
+        verbs = [*self._verbs[grant.job, grant.token], *self._cancels[grant.job]]
         asked = self._asked[grant.worker, grant.job]
         return any(call.invoked_at < before and may_have_happened(call) for call in verbs) or any(
             call.request.get("instance") != grant.instance and call.invoked_at < before and may_have_happened(call)

@@ -117,7 +117,9 @@ def _stale_entries(connection: redis.Redis) -> list[str]:
 def _failures(connection: redis.Redis, found: dict[str, list[str]], tries: dict[str, Any]) -> list[str]:
     codes = {url: tries.get(url, {}).get("code", "") for url in (*found["delayed"], *found["dead"])}
     listed = set(connection.zrange(_key("failures"), 0, -1))
-    wrong = [f"{one!r} is shown as failed or is not" for one in listed ^ {f"{code}\0{url}" for url, code in codes.items()}]
+    wrong = [
+        f"{one!r} is shown as failed or is not" for one in listed ^ {f"{code}\0{url}" for url, code in codes.items()}
+    ]
     kinds = Counter(f"{state}:{codes[url]}" for state in ("delayed", "dead") for url in found[state])
     if {kind: int(count) for kind, count in connection.hgetall(_key("kinds")).items()} != dict(kinds):
         wrong.append(f"kinds counts {connection.hgetall(_key('kinds'))}, there are {dict(kinds)}")
@@ -140,7 +142,9 @@ def _records(connection: redis.Redis, sets: dict[str, list[str]]) -> list[str]:
     entries = {
         entry: str(parse_job_id(fields["url"]).cid) for entry, fields in connection.xrange(_key("success"), "-", "+")
     }
-    wrong = [f"the record of page {cid} is not where it should be" for cid, e in recorded.items() if entries.get(e) != cid]
+    wrong = [
+        f"the record of page {cid} is not where it should be" for cid, e in recorded.items() if entries.get(e) != cid
+    ]
     return wrong + [f"nobody knows where the record of page {cid} is" for cid in set(entries.values()) - set(recorded)]
 
 

@@ -60,6 +60,15 @@ def expire_all(queue: Queue, connection: redis.Redis) -> None:
     let_expire(connection, *connection.zrange("{bili:0}:leased", 0, -1))
 
 
+def in_all_places(queue: Queue) -> list[str]:
+    """Return jobs that wait, are leased, delayed and dead."""
+    one, two, three = held(queue, 1, 3)
+    queue.nack(one.url, one.token, TRANSIENT)
+    queue.nack(two.url, two.token, PERMANENT)
+    queue.add(BV[4:6])
+    return [BV[5], one.url, two.url, three.url, BV[4], BV[9]]
+
+
 VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
     "add": (lambda queue: None, lambda queue, _: queue.add(BV[:5])),
     "add again": (lambda queue: queue.add(BV[:3]), lambda queue, _: queue.add(BV[:5], category="music")),
@@ -115,6 +124,16 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
         ],
         lambda queue, _: [queue.redrive([f"{BV[1]}?p=2&cid=12"]), queue.redrive_all()],
     ),
+    "redrive a code": (
+        lambda queue: [queue.nack(one.url, one.token, PERMANENT) for one in held(queue, 1, 2)],
+        lambda queue, _: queue.redrive_code("-404"),
+    ),
+    "cancel": (in_all_places, lambda queue, urls: [queue.cancel(urls), queue.redrive_code("cancelled")]),
+    "first": (in_all_places, lambda queue, urls: queue.first(urls)),
+    "forget": (
+        lambda queue: [queue.ack(one.url, one.token, result(11)) for one in held(queue, 1)[:1]],
+        lambda queue, _: [queue.forget([f"{BV[1]}?p=1&cid=11", BV[1]]), queue.add([BV[1]])],
+    ),
     "replay": (
         lambda queue: held(queue, 1, 2),
         lambda queue, _: queue.replay("w9", [(f"{BV[1]}?p={n}&cid={10 + n}", result(10 + n)) for n in (1, 2, 3)]),
@@ -165,7 +184,7 @@ BREAKS: dict[str, Callable[[redis.Redis], Any]] = {
     "is in 2 places": lambda r: r.lpush("{bili:0}:ready", BV[4]),
     "tries of BV": lambda r: r.hset("{bili:0}:tries", "BV1xx411c7mD", "{}"),
     "origin of BV": lambda r: r.hset("{bili:0}:origin", "BV1xx411c7mD", "{}"),
-    "shown as failed": lambda r: r.zadd("{bili:0}:failed", {BV[4]: 0}),
+    "shown as failed": lambda r: r.zadd("{bili:0}:failures", {BV[4]: 0}),
     "token or a deadline alone": lambda r: r.hdel("{bili:0}:token", f"{BV[1]}?p=1&cid=11"),
     "holds says": lambda r: r.hincrby("{bili:0}:holds", "w1", 1),
     "is not alone": lambda r: r.hset("{bili:0}:alone", "w2", BV[4]),
@@ -180,6 +199,12 @@ BREAKS: dict[str, Callable[[redis.Redis], Any]] = {
     "page 11 has a record": lambda r: r.xadd("{bili:0}:success", {"url": f"{BV[1]}?p=1&cid=11"}),
     "an order to w9": lambda r: r.hset("{bili:0}:orders", "w9", '{"id": "i", "working": {}, "who": "", "at": 1}'),
     "total of done": lambda r: r.hset("{bili:0}:totals", "done", 7),
+    "entries in ready, 1 of them stale": lambda r: r.hset("{bili:0}:stale", BV[4], 1),
+    "total of stale": lambda r: r.hset("{bili:0}:totals", "stale", 1),
+    "kinds counts": lambda r: r.hincrby("{bili:0}:kinds", "dead:-404", 1),
+    "leads nowhere": lambda r: r.zadd("{bili:0}:titles", {f"a title\0{BV[4]}": 0}),
+    "is not where it should be": lambda r: r.hset("{bili:0}:record:21", "21", "5"),
+    "where the record of page 21 is": lambda r: r.delete("{bili:0}:record:21"),
 }
 
 

@@ -210,6 +210,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "paged:<namespace>:<bucket>",
         "listed:<source>",
         "done:<bucket>",
+        "record:<bucket>",
         "risk:<mark>",
         "sampled",
         "history:<range>",

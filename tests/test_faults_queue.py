@@ -46,6 +46,7 @@ from parse_ import aid_to_bvid, bvid_to_aid
 from queue_client import QueueClient
 from queue_data import BUCKETS
 from redisConnect import Queue, open_queue
+from tests import structure
 from tests.conftest import engine_binary
 from tests.farm import Farm, free_port, wait_until
 from tests.relay import Relay
@@ -89,12 +90,12 @@ def dump(connection: redis.Redis, *without: str) -> dict[bytes, bytes]:
 
 def places(connection: redis.Redis) -> Counter[str]:
     """Return how often each unfinished job stands somewhere."""
-    found: Counter[str] = Counter()
-    for name in ("ready", "suspect"):
-        found.update(connection.lrange(key(name), 0, -1))
-    for name in ("kept", "leased", "delayed", "dead"):
-        found.update(connection.zrange(key(name), 0, -1))
-    return found
+    return Counter(url for urls in structure.places(connection).values() for url in urls)
+
+
+def failed(connection: redis.Redis, count: int = 0) -> list[str]:
+    """Return the ids of so many jobs that failed, all with 0."""
+    return [member.rpartition("\0")[2] for member in connection.zrange(key("failures"), 0, count - 1)]
 
 
 def assert_sound(connection: redis.Redis) -> None:
@@ -104,8 +105,9 @@ def assert_sound(connection: redis.Redis) -> None:
     leased = set(connection.zrange(key("leased"), 0, -1))
     assert set(connection.hgetall(key("token"))) == leased, "a token for each lease"
     assert sum(map(int, connection.hvals(key("holds")))) == len(leased)
-    failed = {*connection.zrange(key("delayed"), 0, -1), *connection.zrange(key("dead"), 0, -1)}
-    assert set(connection.zrange(key("failed"), 0, -1)) == failed
+    assert sorted(failed(connection)) == sorted(
+        [*connection.zrange(key("delayed"), 0, -1), *connection.zrange(key("dead"), 0, -1)]
+    )
     done = [fields["url"] for _entry, fields in connection.xrange(key("success"))]
     assert len(done) == len(set(done)) == int(connection.hget(key("totals"), "done") or 0), "a record for each page"
     for url in set(done) & set(standing):
@@ -903,7 +905,7 @@ def test_ten_thousand_verbs_close_to_the_deadline_have_one_winner_each(queue: Qu
     def take_back() -> None:
         while not over.wait(0.002):
             racing.sweep()
-            racing.redrive(connection.zrange(key("failed"), 0, 99))  # wanted all the same
+            racing.redrive(failed(connection, 100))  # wanted all the same
 
     with ThreadPoolExecutor(10) as pool:
         sweepers = [pool.submit(take_back) for _n in range(2)]
@@ -931,7 +933,7 @@ def drain(queue: Queue, connection: redis.Redis) -> None:
     """Let a good worker do everything that is left."""
     let_run_out(queue, connection, *connection.zrange(key("leased"), 0, -1))
     for _turn in range(10_000):
-        queue.redrive(connection.zrange(key("failed"), 0, -1))
+        queue.redrive(failed(connection))
         let_run_out(queue, connection)
         for lease in (leases := queue.lease("the last one", 64)):
             if "cid=" in lease.url:
@@ -954,7 +956,7 @@ def test_a_hundred_thousand_jobs_due_at_one_instant_all_come_in_bounded_steps(
     for start in range(0, count, 10_000):
         some = ids[start : start + 10_000]
         connection.zadd(key("delayed"), dict.fromkeys(some, 5))
-        connection.zadd(key("failed"), dict.fromkeys(some, 0))
+        connection.zadd(key("failures"), dict.fromkeys((f"\0{url}" for url in some), 0))
         connection.hset(key("tries"), mapping=dict.fromkeys(some, '{"attempts":3,"deaths":0,"worker":"w"}'))
     longest_seconds = 0.0
     moved = [0, 0, 0]

@@ -136,6 +136,32 @@ def test_a_job_that_was_given_back_may_be_leased_at_once(history: History, verb:
     assert check(history.evidence()).violations == []
 
 
+def test_a_job_that_was_cancelled_and_redriven_may_be_leased_at_once(history: History) -> None:
+    history.calls.pop()
+    history.lease(PAGE, 3, "w2", at=5.2)
+    history.end("ack", 3)
+    assert "before the lease" in only(check(history.evidence()), "doubled")
+    history.call("/cancel", {"urls": [PAGE]}, {"cancelled": 1}, at=4.9)
+    assert check(history.evidence()).violations == []
+
+
+def test_what_is_dead_because_a_user_said_so_is_well(history: History) -> None:
+    history.calls.pop()
+    cancelled = {**dead(PAGE), "code": "cancelled"}
+    counts = {"ready": 0, "leased": 0, "delayed": 0, "done": 0, "dead": 1}
+    report = check(history.evidence(success=[], failed=[cancelled], counts=counts))
+    assert "nobody has asked" in only(report, "died")
+    history.call("/cancel", {"urls": [PAGE]}, {}, status=0, heard=False)
+    assert check(history.evidence(success=[], failed=[cancelled], counts=counts)).violations == []
+
+
+def test_what_a_user_had_forgotten_may_be_nowhere(history: History) -> None:
+    counts = {"ready": 0, "leased": 0, "delayed": 0, "done": 0, "dead": 0}
+    assert len(check(history.evidence(success=[], counts=counts)).lost) == 2
+    history.call("/forget", {"urls": [PAGE]}, {"forgotten": 1})
+    assert check(history.evidence(success=[], counts=counts)).violations == []
+
+
 def test_a_release_that_nobody_knows_the_answer_of_may_have_ended_the_lease(history: History) -> None:
     history.calls.pop()
     history.call("/release", {"url": PAGE, "token": token(2)}, None, status=0, at=5)

@@ -22,7 +22,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
         | {"series"}
     ),
-    frozenset({"orders", "sources"}),
+    frozenset({"orders", "queue_data", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"site_walk", "working_file"}

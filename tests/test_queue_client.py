@@ -126,6 +126,7 @@ async def test_a_failing_server_is_asked_again_until_the_patience_ends(
         "bytes": 5,
         "seconds": 1.5,
         "title": "t",
+        "streams": "",
     }
     said = [record.levelname for record in caplog.records if record.name == "queue_client"]
     assert said == ["WARNING", "INFO"]  # away once, back once

@@ -24,6 +24,7 @@ from stream_choice import (
     ladder,
     quality_name,
     sound_ladder,
+    spoken,
     streams_bytes,
 )
 
@@ -270,3 +271,19 @@ def test_what_waits_is_below_the_floor_and_could_be_better(
 
 def test_no_test_here_reads_a_table_that_is_not_there() -> None:
     assert len(re.findall(r"^\| ", DOCUMENT, re.MULTILINE)) > 80
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        (Choice(picture("1080p avc"), sound("192k"), qn=80), "1080P AVC · 192K"),
+        (Choice(picture("1080p60 hevc"), sound("hires"), qn=116), "1080P60 HEVC · Hires"),
+        (Choice(picture("dolby av1"), sound("dolby"), qn=126), "DOLBY AV1 · Dolby"),
+        (Choice(audio=sound("30255")), "ec-3"),
+        (Choice(picture("480p avc"), qn=32), "480P AVC"),
+        (Choice(qn=100), "QN 100"),
+        (Choice(), ""),
+    ],
+)
+def test_what_was_taken_is_told_in_the_words_of_the_settings(choice: Choice, text: str) -> None:
+    assert spoken(choice) == text

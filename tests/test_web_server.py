@@ -463,6 +463,7 @@ def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
         *("/sources", "/watch", "/history", "/steer", "/login", "/actions"),
+        *("/jobs", "/job", "/failures", "/cancel", "/first", "/forget"),
         *("/replay", "/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
     }
     for rule in routes:

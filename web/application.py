@@ -17,6 +17,7 @@ from web.adding import Adding
 from web.dashboard import Dashboard
 from web.frame import ENGINE_RETRY_SECONDS
 from web.guard import Guard, SignInNeeded
+from web.jobs import Jobs
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
 from web.session import Sessions
@@ -47,17 +48,19 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     guard = Guard(settings, sessions)
     app.before_request(guard.check)
 
-    verbs = Verbs(settings, queue)
+    verbs, jobs = Verbs(settings, queue), Jobs(queue)
     steering = Steering(queue)
     metrics = Metrics(queue, verbs.totals)
     for view in (
         *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
+        *(jobs.jobs, jobs.job, jobs.failures),
         *(verbs.history, steering.actions, metrics.metrics),
     ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
         *(verbs.add_url, verbs.watch, verbs.redrive, steering.steer, steering.login),
+        *(jobs.cancel, jobs.first, jobs.forget),
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     dashboard = Dashboard(settings, queue, guard, sessions)

@@ -109,10 +109,14 @@ HEARTBEAT = record(
     risk=record({"kind": line(40, 1), "seconds": number(0, MAX_RISK_SECONDS)}),
 )
 ACK = record(
-    {**LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
+    {**LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)},
+    title=line(1000, cut=True),
+    streams=line(100, cut=True),
 )
 _RESULT = record(
-    {"url": job_id, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)}, title=line(1000, cut=True)
+    {"url": job_id, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)},
+    title=line(1000, cut=True),
+    streams=line(100, cut=True),
 )
 REPLAY = record({"worker": WORKER, "results": list_of(_RESULT, MAX_RESULTS)})
 NACK = record(
@@ -138,7 +142,8 @@ WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
 SIGN_IN = record({"password": line(1000)})
 STEER = record({"working": working_keys}, workers=list_of(WORKER, MAX_WORKERS), all=flag)
 LOGIN = record({"worker": WORKER})
-REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag)
+REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag, code=line(100))
+JOBS = record({"urls": list_of(job_id, MAX_URLS)})
 
 
 def read_body(check: Check) -> Any:

@@ -21,8 +21,9 @@ from werkzeug.exceptions import (
 from config import Settings, category_problem
 from errors import EngineError, EngineFull
 from i18n import _
-from model import JOB_ID_CHARACTERS, KIB, Failure, Page, Result
+from model import KIB, Failure, Page, Result
 from parse_ import SiteHosts
+from queue_data import CURSOR_CHARACTERS
 from redisConnect import Queue
 from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record
@@ -107,7 +108,8 @@ class Verbs:
         """Keep a worker's leases, and what it tells of itself for the status page."""
         body = read_body(HEARTBEAT)
         jobs = [(job["url"], job["token"], _done_bytes(job)) for job in body["jobs"]]
-        lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body))
+        titles = {job["url"]: job["progress"]["title"] for job in body["jobs"] if job.get("progress", {}).get("title")}
+        lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body), titles)
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._queue.worker_count() / 200)
@@ -139,7 +141,7 @@ class Verbs:
     def ack(self) -> Response:
         """Record a finished page."""
         body = read_body(ACK)
-        result = Result(body["path"], body["bytes"], body["seconds"], body.get("title", ""))
+        result = _result(body)
         with bad_request():
             state = self._queue.ack(body["url"], body["token"], result)
         log.info(_("done %s: %s"), body["url"], result.path)
@@ -148,10 +150,7 @@ class Verbs:
     def replay(self) -> Response:
         """Record what a worker finished and the queue has lost."""
         body = read_body(REPLAY)
-        results = [
-            (one["url"], Result(one["path"], one["bytes"], one["seconds"], one.get("title", "")))
-            for one in body["results"]
-        ]
+        results = [(one["url"], _result(one)) for one in body["results"]]
         with bad_request():
             recorded = self._queue.replay(body["worker"], results)
         if recorded:
@@ -223,9 +222,12 @@ class Verbs:
     def redrive(self) -> Response:
         """Give dead or delayed jobs all their attempts back."""
         body = read_body(REDRIVE)
-        if body.get("all", False) == ("urls" in body):
-            raise BadRequest(_('urls are expected, or "all": true'))
-        redriven = self._queue.redrive(body["urls"]) if "urls" in body else self._queue.redrive_all()
+        if [body.get("all", False), "urls" in body, "code" in body].count(True) != 1:
+            raise BadRequest(_('urls are expected, or a code, or "all": true'))
+        if "urls" in body:
+            redriven = self._queue.redrive(body["urls"])
+        else:
+            redriven = self._queue.redrive_code(body["code"]) if "code" in body else self._queue.redrive_all()
         log.info(_("redriven %d"), redriven)
         if redriven:
             note(self._queue, "redrive", f"{redriven}: {names(body.get('urls', ['all']))}")
@@ -252,10 +254,11 @@ class Verbs:
 
     def failed(self) -> Response:
         """List dead and delayed jobs."""
-        return self._listing(self._queue.failed)
+        code = read_query("code", line(100), None)
+        return self._listing(lambda after, limit: self._queue.failed(after, limit, code))
 
     def _listing(self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]]) -> Response:
-        after = read_query("after", line(JOB_ID_CHARACTERS), "")
+        after = read_query("after", line(CURSOR_CHARACTERS), "")
         limit = read_query("limit", decimal(1, 1000), 100)
         with bad_request():
             items, following = verb(after, limit)
@@ -285,6 +288,10 @@ def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
     while jobs and len(json.dumps(status, ensure_ascii=False).encode()) > MAX_STATUS_BYTES:
         jobs.pop()
     return status
+
+
+def _result(body: Mapping[str, Any]) -> Result:
+    return Result(body["path"], body["bytes"], body["seconds"], body.get("title", ""), body.get("streams", ""))
 
 
 def _done_bytes(job: Mapping[str, Any]) -> int:

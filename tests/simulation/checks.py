@@ -11,15 +11,16 @@ from typing import Any
 from parse_ import parse_job_id
 from queue_data import COMMON_KEYS, key
 from tests.simulation.engine import Wire
+from tests.structure import waiting
 
 DUMP = """
 local names, out = {}, {}
 for i = 2, #ARGV do names[ARGV[i]] = KEYS[i - 1] end
 for _, name in ipairs({'ready', 'suspect'}) do out[name] = redis.call('LRANGE', names[name], 0, -1) end
-for _, name in ipairs({'kept', 'leased', 'delayed', 'dead', 'failed'}) do
+for _, name in ipairs({'kept', 'leased', 'delayed', 'dead', 'failures'}) do
   out[name] = redis.call('ZRANGE', names[name], 0, -1, 'WITHSCORES')
 end
-for _, name in ipairs({'token', 'tries', 'origin', 'holds', 'alone', 'totals'}) do
+for _, name in ipairs({'token', 'tries', 'origin', 'holds', 'alone', 'totals', 'stale', 'kinds'}) do
   out[name] = redis.call('HGETALL', names[name])
 end
 out.success = {}
@@ -49,13 +50,15 @@ class Snapshot:
     leased: dict[str, float]
     delayed: dict[str, float]
     dead: dict[str, float]
-    failed: dict[str, float]
+    failures: dict[str, float]
     token: dict[str, str]
     tries: dict[str, dict[str, Any]]
     origin: dict[str, str]
     holds: dict[str, str]
     alone: dict[str, str]
     totals: dict[str, str]
+    stale: dict[str, str]
+    kinds: dict[str, str]
     success: list[str]
     seen: list[str]
     closed: list[str]
@@ -86,12 +89,16 @@ class Looker:
     def look(self) -> Snapshot:
         """Return what is in the queue now."""
         raw = {name: value or [] for name, value in json.loads(self._wire.ask(*self._command)).items()}
-        for name in ("kept", "leased", "delayed", "dead", "failed"):
+        for name in ("kept", "leased", "delayed", "dead", "failures"):
             raw[name] = {id_: float(score) for id_, score in _pairs(raw[name])}
-        for name in ("token", "tries", "origin", "holds", "alone", "totals"):
+        for name in ("token", "tries", "origin", "holds", "alone", "totals", "stale", "kinds"):
             raw[name] = dict(_pairs(raw[name]))
         raw["tries"] = {id_: json.loads(text) for id_, text in raw["tries"].items()}
-        return Snapshot(**raw)
+        entries = len(raw["ready"])
+        raw["ready"] = waiting(raw["ready"], raw["stale"])
+        now = Snapshot(**raw)
+        assert entries - len(now.ready) == int(now.totals.get("stale", 0)), f"{entries} entries, {now.stale}"
+        return now
 
 
 def _pairs(flat: list[Any]) -> Iterable[tuple[Any, Any]]:
@@ -110,8 +117,12 @@ def problems(now: Snapshot, containers: Mapping[str, str]) -> list[str]:
     for worker, id_ in now.alone.items():
         if id_ not in now.leased or now.tries[id_].get("worker") != worker:
             found.append(f"{worker} is said to be alone with {id_}, which it has not")
-    if now.failed.keys() != now.delayed.keys() | now.dead.keys():
-        found.append(f"failed lists {sorted(now.failed)}, not {sorted(now.delayed.keys() | now.dead.keys())}")
+    codes = {id_: now.tries.get(id_, {}).get("code", "") for id_ in (*now.delayed, *now.dead)}
+    if now.failures.keys() != {f"{code}\0{id_}" for id_, code in codes.items()}:
+        found.append(f"failures lists {sorted(now.failures)}, not {codes}")
+    kinds = Counter([*(f"delayed:{codes[id_]}" for id_ in now.delayed), *(f"dead:{codes[id_]}" for id_ in now.dead)])
+    if {kind: str(count) for kind, count in kinds.items()} != now.kinds:
+        found.append(f"kinds counts {now.kinds}, there are {dict(kinds)}")
     if not len(now.success) == len(now.done_pages) == int(now.totals.get("done", 0)):
         found.append(f"{len(now.success)} successes, {len(now.done_pages)} done, total {now.totals.get('done', 0)}")
     return found + _lost_or_strange(now, places, containers)

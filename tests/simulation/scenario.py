@@ -57,6 +57,8 @@ KINDS = (
     *("working", "signal", "disk", "redrive", "again", "grow", "gone", "flush", "wipe"),
 )
 """The faults that a seed may have; each has some of them, so that some have a few and few have all."""
+ACTS = ("cancel", "first", "forget")
+"""What a user may do to single jobs; drawn apart, so that the other faults of a seed stay what they were."""
 
 
 @dataclass
@@ -92,7 +94,10 @@ class Seed:
         self.kinds = tuple(kinds.split(",")) if kinds else tuple(drawn)
         if not kinds and chance.random() < 0.06:
             self.kinds += ("set_back",)
-        self._was_set_back = False
+        if not kinds and self.kinds:
+            acts = random.Random(f"{number} acts")
+            self.kinds += tuple(act for act in ACTS if acts.random() < share)
+        self._was_set_back = self._has_forgotten = False
         self._healed_at: float | None = None
         self.chaos_seconds = chance.uniform(6.0, 25.0)
         self._engine = engine
@@ -198,14 +203,17 @@ class Seed:
         await adding
         if self._was_set_back:
             await self._add(list(self._asked))
+        await self._undo()
         healed = self._healed_at = loop.time()
         if await self._drained():
             world.drain_seconds = loop.time() - healed
             await self._grown_pages()
             await self._forget_nothing()
             # A call of the user was long on its way, or a worker that stood still proves that it had not died.
+            await self._undo()  # a call of the user was long on its way
             while world.user_calls or self._anyone_stands_still() or not self._look().is_drained:
                 await asyncio.sleep(1.0)
+                await self._undo()
                 await self._drained()
                 await self._forget_nothing()
             await self._end_workers()
@@ -225,6 +233,13 @@ class Seed:
             if self.chance.random() < 0.3:
                 machine.until_empty_seconds = EMPTY_SECONDS
             machine.start()
+
+    async def _undo(self) -> None:
+        """What a user has stopped or forgotten is wanted again."""
+        if "cancel" in self.kinds:
+            await self._ask("/redrive", {"code": "cancelled"})
+        if self._has_forgotten:
+            await self._add(list(self._asked))
 
     async def _drained(self) -> bool:
         world = self.world
@@ -375,6 +390,8 @@ class Seed:
         world = self.world
         ending = path in ENDING_VERBS
         before = self._token_of(body["url"]) if ending else None
+        if path == "/cancel":  # takes leases from workers that live
+            self._ended_since_look |= {(url, token) for url in body["urls"] if (token := self._token_of(url))}
         status, headers, content = self._server.handle(method, path, query, body)
         if path != "/heartbeat":
             about = body["url"] if ending else ""
@@ -541,6 +558,32 @@ class Seed:
         answer = await self._ask("/redrive", {"all": True})
         self._redriven = self._redriven or answer["redriven"] > 0
 
+    def _any_job(self) -> list[str]:
+        """One of all jobs that there are or were, none where nothing was added."""
+        now = self._look()
+        known = {*now.places(), *now.success, *(self._containers[member] for member in now.closed)}
+        return [self.chance.choice(sorted(known))] if known else []
+
+    async def _cancel(self) -> None:
+        urls = self._any_job()
+        self.world.note("user", f"cancels {urls}")
+        answer = await self._ask("/cancel", {"urls": urls})
+        self.world.counts["cancelled"] += answer["cancelled"]
+        await asyncio.sleep(self.chance.uniform(0.0, 8.0))
+        if self.chance.random() < 0.7:
+            await self._ask("/redrive", {"urls": urls})
+
+    async def _first(self) -> None:
+        answer = await self._ask("/first", {"urls": self._any_job()})
+        self.world.counts["moved to the head"] += answer["moved"]
+
+    async def _forget(self) -> None:
+        urls = self._any_job()
+        self._has_forgotten = True
+        self.world.note("user", f"has {urls} forgotten")
+        answer = await self._ask("/forget", {"urls": urls})
+        self.world.counts["forgotten"] += answer["forgotten"]
+
     async def _again(self) -> None:
         if self._asked:
             await self._add([self.chance.choice(list(self._asked))], refresh=self.chance.random() < 0.3)
@@ -585,7 +628,7 @@ class Seed:
         if not end.is_drained:
             world.violate("it was drained, and is not any more")
         self._check_leftovers(end)
-        if self._added != len(self._asked) and not self._was_set_back:
+        if self._added != len(self._asked) and not (self._was_set_back or self._has_forgotten):
             world.violate(f"{self._added} videos were counted as new, {len(self._asked)} were added")
         recorded = Counter(parse_job_id(url).cid for url in end.success)
         dead = {url: str(end.tries[url].get("code", "")) for url in end.dead}
