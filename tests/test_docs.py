@@ -211,6 +211,8 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "listed:<source>",
         "done:<bucket>",
         "risk:<mark>",
+        "orders",
+        "actions",
     }
 
 
