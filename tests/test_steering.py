@@ -26,12 +26,14 @@ from model import Order
 from queue_client import QueueClient
 from redisConnect import Queue
 from steering import SHOWN_SECONDS, QrLogin, Steering
-from tests import structure
+from tests import structure, test_passport
 from tests.test_passport import Made
 from web import create_app
 from web.qr_code import qr_svg
 from working_file import WorkingFile
 
+made = test_passport.made
+"""The login host of the stand-in, as a fixture."""
 LINK = "https://passport.bilibili.com/h5-app/passport/login/scan?navhide=1&qrcode_key=8587cf8106a0b863c46d&from="
 
 
