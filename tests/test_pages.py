@@ -101,7 +101,11 @@ def test_every_page_stands_in_the_frame_and_is_quiet_when_there_is_nothing(clien
         assert all("src" in names for names in tags.of("script")), "no script in the page itself"
         assert not [names for _tag, names in tags.found if "style" in names or any(n.startswith("on") for n in names)]
     empty = {"/": "python add_url.py BV…", "/ui/machines": "python run.py", "/ui/jobs": "The queue is empty"}
-    empty |= {"/ui/failures": "Nothing has failed", "/ui/sources": "No source yet", "/ui/actions": "Nobody did anything"}
+    empty |= {
+        "/ui/failures": "Nothing has failed",
+        "/ui/sources": "No source yet",
+        "/ui/actions": "Nobody did anything",
+    }
     for path, sentence in empty.items():
         assert sentence in client.get(path).text
 
@@ -432,7 +436,15 @@ def test_a_session_is_of_its_token_and_its_time() -> None:
     assert sessions.holds(value) and same.holds(value), "all servers with that token"
     assert sessions.cookie == same.cookie != other.cookie
     assert not other.holds(value), "another token ends all sessions"
-    for wrong in ("", value[:-1], value[1:], f"9{value}", value.replace(".", ".0", 1), "9" * 12 + value[7:], value + "\n"):
+    for wrong in (
+        "",
+        value[:-1],
+        value[1:],
+        f"9{value}",
+        value.replace(".", ".0", 1),
+        "9" * 12 + value[7:],
+        value + "\n",
+    ):
         assert not sessions.holds(wrong), wrong
     now += SESSION_SECONDS - 1
     assert sessions.holds(value)

@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response
 from config import Settings
 from errors import EngineFull
 from model import JOB_ID_CHARACTERS
+from queue_data import CURSOR_CHARACTERS, STATES
 from redisConnect import Queue
 from shapes import line, one_of
 from web.frame import Content, Frame, Missing
@@ -33,7 +34,6 @@ REASONS_AT_A_GLANCE = 4
 SUCCESSES_AT_A_GLANCE = 8
 ITEMS_ON_A_PAGE = 50
 ACTIONS_ON_A_PAGE = 200
-STATES = ("ready", "leased", "delayed", "dead", "done")
 
 
 class Dashboard:
@@ -111,7 +111,7 @@ class Dashboard:
         text = line(JOB_ID_CHARACTERS)
         wished = {name: read_query(name, text, "").strip() for name in ("category", "source", "find")}
         wished["state"] = read_query("state", one_of(*STATES), "")
-        after = read_query("after", line(JOB_ID_CHARACTERS), "")
+        after = read_query("after", line(CURSOR_CHARACTERS), "")
         return self.frame.page("jobs", lambda: self._jobs(wished, after), wished=wished, states=STATES)
 
     def _jobs(self, wished: dict[str, str], after: str) -> Content:
@@ -134,7 +134,7 @@ class Dashboard:
     def failures(self) -> Response:
         """Show what failed, by its reasons."""
         code = read_query("code", line(100), "")
-        after = read_query("after", line(JOB_ID_CHARACTERS), "")
+        after = read_query("after", line(CURSOR_CHARACTERS), "")
         return self.frame.page("failures", lambda: self._failures(code, after))
 
     def _failures(self, code: str, after: str) -> Content:

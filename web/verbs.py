@@ -230,7 +230,7 @@ class Verbs:
             redriven = self._queue.redrive_code(body["code"]) if "code" in body else self._queue.redrive_all()
         log.info(_("redriven %d"), redriven)
         if redriven:
-            note(self._queue, "redrive", f"{redriven}: {names(body.get('urls', ['all']))}")
+            note(self._queue, "redrive", f"{redriven}: {names(body.get('urls', [body.get('code', 'all')]))}")
         return jsonify(redriven=redriven)
 
     def status(self) -> Response:
