@@ -160,7 +160,8 @@ function confirmed(question) {
   });
 }
 
-async function act(button, path, body, data) {
+async function act(button, path, body, dataset) {
+  const data = { ...dataset }; // the button may be another one when the answer is there
   if (data.ask && !(await confirmed(data.ask))) return;
   button.disabled = true;
   button.dataset.busy = "1";

@@ -96,7 +96,7 @@ def test_every_page_stands_in_the_frame_and_is_quiet_when_there_is_nothing(clien
     for path in PAGES:
         tags = Tags(told(client.get(path)))
         assert [names["href"] for names in tags.of("a") if names.get("aria-current") == "page"] == [path]
-        assert [names["href"] for names in tags.of("a")][0] == "#content", "the first thing is a way round the menu"
+        assert tags.of("a")[0]["href"] == "#content", "the first thing is a way round the menu"
         assert len(tags.of("h1")) == len(tags.of("main")) == len(tags.of("nav")) == 1
         assert all("src" in names for names in tags.of("script")), "no script in the page itself"
         assert not [names for _tag, names in tags.found if "style" in names or any(n.startswith("on") for n in names)]
@@ -265,7 +265,7 @@ def test_lines_that_are_sent_twice_count_the_same(client: FlaskClient) -> None:
     assert answers[0] == answers[1] and (answers[0] or {})["added"] == 2
 
 
-# ------------------------------------------------------------------------------------------ language, colours, fragments
+# ------------------------------------------------------------------------------------------ choices, fragments
 
 
 def test_language_and_colours_are_chosen_by_a_link_and_stay(client: FlaskClient) -> None:
