@@ -626,7 +626,10 @@ def list_sources(sink: Sink, as_json: bool) -> None:
 
 
 def retry_failed(sink: Sink, match: str) -> int:
-    """Make dead jobs ready again and return how many: all, or those with ``match`` in id, title, code or reason."""
+    """Make dead jobs ready again and return how many: all, or those with ``match`` in id, title, code or reason.
+
+    What a user has cancelled comes back only where that very word is asked for.
+    """
     if not match:
         return sink.redrive_all()
     urls: list[str] = []
@@ -635,7 +638,8 @@ def retry_failed(sink: Sink, match: str) -> int:
         items, after = sink.failed(after, BATCH)
         for item in items:
             texts = (str(item.get(name, "")) for name in ("url", "title", "code", "reason"))
-            if item.get("state") == "dead" and match.casefold() in "\n".join(texts).casefold():
+            is_wanted = item.get("state") == "dead" and (item.get("code") != "cancelled" or match == "cancelled")
+            if is_wanted and match.casefold() in "\n".join(texts).casefold():
                 urls.append(str(item.get("url")))
     return sum(sink.redrive(urls[start : start + BATCH]) for start in range(0, len(urls), BATCH))
 

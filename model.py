@@ -18,6 +18,9 @@ CHUNK_BYTES = 10 * MIB
 JOB_ID_CHARACTERS = 1300
 """The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""
 
+CURSOR_CHARACTERS = JOB_ID_CHARACTERS + 200
+"""Where a list goes on: an id, and before it what the list is sorted by."""
+
 HAVE_LIMIT = 64
 """A lease request names so many unfinished jobs at most."""
 

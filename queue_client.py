@@ -26,7 +26,20 @@ import retry
 from config import Settings, category_problem, tls_context
 from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from i18n import _
-from model import JOB_ID_CHARACTERS, MIB, Counts, Expanded, Failure, Lease, Leased, ListedPage, Order, Page, Result
+from model import (
+    CURSOR_CHARACTERS,
+    JOB_ID_CHARACTERS,
+    MIB,
+    Counts,
+    Expanded,
+    Failure,
+    Lease,
+    Leased,
+    ListedPage,
+    Order,
+    Page,
+    Result,
+)
 from orders import read_order
 from parse_ import parse_job_id
 from shapes import Check, flag, line, list_of, number, record
@@ -385,7 +398,7 @@ _STATUS = record(
     {"jobs": record(dict.fromkeys(("ready", "leased", "delayed", "done", "dead"), _COUNT))}, next_due_seconds=_SECONDS
 )
 _FAILURE = record({"url": line(JOB_ID_CHARACTERS), "state": line(40)}, next_retry_seconds=_SECONDS, reason=line(1000))
-_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(JOB_ID_CHARACTERS))
+_FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(CURSOR_CHARACTERS))
 
 
 def _header_seconds(text: str | None) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from i18n import _
-from model import JOB_ID_CHARACTERS, JobId
+from model import JobId
 from parse_ import bvid_to_aid, parse_job_id
 
 BUCKETS = 65536
@@ -31,8 +31,6 @@ COMMON_KEYS = (
 )
 """In the order in which ``lua/common.lua`` names them."""
 
-CURSOR_CHARACTERS = JOB_ID_CHARACTERS + 200
-"""An id, and before it what the entries are sorted by."""
 STATES = ("leased", "ready", "delayed", "dead", "done")
 CANCELLED = "cancelled"
 FOLDED_BYTES = 48
@@ -447,13 +445,17 @@ class JobViews:
             score, _mark, last = mark.partition(" ")
             _checked_number(score)
             beyond = (f"({score}", "+inf") if newest_first else ("-inf", f"({score}")
-            rank, before, now_score = self._look(
+            rank, before, now_score, same = self._look(
                 lambda pipe: (
                     pipe.zrevrank(key(name), last) if newest_first else pipe.zrank(key(name), last),
                     pipe.zcount(key(name), *beyond).zscore(key(name), last),
+                    pipe.zrangebyscore(key(name), score, score, 0, LOOKED_AT),
                 )
             )
-            start = rank + 1 if rank is not None and now_score == float(score) else before
+            if rank is not None and now_score == float(score):
+                start = rank + 1
+            else:
+                start = before + sum((url > last) == newest_first for url in same)
         (found,) = self._look(
             lambda pipe: pipe.zrange(key(name), start, start + count - 1, desc=newest_first, withscores=True)
         )

@@ -2,7 +2,8 @@
 
 Ready work is a LIST of job ids. A lease is a token and a deadline in Redis' own clock; every transition is one Lua
 script (``lua/``), so that a job is in exactly one state whatever dies. Verbs are the same here, in Lua, over HTTP
-(web_server) and in the worker's client (queue_client): add, lease, expand, heartbeat, ack, nack, release, redrive.
+(web_server) and in the worker's client (queue_client): add, lease, expand, heartbeat, ack, nack, release, redrive, and
+of users besides cancel, first, forget. What people look at is read by queue_data.
 
 An answer means that the change is on disk: the engine runs with ``appendfsync always``.
 """

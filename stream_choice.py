@@ -21,6 +21,8 @@ ORDINARY_SOUND = frozenset({30280, 30232, 30216})
 DOLBY_SOUND = frozenset({30250, 30255})
 _FLAC = 30251
 
+_SPOKEN = {126: "Dolby Vision", 30251: "Hi-Res", 30250: "Dolby Atmos"}
+
 BELOW_FLOOR = "login?"
 """How the reason of a job begins that waits for a better cookie, in every language: people look for it."""
 
@@ -153,10 +155,10 @@ def extension(choice: Choice, wishes: Wishes) -> str:
 
 
 def spoken(choice: Choice) -> str:
-    """Return for people what was chosen: ``1080P AVC · 192K``, as the settings name it."""
+    """Return for people what was chosen: ``1080P AVC · 192K``."""
     codecs = {number: name.upper() for name, number in CODECS.items()}
-    sounds = {number: name.capitalize() if name.isalpha() else name.upper() for name, number in SOUNDS.items()}
-    picture = [quality_name(choice.qn).upper()] if choice.qn else []
+    sounds = {number: name.upper() for name, number in SOUNDS.items()} | _SPOKEN
+    picture = [_SPOKEN.get(choice.qn, quality_name(choice.qn).upper())] if choice.qn else []
     if choice.video is not None:
         picture.append(codecs.get(choice.video.codecid, choice.video.codecs))
     sound = sounds.get(choice.audio.id, choice.audio.codecs) if choice.audio is not None else ""

@@ -1,5 +1,6 @@
 -- ack: a page is done. KEYS: the common ones, answer:<token>, done:<bucket>,
--- record:<bucket>. ARGV: id, token, cid, title, title folded, path, bytes, seconds, streams. Answers the state, or false for a stale token.
+-- record:<bucket>. ARGV: id, token, cid, title, title folded, path, bytes, seconds, streams. Answers the state, or false
+-- for a stale token.
 
 local answer_key, done_key, record_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local id, token = ARGV[1], ARGV[2]

@@ -13,7 +13,7 @@ local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lea
 local DEATHS, DRAINING = KEYS[21], KEYS[22] -- ZSET worker and instance -> when it died; worker -> until (all in ms)
 local STARTED = KEYS[23] -- ZSET worker and instance -> when that process was first heard of
 local LEDGER, WATCH = KEYS[24], KEYS[25] -- HASH source -> JSON; ZSET source -> when it is to be read again (in ms)
-local STALE, KINDS = KEYS[26], KEYS[27] -- HASH id -> entries in READY that do not count; state and code -> number of jobs
+local STALE, KINDS = KEYS[26], KEYS[27] -- HASH id -> entries in READY that do not count; state and code -> how many
 local TITLES, TITLED = KEYS[28], KEYS[29] -- ZSET of folded title \0 id; LIST of those that are done, the oldest first
 local FORGOTTEN = KEYS[30] -- ZSET cid -> when a user had it forgotten
 local OWN = 30 -- keys after this one are the script's own
@@ -259,8 +259,9 @@ end
 -- FAILURES has each delayed and each dead job under the code that it failed with; KINDS counts them.
 local function join_failed(id, tries, state)
   local code = tries.code or ''
-  redis.call('ZADD', FAILURES, 0, code .. '\0' .. id)
-  redis.call('HINCRBY', KINDS, state .. ':' .. code, 1)
+  if redis.call('ZADD', FAILURES, 0, code .. '\0' .. id) == 1 then
+    redis.call('HINCRBY', KINDS, state .. ':' .. code, 1)
+  end
 end
 
 -- Takes a job out of its place, returns whether it was dead or delayed.
@@ -270,9 +271,9 @@ local function leave_failed(id, tries)
     return false
   end
   local code = tries.code or ''
-  redis.call('ZREM', FAILURES, code .. '\0' .. id)
-  if redis.call('HINCRBY', KINDS, state .. ':' .. code, -1) <= 0 then
-    redis.call('HDEL', KINDS, state .. ':' .. code)
+  local kind = state .. ':' .. code
+  if redis.call('ZREM', FAILURES, code .. '\0' .. id) == 1 and redis.call('HINCRBY', KINDS, kind, -1) <= 0 then
+    redis.call('HDEL', KINDS, kind)
   end
   return true
 end

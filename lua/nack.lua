@@ -1,6 +1,7 @@
 -- nack: an attempt failed. KEYS: the common ones, answer:<token>.
--- ARGV: id, token, class, code, reason, title, title folded, then a delay in ms for each failure that is allowed; the site's own
--- wish, if there was one, is already in all of them. Of class waiting any number is allowed, the last delay holds on.
+-- ARGV: id, token, class, code, reason, title, title folded, then a delay in ms for each failure that is allowed; the
+-- site's own wish, if there was one, is already in all of them. Of class waiting any number is allowed, the last delay
+-- holds on.
 -- Answers the new state, or false for a stale token.
 
 local answer_key = KEYS[OWN + 1]

@@ -1,6 +1,7 @@
 -- replay: what a worker has finished, told again because the queue does not know of it: its data were set back, or
 -- are new. KEYS: the common ones, then done:<bucket>, record:<bucket> and seen:c:<bucket>
--- of each page. ARGV: worker, then id, cid, title, title folded, path, bytes, seconds and streams of each page. Answers how many were not recorded.
+-- of each page. ARGV: worker, then id, cid, title, title folded, path, bytes, seconds and streams of each page. Answers
+-- how many were not recorded.
 
 local worker, recorded = ARGV[1], 0
 local at = now()

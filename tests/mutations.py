@@ -60,7 +60,7 @@ MUTATIONS = (
         (
             Edit(
                 "lua/add.lua",
-                "    redis.call('RPUSH', READY, id)\n    if origin",
+                "    push_tail(id)\n    if origin",
                 "    redis.call('RPUSH', READY .. ':new', id)\n    if origin",
             ),
             Edit(
@@ -142,9 +142,9 @@ MUTATIONS = (
         "a page is known by its number",
         (
             Edit(
-                "redisConnect.py",
-                '        return _Identity("c", job.cid, str(job.cid))\n',
-                '        return _Identity("c", job.number, f"{job.bvid}{job.episode_id}:{job.number}")\n',
+                "queue_data.py",
+                '        return Identity("c", job.cid, str(job.cid))\n',
+                '        return Identity("c", job.number, f"{job.bvid}{job.episode_id}:{job.number}")\n',
             ),
         ),
         ("tests/test_redisConnect.py::test_a_page_reached_by_two_containers_is_one_job",),

@@ -877,7 +877,8 @@ def kill_some(queue: Queue, failures: Sequence[Failure]) -> None:
     ("arguments", "retried"),
     [
         ([], 3), (["--match", "GONE"], 1), (["--match", "-403"], 1), (["--match", "ÄPFEL"], 1), (["--match", "ep3"], 1),
-        (["--match", "ep4"], 0), (["--match", "nothing such"], 0),
+        (["--match", "ep4"], 0), (["--match", "nothing such"], 0), (["--match", "ep9"], 0),
+        (["--match", "cancelled"], 1),
     ],
 )  # fmt: skip
 def test_the_dead_are_queued_again(
@@ -892,9 +893,11 @@ def test_the_dead_are_queued_again(
             Failure("transient", "x", "delayed, not dead"),
         ],
     )
+    queue.add(["ep9"])
+    queue.cancel(["ep9"])
     status, out, _err = call(capsys, "--retry-failed", *arguments)
     assert (status, out) == (0, f"retried {retried}\n")
-    assert (queue.counts().ready, queue.counts().dead) == (retried, 3 - retried)
+    assert (queue.counts().ready, queue.counts().dead) == (retried, 4 - retried)
 
 
 class Hiccups:

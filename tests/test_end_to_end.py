@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -125,6 +126,7 @@ def test_every_page_of_the_site_arrives_bit_for_bit_and_every_refusal_has_its_co
     successes = farm.everything("/success")
     assert sorted(farm.downloads / item["path"] for item in successes) == sorted(files.values())
     assert all((farm.downloads / item["path"]).stat().st_size == item["bytes"] for item in successes)
+    assert [item for item in successes if not re.search("^[0-9]+[PK]", item["streams"])] == []
     for page_cid, path in files.items():
         assert_streams_are_the_served_ones(path, page_cid, library, farm)
     assert_no_chunk_twice(farm)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 from flask.testing import FlaskClient
 
 from config import Settings
@@ -15,6 +16,12 @@ from queue_client import QueueClient, make_server_session
 from redisConnect import Queue
 from tests.test_jobs import BV, PAGE, fail, finish, page, permanent, transient
 from web import create_app
+
+
+@pytest.fixture
+def queue(connection: redis.Redis, settings: Settings) -> Queue:
+    """One whose delays are never over at once."""
+    return Queue(connection, settings, draw=lambda: 0.5)
 
 
 @pytest.fixture

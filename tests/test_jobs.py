@@ -71,6 +71,12 @@ def all_of(read: Callable[[str], tuple[list[dict[str, Any]], str | None]]) -> li
     raise AssertionError("it never ends")
 
 
+@pytest.fixture
+def queue(connection: redis.Redis, settings: Settings) -> Queue:
+    """One whose delays are never over at once."""
+    return Queue(connection, settings, draw=lambda: 0.5)
+
+
 @pytest.fixture(autouse=True)
 def _the_data_are_sound(connection: redis.Redis) -> Iterator[None]:
     yield
@@ -193,9 +199,14 @@ def test_a_list_goes_on_where_it_was_although_jobs_left_its_head(queue: Queue) -
     assert [item["url"] for item in queue.jobs("ready", after=following or "", limit=9)[0]] == BV[22:29]
 
 
-def test_a_sorted_list_goes_on_where_it_was_although_the_last_one_has_left(queue: Queue) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_sorted_list_goes_on_where_it_was_although_the_last_one_has_left(
+    queue: Queue, connection: redis.Redis, ties: bool
+) -> None:
     queue.add(BV[:6])
     urls = [fail(queue, transient()) for _n in range(6)]
+    now_ms = connection.time()[0] * 1000
+    connection.zadd(key("delayed"), {url: now_ms + 10_000 + (0 if ties else place) for place, url in enumerate(urls)})
     listed = all_of(lambda after: queue.jobs("delayed", after=after, limit=2))
     assert sorted(listed) == sorted(urls)
     _items, following = queue.jobs("delayed", limit=3)
@@ -685,12 +696,10 @@ def test_what_a_user_does_costs_the_same_in_a_long_queue(connection: redis.Redis
 def test_a_page_is_found_by_its_cid_in_few_bytes(connection: redis.Redis) -> None:
     """As docs/architecture.md says; the buckets stay lists of integers."""
     empty = connection.info("memory")["used_memory"]
-    count = 100_000
-    with connection.pipeline(transaction=False) as pipe:
-        for number in range(count):
-            cid = 10**10 + 65536 * number // 256
-            pipe.hset(f"record:{number % 256}", cid, 1795363949169 + number)
-        pipe.execute()
+    count = 256 * 256
+    for number in range(256):
+        where = {10**10 + 65536 * place + number: 1795363949169 + 65536 * place for place in range(256)}
+        connection.hset(f"record:{number}", mapping=where)
     assert connection.object("encoding", "record:7") == "listpack"
     assert (connection.info("memory")["used_memory"] - empty) / count < 25
 

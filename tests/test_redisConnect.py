@@ -1378,16 +1378,14 @@ class QueueModel(RuleBasedStateMachine):
 
     @invariant()
     def all_are_listed(self) -> None:
-        """Every job is listed once, in its state, and found by its id."""
+        """Every job is listed once, in its state."""
         if not hasattr(self, "queue"):
             return
         items, following = self.queue.jobs(limit=500)
         listed = {item["url"]: item["state"] for item in items if item["state"] != "done"}
         assert following is None and listed == self.state
         assert len(items) == len(self.state) + len(self.done)
-        for url, state in self.state.items():
-            job = self.queue.job(url)
-            assert job is not None and (job["state"], job["cancelled"]) == (state, url in self.cancelled)
+        assert {item["url"] for item in items if item["cancelled"]} == self.cancelled
         groups = self.queue.failure_groups()
         counts = self.queue.counts()
         assert (sum(one["dead"] for one in groups), sum(one["delayed"] for one in groups)) == (

@@ -277,8 +277,8 @@ def test_no_test_here_reads_a_table_that_is_not_there() -> None:
     ("choice", "text"),
     [
         (Choice(picture("1080p avc"), sound("192k"), qn=80), "1080P AVC · 192K"),
-        (Choice(picture("1080p60 hevc"), sound("hires"), qn=116), "1080P60 HEVC · Hires"),
-        (Choice(picture("dolby av1"), sound("dolby"), qn=126), "DOLBY AV1 · Dolby"),
+        (Choice(picture("1080p60 hevc"), sound("hires"), qn=116), "1080P60 HEVC · Hi-Res"),
+        (Choice(picture("dolby av1"), sound("dolby"), qn=126), "Dolby Vision AV1 · Dolby Atmos"),
         (Choice(audio=sound("30255")), "ec-3"),
         (Choice(picture("480p avc"), qn=32), "480P AVC"),
         (Choice(qn=100), "QN 100"),

@@ -13,8 +13,8 @@ from werkzeug.wrappers import Response
 
 from config import Settings
 from errors import EngineFull
-from model import JOB_ID_CHARACTERS
-from queue_data import CURSOR_CHARACTERS, STATES
+from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
+from queue_data import STATES
 from redisConnect import Queue
 from shapes import line, one_of
 from web.frame import Content, Frame, Missing

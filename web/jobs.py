@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from flask import Response, jsonify
 
 from i18n import _
-from model import JOB_ID_CHARACTERS
-from queue_data import CURSOR_CHARACTERS, STATES
+from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
+from queue_data import STATES
 from redisConnect import Queue
 from shapes import line, one_of
 from web.actions import names, note

@@ -21,9 +21,8 @@ from werkzeug.exceptions import (
 from config import Settings, category_problem
 from errors import EngineError, EngineFull
 from i18n import _
-from model import KIB, Failure, Page, Result
+from model import CURSOR_CHARACTERS, KIB, Failure, Page, Result
 from parse_ import SiteHosts
-from queue_data import CURSOR_CHARACTERS
 from redisConnect import Queue
 from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record

@@ -284,7 +284,7 @@ class Seed:
             if target not in self._look().dead and any(str(page.cid) not in known for page in wanted):
                 self.world.counts["refreshes without effect"] += 1
                 self.world.note("CHECK", f"the refresh of {target} had no effect")
-                if REFRESH_IS_KEPT and not self._was_set_back:
+                if REFRESH_IS_KEPT and not (self._was_set_back or self._has_forgotten):
                     self.world.violate(f"{target} was asked for again, and not all of its pages are known")
         await self._add(grown, refresh=True)
         await self._drained()
@@ -391,7 +391,9 @@ class Seed:
         ending = path in ENDING_VERBS
         before = self._token_of(body["url"]) if ending else None
         if path == "/cancel":  # takes leases from workers that live
-            self._ended_since_look |= {(url, token) for url in body["urls"] if (token := self._token_of(url))}
+            ended = {(url, token) for url in body["urls"] if (token := self._token_of(url))}
+            self._ended_since_look |= ended
+            world.taken |= {token for _url, token in ended}
         status, headers, content = self._server.handle(method, path, query, body)
         if path != "/heartbeat":
             about = body["url"] if ending else ""
