@@ -289,6 +289,7 @@ class Scheduler:
         if beat.order is not None:
             self._steering.obey(beat.order)
             self._obey(self.working.read())
+            self.board.state = self._state_word()
         if beat.replay and not self._is_replaying:
             self._is_replaying = True
             self._later(self._replay())

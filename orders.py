@@ -31,7 +31,7 @@ def working_keys(value: Any) -> dict[str, Any]:
         if isinstance(one, str) and len(one) > SPEED_CHARACTERS:
             raise ValueError(_('"{name}" is too long').format(name=key))
         WORKING_KEYS[key](one)
-    return value
+    return {key: value[key] for key in WORKING_KEYS if key in value}
 
 
 def read_order(value: Any) -> Order | None:

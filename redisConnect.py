@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 HEARD_SECONDS = 30.0
 """A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
 
-ORDER_SECONDS = 86400
+ORDER_SECONDS, LOGIN_SECONDS = 86400, 600
 """As ``lua/common.lua`` has it: what is older is not meant any more."""
 STEERED_AT_ONCE = 100
 """So that each script's work is bounded."""
@@ -632,10 +632,12 @@ class Queue:
         """
         named = self._redis.zrange(key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
         order = [secrets.token_hex(8), as_json(working), login, who]
-        unknown: list[str] = []
+        unknown: dict[str, None] = {}
         for start in range(0, len(named), STEERED_AT_ONCE):
-            unknown += self._run("steer", [key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
-        return [worker for worker in named if worker not in set(unknown)], unknown
+            unknown |= dict.fromkeys(
+                self._run("steer", [key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
+            )
+        return [worker for worker in named if worker not in unknown], list(unknown)
 
     @_engine_errors
     def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
@@ -960,10 +962,14 @@ _LEDGER: dict[str, Any] = {
 
 def _order(text: str | None) -> dict[str, Any] | None:
     order = as_dict(text)
+    order.pop("login_at", None)
     return {**order, "at": order["at"] / 1000} if order else None
 
 
 def _pending(text: str | None, at: float) -> dict[str, Any]:
     """Return what to show of an order that its worker has not obeyed yet."""
-    order = _order(text)
+    found = as_dict(text)
+    if "login" in found and abs(at - found["login_at"] / 1000) > LOGIN_SECONDS:
+        del found["login"]
+    order = _order(as_json(found)) if found.get("working") or found.get("login") else None
     return {"order": order} if order and abs(at - order["at"]) < ORDER_SECONDS else {}

@@ -7,6 +7,7 @@ settings name, and may begin a login, whose cookies stay on this machine.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -136,7 +137,7 @@ class Steering:
             sentence = _("{path} cannot be written ({problem}): make it writable, or edit it by hand")
             self._problem = sentence.format(path=self._working.name, problem=error.strerror or error)
         else:
-            said = ", ".join(f'"{key}": {value}' for key, value in keys.items())
+            said = json.dumps(keys, ensure_ascii=False)[1:-1]
             log.info(_("Ordered by the server, and written into %s: %s"), self._working.name, said)
 
     def _begin_login(self, identity: str) -> None:

@@ -86,7 +86,9 @@ class WorkingFile:
         text = self._with_keys(before, keys)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
-            temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
+                file.write(text.encode("utf-8", "surrogateescape"))
             temporary.chmod(mode)
             temporary.replace(path)
         except OSError:

@@ -15,7 +15,7 @@ for i = first_worker, #ARGV do
       order.working[key] = value
     end
     if login ~= '' then
-      order.login = login
+      order.login, order.login_at = login, at
     end
     order.id, order.who, order.at = id, who, at
     redis.call('HSET', orders_key, worker, cjson.encode(order))

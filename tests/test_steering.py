@@ -121,6 +121,26 @@ def test_an_order_is_meant_for_a_day(client: FlaskClient, queue: Queue, connecti
     assert post(client, "/steer", workers=["w1"], working={"stop": 0})["unknown"] == ["w1"]
 
 
+def test_a_login_is_meant_for_those_who_wait_for_it(client: FlaskClient, connection: redis.Redis) -> None:
+    def let_minutes_pass() -> None:
+        text = json.loads(connection.hget("{bili:0}:orders", "w1") or "")
+        connection.hset("{bili:0}:orders", "w1", json.dumps({**text, "login_at": text["login_at"] - 601_000}))
+
+    beat(client)
+    post(client, "/login", worker="w1")
+    assert set(pending(client)["w1"]) == {"id", "working", "login", "who", "at"}
+    let_minutes_pass()
+    assert pending(client) == {} and beat(client) is None
+    assert not connection.exists("{bili:0}:orders")
+
+    post(client, "/login", worker="w1")
+    post(client, "/steer", workers=["w1"], working={"count": 2})
+    let_minutes_pass()
+    assert "login" not in pending(client)["w1"]
+    order = beat(client)
+    assert order == {"id": order["id"], "working": {"count": 2}}
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
