@@ -55,7 +55,7 @@
         {},
         { label: chart.dataset.speed, scale: "speed", stroke: colour("--blue"), fill: `${colour("--blue")}22`, width: 2, points: { show: false } },
         {
-          label: chart.dataset.finished, scale: "finished", stroke: colour("--good"), fill: `${colour("--good")}66`, width: 0,
+          label: chart.dataset.finished, scale: "finished", stroke: colour("--good"), fill: `${colour("--good")}bb`, width: 0,
           paths: uPlot.paths.bars({ size: [0.7, 14, 1] }), points: { show: false },
         },
       ],

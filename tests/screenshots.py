@@ -47,8 +47,8 @@ class Picture:
 
 PICTURES = (
     Picture("now", "/"),
-    Picture("machines-dark", "/ui/machines", dark=True),
     Picture("phone", "/", phone=True),
+    Picture("machines-dark", "/ui/machines", dark=True),
     Picture("phone-chinese", "/ui/machines", phone=True, dark=True, language="zh-CN"),
     Picture("now-chinese", "/", language="zh-CN"),
 )
@@ -85,8 +85,8 @@ def write_history(data_dir: Path) -> None:
         newest = int(time.time()) // series.RINGS[series.HOUR].step_seconds
         for back in range(1, series.RINGS[series.HOUR].steps):
             wave = 1 + 0.25 * math.sin(back / 23) + 0.12 * math.sin(back / 5) + 0.05 * math.sin(back * 1.7)
-            speed = 0 if 150 < back < 165 else round(9 * MIB * wave)
-            step = (newest - back, 1, speed, int(speed > 0 and back % 11 == 0) * (1 + back % 3), 0, int(speed > 0))
+            speed = 0 if 150 < back < 165 else round(0.45 * MIB * wave)
+            step = (newest - back, 1, speed, int(speed > 0 and back % 23 == 0) * (1 + back % 2), 0, int(speed > 0))
             place = (newest - back) % series.RINGS[series.HOUR].steps
             queue._redis.hset("{bili:0}:history:hour", str(place), " ".join(map(str, step)))
 
