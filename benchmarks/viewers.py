@@ -26,7 +26,7 @@ from redisConnect import Queue, open_queue
 WORKERS = 1000
 VIEWERS = 50
 CLIENTS = 8
-SECONDS = 10.0
+SECONDS = 6.0
 ROUNDS = 3
 PAGES = ("/?fragment", "/ui/machines?fragment", "/ui/jobs?fragment", "/ui/failures?fragment")
 
@@ -126,7 +126,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="viewers-") as name:
         folder = Path(name)
         with served(folder) as port, contextlib.closing(open_queue(Settings(data_dir=folder))) as queue:
-            fill(queue, 120_000)
+            fill(queue, 80_000)
             alone, looked_at, waited = [], [], []
             for _unused in range(ROUNDS):
                 alone.append(lease_rate(port))

@@ -49,7 +49,6 @@ PICTURES = (
     Picture("now", "/"),
     Picture("phone", "/", phone=True),
     Picture("machines-dark", "/ui/machines", dark=True),
-    Picture("phone-chinese", "/ui/machines", phone=True, dark=True, language="zh-CN"),
     Picture("now-chinese", "/", language="zh-CN"),
 )
 
