@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from dataclasses import replace
@@ -168,6 +169,16 @@ def test_jobs_are_found_filtered_and_paged(client: FlaskClient, queue: Queue) ->
     assert "No job is like that" in told(client.get("/ui/jobs?category=nothing&state=dead"))
     assert 'action="/ui/jobs"' in client.get("/ui/jobs").text
     assert "one of" in told(client.get("/ui/jobs?state=odd"), 400)
+
+
+def test_all_that_a_search_lists_can_be_cancelled_at_once(client: FlaskClient, queue: Queue) -> None:
+    queue.add([VIDEO, OTHER_VIDEO], "music")
+    queue.add([THIRD_VIDEO], "other")
+    assert "Cancel these" not in told(client.get("/ui/jobs"))
+    html = told(client.get("/ui/jobs?category=music"))
+    (body,) = [names["data-body"] for names in Tags(html).of("button") if names.get("data-ask")]
+    assert client.post("/cancel", json=json.loads(str(body))).json == {"cancelled": 2}
+    assert "Retry these 2" in told(client.get("/ui/jobs?category=music"))
 
 
 def test_a_long_list_of_jobs_goes_on(client: FlaskClient, queue: Queue) -> None:

@@ -83,7 +83,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     @app.after_request
     def finish(response: Response) -> Response:
         metrics.count_request(response)
-        if request.method == "POST" and request.path not in OF_WORKERS:
+        if request.method == "POST" and request.path not in OF_WORKERS and response.status_code < 400:
             dashboard.clear()
         response.headers["Cache-Control"] = "no-cache" if request.endpoint == "static" else "no-store"
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY

@@ -79,7 +79,8 @@ class Frame:
             return self._answer(html, shown.status)
         if shown.etag and request.if_none_match.contains(shown.etag):
             return self._answer("", 304, shown.etag)
-        return self._answer(shown.html, shown.status, shown.etag)
+        status = 200 if shown.status == 404 else shown.status  # the page is there, and says that the thing is not
+        return self._answer(shown.html, status, shown.etag)
 
     def problem(self, error: HTTPException) -> BaseResponse:
         """Return a page that says what is wrong with the request for one."""
