@@ -217,6 +217,13 @@ def _text_of(path: Path, setting: str) -> str:
     raise UsageError(f"{setting or path.name}: {path}: {problem}")
 
 
+def shadowed(settings: Places) -> str:
+    """Return a sentence where the settings name another account, which comes before a login; else an empty text."""
+    if settings.sessdata or settings.cookies:
+        return _("BILI_SESSDATA and BILI_COOKIES come first: take them out of the settings, or this login is not used")
+    return ""
+
+
 def save(settings: Places, account: Account) -> None:
     """Keep an account: whole or not at all, on the disk, and for nobody else to read. Raise OSError."""
     content = {

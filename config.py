@@ -481,9 +481,8 @@ def parse_working(text: str) -> Working:
     that the positions in an error stay true. Unknown keys are left to later versions. ``max_speed`` is written as
     BILI_MAX_SPEED is, or as a number; missing or null, that setting holds; 0 is no limit, whatever was set.
     """
-    tolerant = _STRING_OR_TRAILING_COMMA.sub(lambda m: " " if m[0] == "," else m[0], text.removeprefix("\ufeff"))
     try:
-        content = json.loads(tolerant)
+        content = json.loads(tolerant(text))
     except json.JSONDecodeError as error:
         raise ValueError(
             _("line {line}, column {column}: {problem}").format(
@@ -494,20 +493,55 @@ def parse_working(text: str) -> Working:
         raise ValueError(_("line 1, column 1: nested too deep")) from None
     if not isinstance(content, dict):
         raise ValueError(_("line 1, column 1: an object such as {sample} is expected").format(sample=WORKING_SAMPLE))
-    stop = content.get("stop", 1)
-    count = content.get("count", 1)
-    if type(stop) is not int or stop not in (0, 1):
-        raise ValueError(_position(text, "stop") + _('"stop" must be 1 (run) or 0 (stop)'))
-    if type(count) is not int or not 1 <= count <= 64:
-        raise ValueError(_position(text, "count") + _('"count" must be a whole number from 1 to 64'))
-    return Working(stop=stop, count=count, max_bytes_per_second=_max_speed(text, content.get("max_speed")))
+    values: dict[str, object] = {}
+    for key, check in WORKING_KEYS.items():
+        if key in content:
+            try:
+                values[key] = check(content[key])
+            except ValueError as error:
+                raise ValueError(f"{_position(text, key)}{error}") from None
+    if "max_speed" in values:
+        values["max_bytes_per_second"] = values.pop("max_speed")
+    return Working(**values)  # type: ignore[arg-type]
 
 
-def _max_speed(text: str, value: object) -> float | None:
+def tolerant(text: str) -> str:
+    """Return a text of working.json without its mark of byte order, and with blanks for trailing commas."""
+    return _STRING_OR_TRAILING_COMMA.sub(lambda m: " " if m[0] == "," else m[0], text.removeprefix("\ufeff"))
+
+
+def _stop(value: object) -> int:
+    if type(value) is not int or value not in (0, 1):
+        raise ValueError(_('"stop" must be 1 (run) or 0 (stop)'))
+    return value
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 64:
+        raise ValueError(_('"count" must be a whole number from 1 to 64'))
+    return value
+
+
+def _max_speed(value: object) -> float | None:
     try:
         return None if value is None else parse_speed(value)
     except ValueError as error:
-        raise ValueError(f'{_position(text, "max_speed")}"max_speed": {error}') from None
+        raise ValueError(f'"max_speed": {error}') from None
+
+
+def _drain(value: object) -> int:
+    if type(value) is not int or value not in (0, 1):
+        raise ValueError(_('"drain" must be 1 (finish what is held, lease nothing more) or 0'))
+    return value
+
+
+WORKING_KEYS: Mapping[str, Callable[[object], object]] = {
+    "stop": _stop,
+    "count": _count,
+    "max_speed": _max_speed,
+    "drain": _drain,
+}
+"""The keys of working.json, each with what checks its value: it raises a ValueError that names the key."""
 
 
 def _position(text: str, key: str) -> str:

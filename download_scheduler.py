@@ -53,6 +53,7 @@ from model import (
     Video,
     Working,
 )
+from orders import working_fields
 from page_streams import PageStreams
 from parse_ import parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
@@ -61,6 +62,7 @@ from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_cl
 from result_log import ResultLog, log_path
 from source_reader import read_source
 from sources import Told
+from steering import QrLogin, Steering
 from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, spoken
 from working_file import WorkingFile
 
@@ -107,6 +109,7 @@ class Scheduler:
         worker: str,
         instance: str,
         draw: retry.Draw = random.random,
+        qr_login: QrLogin | None = None,
     ) -> None:
         self._settings, self._queue, self._site, self._wire = settings, queue, site, wire
         self._ffmpeg, self._draw = ffmpeg, draw
@@ -137,6 +140,7 @@ class Scheduler:
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
         self._is_replaying = False
         self.working = WorkingFile(settings.working_file)
+        self._steering = Steering(self.working, qr_login)
         self.board = Board()
         loop = asyncio.get_running_loop()
         self._heartbeat = Heartbeat(
@@ -189,6 +193,7 @@ class Scheduler:
 
     async def _say_goodbye(self) -> None:
         """End all jobs and release every lease at once, in a bounded time."""
+        self._steering.end()
         for task in self._jobs:
             task.cancel()
         try:
@@ -243,6 +248,10 @@ class Scheduler:
             self._running.clear()
             self._paused_since = lease_clock()
             log.info(_('Paused (working.json: "stop": 0); set "stop" to 1 to go on'))
+        if working.drain and not (self._obeyed and self._obeyed.drain):
+            log.info(
+                _('Draining (working.json: "drain": 1): what is held is finished, nothing more is leased; 0 to go on')
+            )
         if self._obeyed is not None and working.count < self._obeyed.count:
             self._send_back()
         self._obeyed = working
@@ -280,6 +289,10 @@ class Scheduler:
         self._results.confirm(beat.confirmed)
         if beat.slow_seconds:
             self._slow_down(beat.slow_seconds)
+        if beat.order is not None:
+            self._steering.obey(beat.order)
+            self._obey(self.working.read())
+            self.board.state = self._state_word()
         if beat.replay and not self._is_replaying:
             self._is_replaying = True
             self._later(self._replay())
@@ -331,17 +344,19 @@ class Scheduler:
             return "stopping"
         if not self._running.is_set():
             return "paused"
+        if self.working.now.drain:
+            return "draining" if self._jobs else "drained"
         return "parked" if lease_clock() < self._parked_until else "running"
 
     def _state(self) -> Mapping[str, Any]:
         """Return what a heartbeat says of this worker; called in the heartbeat's thread."""
-        working = self.working.now
         return {
             "state": self.board.state,
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
-            "working": {"stop": working.stop, "count": working.count},
+            "working": working_fields(self.working.now),
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
             "note": self.board.note,
+            **self._steering.state(),
         }
 
     def _notes(self) -> str:
@@ -370,8 +385,10 @@ class Scheduler:
             pause_seconds: float | None = None  # until something changes
             if self._running.is_set() and free > 0:
                 pause_seconds = parked_seconds if parked_seconds > 0 else await self._lease(free)
-            if until_empty_seconds is not None and pause_seconds and not self._jobs:
-                status = await self._status_when_empty(until_empty_seconds)
+            if until_empty_seconds is not None and not self._jobs:
+                if self.working.now.drain:
+                    return EXIT_DEAD if self.board.dead else 0
+                status = await self._status_when_empty(until_empty_seconds) if pause_seconds else None
                 if status is not None:
                     return status
             self._wanted = self._missing()
@@ -384,7 +401,7 @@ class Scheduler:
     def _missing(self) -> int:
         """Return how many jobs to lease now: for the slots that are free, and for those that will be in a moment."""
         count, board = self.working.now.count, self.board
-        if board.merges > MERGES_AT_MOST:
+        if self.working.now.drain or board.merges > MERGES_AT_MOST:
             return 0
         running = board.in_stages(("downloading",))
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
@@ -445,9 +462,10 @@ class Scheduler:
             return 5.0 * (0.5 + self._draw())
         self._refusal = ""
         self._lease_failures = 0
-        for lease in answer.leases[:free]:
+        wanted = 0 if self.working.now.drain else free  # it may have come while the server was asked
+        for lease in answer.leases[:wanted]:
             self._start(lease, asked)
-        for lease in answer.leases[free:]:
+        for lease in answer.leases[wanted:]:
             await self._quietly(self._queue.release(lease))
         return 0.0 if len(answer.leases) >= free else answer.retry_after_seconds * (0.5 + self._draw() / 2)
 
@@ -610,6 +628,9 @@ class Scheduler:
                     await self._quietly(self._queue.release(given))
             raise
         log.info(_("%s: %s: %d new pages, %d known"), lease.url, video.title, expanded.added, expanded.known)
+        if expanded.lease is not None and self.working.now.drain:
+            self._later(self._quietly(self._queue.release(expanded.lease)))
+            return None
         return None if expanded.lease is None else self._hold(expanded.lease, asked, view.since)
 
     async def _read_source(self, held: Held, view: JobView) -> None:

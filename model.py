@@ -230,12 +230,14 @@ class JobId:
 class Working:
     """The content of working.json. ``stop`` keeps the reference's own meaning: 1 runs, 0 stops.
 
-    ``max_bytes_per_second`` is None where the file does not say: the setting holds then. 0 is no limit.
+    ``max_bytes_per_second`` is None where the file does not say: the setting holds then. 0 is no limit. With
+    ``drain`` 1 nothing more is leased, and what is held is finished.
     """
 
     stop: int = 1
     count: int = 1
     max_bytes_per_second: float | None = None
+    drain: int = 0
 
     @property
     def running(self) -> bool:
@@ -355,6 +357,19 @@ class Result:
     seconds: float
     title: str = ""
     streams: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the server wants of a worker: keys of working.json to set, and a login to begin, named by an id of its own.
+
+    ``problem`` says why an order makes no sense; nothing of such a one is obeyed.
+    """
+
+    id: str
+    working: Mapping[str, object] = field(default_factory=dict)
+    login: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,17 +231,17 @@ async def log_in(
                 link=code.link
             )
         )
-        kept = await _until_decided(passport, code, say, code_seconds)
+        kept = await until_decided(passport, code, lambda: say(_("Scanned: now confirm it on the phone")), code_seconds)
         if kept is not None:
             return kept
         say(_("This code has expired"))
     return None
 
 
-async def _until_decided(
-    passport: Passport, code: Code, say: Callable[[str], None], code_seconds: float
+async def until_decided(
+    passport: Passport, code: Code, scanned: Callable[[], None], code_seconds: float = CODE_SECONDS
 ) -> Account | None:
-    """Ask until a code is confirmed or has expired."""
+    """Ask until a code is confirmed or has expired; ``scanned`` is called once when it is in between."""
     until, was = time.monotonic() + code_seconds, WAITING
     while time.monotonic() < until:
         await asyncio.sleep(POLL_SECONDS)
@@ -253,7 +253,7 @@ async def _until_decided(
         if state in (DONE, EXPIRED):
             return kept
         if state == SCANNED and was != SCANNED:
-            say(_("Scanned: now confirm it on the phone"))
+            scanned()
         was = state
     return None
 

@@ -36,9 +36,11 @@ from model import (
     Lease,
     Leased,
     ListedPage,
+    Order,
     Page,
     Result,
 )
+from orders import read_order
 from parse_ import parse_job_id
 from shapes import Check, flag, line, list_of, number, record
 from sources import WALK, read_lease
@@ -53,6 +55,7 @@ ANSWER_LIMIT_BYTES = 4 * MIB
 OWN_SHARE = 0.95
 """Of a lease that a worker believes in: a margin for the way of the answer, and for what follows a check."""
 CUT_OFF_LIMIT = 128
+OBEYED_SECONDS = 0.5
 STOP_SECONDS = 2.0
 LOOP_STALL_SECONDS = 600.0
 """A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
@@ -87,18 +90,21 @@ class Beat:
     confirmed: tuple[str, ...] = ()
     slow_seconds: float = 0.0
     """The site asked a worker of this address or account for less, and this is how long that counts yet."""
+    order: Order | None = None
+    """What the server wants of this worker, checked; as long as it was not told that this was obeyed."""
 
 
 class Pulse(NamedTuple):
     """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again.
 
-    And for how long to ask the site for less.
+    And for how long to ask the site for less, and what to do otherwise.
     """
 
     lost: list[str]
     period_seconds: float | None
     replay: bool
     slow_seconds: float = 0.0
+    order: Order | None = None
 
 
 class QueueClient:
@@ -196,7 +202,13 @@ class QueueClient:
             body["finished"] = list(finished)
         answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
         slow_seconds = answer.get("control", {}).get("slow_seconds", 0.0)
-        return Pulse(answer["lost"], answer.get("heartbeat_seconds"), answer.get("replay", False), slow_seconds)
+        return Pulse(
+            answer["lost"],
+            answer.get("heartbeat_seconds"),
+            answer.get("replay", False),
+            slow_seconds,
+            answer.get("order"),
+        )
 
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
         """Tell again what this worker has finished; return how many of these pages the queue had lost."""
@@ -376,7 +388,11 @@ _LEASES = list_of(_LEASE, 64)
 _EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
 _CONTROL = record({}, slow_seconds=_SECONDS)
 _BEAT = record(
-    {"lost": list_of(line(JOB_ID_CHARACTERS), 256)}, heartbeat_seconds=_SECONDS, replay=flag, control=_CONTROL
+    {"lost": list_of(line(JOB_ID_CHARACTERS), 256)},
+    heartbeat_seconds=_SECONDS,
+    replay=flag,
+    control=_CONTROL,
+    order=read_order,
 )
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
@@ -443,6 +459,7 @@ class Heartbeat:
         self._cut_off: dict[str, Held] = {}
         self._last_turn = lease_clock()
         self._period = min(5.0, settings.lease_seconds / 3)
+        self._ordered = ""
         self._thread = threading.Thread(target=self._main, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -487,28 +504,30 @@ class Heartbeat:
             client = QueueClient(self._settings, session, *self._names)
             while not self._stop.is_set():
                 started = lease_clock()
-                if started - self._last_turn < LOOP_STALL_SECONDS:
-                    await self._beat(client)
-                await self._rest(max(0.1, self._period - (lease_clock() - started)))
+                is_ordered = started - self._last_turn < LOOP_STALL_SECONDS and await self._beat(client)
+                # Whoever ordered something looks at a page: it is soon told that it was obeyed.
+                period = min(self._period, OBEYED_SECONDS) if is_ordered else self._period
+                await self._rest(max(0.1, period - (lease_clock() - started)))
 
     async def _rest(self, seconds: float) -> None:
         # A thread's own event, so that stop() ends the wait; nothing else runs in this loop meanwhile.
         await asyncio.to_thread(self._stop.wait, seconds)
 
-    async def _beat(self, client: QueueClient) -> None:
+    async def _beat(self, client: QueueClient) -> bool:
+        """Beat once; tell whether there was an order that had not come before."""
         held, cut_off = list(self._held.values()), list(self._cut_off.values())
         sent = lease_clock()
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
                 finished = self._finished()
-                lost, period_seconds, replay, slow_seconds = await client.heartbeat(
+                lost, period_seconds, replay, slow_seconds, order = await client.heartbeat(
                     _renewals(held), self._state(), finished, self._standing()
                 )
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
                 gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
         except (ServerError, TimeoutError) as error:
             log.debug("heartbeat: %s", error)
-            return
+            return False
         for one in held:
             if one.lease.url not in lost:
                 one.deadline = sent + one.lease.lease_seconds * OWN_SHARE
@@ -523,8 +542,12 @@ class Heartbeat:
                 replay=replay,
                 confirmed=() if replay else tuple(finished),
                 slow_seconds=slow_seconds,
+                order=order,
             )
         )
+        is_new = order is not None and order.id != self._ordered
+        self._ordered = order.id if order is not None else ""
+        return is_new
 
 
 def _renewals(leases: Sequence[Held]) -> list[Mapping[str, Any]]:

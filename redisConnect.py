@@ -10,7 +10,6 @@ An answer means that the change is on disk: the engine runs with ``appendfsync a
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import random
@@ -20,17 +19,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import redis
-from redis.backoff import ConstantBackoff
 from redis.exceptions import NoScriptError
-from redis.retry import Retry
 
 import retry
 import series
 from config import Settings
-from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
@@ -59,6 +55,7 @@ from queue_data import (
     risk_key,
     success_item,
 )
+from redis_engine import connect_embedded, connect_url, engine_errors, memory_is_full, nothing
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +67,14 @@ SOON_MS = 600_000
 """A delayed job that is due within this will be work."""
 HEARD_SECONDS = 30.0
 """A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
+ORDER_SECONDS, LOGIN_SECONDS = 86400, 600
+"""As ``lua/common.lua`` has it: what is older is not meant any more."""
+STEERED_AT_ONCE = 100
+"""So that each script's work is bounded."""
+ACTIONS = 1000
+ACTION_CHARACTERS = 300
 
 _LUA = Path(__file__).resolve().parent / "lua"
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_Verb = Callable[Concatenate["Queue", _P], _R]
 
 
 def open_queue(settings: Settings) -> Queue:
@@ -83,9 +83,9 @@ def open_queue(settings: Settings) -> Queue:
     Raises EngineError with one sentence when the engine cannot be reached or started.
     """
     if settings.redis_url:
-        queue = Queue(_connect_url(settings.redis_url), settings)
+        queue = Queue(connect_url(settings.redis_url), settings)
     else:
-        connection, close = _connect_embedded(settings.data_dir)
+        connection, close = connect_embedded(settings.data_dir)
         queue = Queue(connection, settings, close, place=str(settings.data_dir))
     try:
         try:
@@ -101,97 +101,6 @@ def open_queue(settings: Settings) -> Queue:
     return queue
 
 
-def _nothing() -> None:
-    return None
-
-
-def _connect_url(url: str) -> redis.Redis:
-    try:
-        pool = redis.ConnectionPool.from_url(url, **_options(retries=1))
-    except ValueError as error:
-        raise EngineError(_("REDIS_URL cannot be used: {problem}").format(problem=error)) from None
-    return redis.Redis(connection_pool=pool)
-
-
-def _connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
-    engine = EmbeddedValkey(data_dir)
-
-    class Connection(redis.UnixDomainSocketConnection):
-        """Starts the server again where it is gone, before it connects."""
-
-        def _connect(self) -> Any:
-            address = engine.ensure()
-            self.path, self.password = address.path, address.password
-            return super()._connect()  # type: ignore[no-untyped-call]
-
-    try:
-        address = engine.ensure()
-    except BaseException:
-        engine.close()
-        raise
-    pool = redis.ConnectionPool(
-        connection_class=Connection, path=address.path, password=address.password, **_options(retries=20)
-    )
-    return redis.Redis(connection_pool=pool), engine.close
-
-
-class _Patience(Retry):
-    """Tries again what may pass; a password that was refused will be refused again."""
-
-    def call_with_retry(
-        self,
-        do: Callable[[], _R],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> _R:
-        def may_pass(error: Exception) -> bool:
-            if isinstance(error, redis.AuthenticationError):
-                return False
-            return is_retryable is None or is_retryable(error)
-
-        return super().call_with_retry(do, fail, may_pass, with_failure_count)
-
-
-def _options(retries: int) -> dict[str, Any]:
-    """Return the driver's options. It retries a connection within each retry of a command: the number counts twice."""
-    return {
-        "decode_responses": True,
-        "encoding_errors": "replace",  # half a surrogate pair in a title must not stop a job
-        "socket_timeout": 15,
-        "socket_connect_timeout": 3,
-        "health_check_interval": 30,
-        # Every verb may be repeated: its token or request id makes the answer the same.
-        "retry": _Patience(ConstantBackoff(0.05), retries),
-    }
-
-
-def _engine_errors(verb: _Verb[_P, _R]) -> _Verb[_P, _R]:
-    """Turn whatever the driver raises into one EngineError with a sentence."""
-
-    @functools.wraps(verb)
-    def guarded(self: Queue, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return verb(self, *args, **kwargs)
-        except redis.AuthenticationError:
-            raise EngineError(_("Redis refused the password: correct REDIS_URL.")) from None
-        except redis.OutOfMemoryError:
-            raise self._memory_is_full() from None
-        except redis.RedisError as error:
-            if str(error).startswith("MISCONF"):
-                raise EngineFull(
-                    _(
-                        "Redis or Valkey ({place}) cannot write to its disk, and refuses every change until it can:"
-                        " make room there. It says: {problem}"
-                    ).format(place=self.place, problem=error)
-                ) from None
-            raise EngineError(
-                _("Redis or Valkey cannot be used now ({place}): {problem}").format(place=self.place, problem=error)
-            ) from None
-
-    return guarded
-
-
 class Queue:
     """The verbs of the queue. Safe from many threads; every call may be repeated.
 
@@ -202,7 +111,7 @@ class Queue:
         self,
         connection: redis.Redis,
         settings: Settings,
-        close: Callable[[], None] = _nothing,
+        close: Callable[[], None] = nothing,
         draw: retry.Draw = random.random,
         place: str = "",
     ) -> None:
@@ -232,7 +141,7 @@ class Queue:
 
     # -------------------------------------------------------------------------------- what users ask for
 
-    @_engine_errors
+    @engine_errors
     def add(
         self,
         ids: Sequence[str],
@@ -260,20 +169,20 @@ class Queue:
         added, known = self._run("add", keys, args)
         return Added(int(added), int(known))
 
-    @_engine_errors
+    @engine_errors
     def redrive(self, urls: Sequence[str]) -> int:
         """Give the named dead or delayed jobs all their attempts back, now; return how many there were."""
         for url in urls:
             parse_job_id(url)
         return sum(int(self._run("redrive", [], urls[i : i + 100])) for i in range(0, len(urls), 100))
 
-    @_engine_errors
+    @engine_errors
     def redrive_all(self) -> int:
         """Give every dead job that was not cancelled all its attempts back, now; return how many there were."""
         codes = [name.removeprefix("dead:") for name in self._redis.hkeys(key("kinds")) if name.startswith("dead:")]
         return sum(self._redrive_kind(code) for code in codes if code != CANCELLED)
 
-    @_engine_errors
+    @engine_errors
     def redrive_code(self, code: str) -> int:
         """Give every dead job of that code all its attempts back, now; return how many there were."""
         return self._redrive_kind(code)
@@ -288,7 +197,7 @@ class Queue:
             moved += int(self._run("redrive", [], dead))
         return moved
 
-    @_engine_errors
+    @engine_errors
     def cancel(self, urls: Sequence[str]) -> int:
         """Bury jobs with the code ``cancelled``, wherever they are; return how many were there.
 
@@ -296,7 +205,7 @@ class Queue:
         """
         return self._run_places("cancel", urls)
 
-    @_engine_errors
+    @engine_errors
     def first(self, urls: Sequence[str]) -> int:
         """Let jobs that wait come next, in this order, the delayed ones too; return how many there were."""
         backwards = [urls[start : start + 100] for start in range(0, len(urls), 100)][::-1]
@@ -314,7 +223,7 @@ class Queue:
             changed += int(self._run(script, keys, args))
         return changed
 
-    @_engine_errors
+    @engine_errors
     def forget(self, urls: Sequence[str]) -> int:
         """Let dead and done jobs leave the queue's memory, so that they may be added again; return how many there were.
 
@@ -340,7 +249,7 @@ class Queue:
 
     # -------------------------------------------------------------------------------- sources
 
-    @_engine_errors
+    @engine_errors
     def claim(
         self,
         source: str,
@@ -367,7 +276,7 @@ class Queue:
         answer = json.loads(self._run("claim", keys, args))
         return answer if isinstance(answer, str) else self._lease(*answer)
 
-    @_engine_errors
+    @engine_errors
     def watch(self, url: str, seconds: int) -> int:
         """Have a source or a video read again that often by itself, or with 0 no more; return what was set before.
 
@@ -375,7 +284,7 @@ class Queue:
         """
         return int(self._run("watch", [], [str(_container(url)), seconds]))
 
-    @_engine_errors
+    @engine_errors
     def revisit(self) -> int:
         """Queue watched sources and videos whose time has come, a bounded number of them; return how many."""
         seconds, micros = self._redis.time()
@@ -389,7 +298,7 @@ class Queue:
             args += [url, identity.member]
         return int(self._run("revisit", keys, args))
 
-    @_engine_errors
+    @engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return the ledgers of sources and watched videos in the order of ids, and where to go on."""
         ids = sorted(self._redis.hkeys(key("ledger")))
@@ -418,7 +327,7 @@ class Queue:
 
     # -------------------------------------------------------------------------------- what workers do
 
-    @_engine_errors
+    @engine_errors
     def lease(
         self,
         worker: str,
@@ -442,7 +351,7 @@ class Queue:
         found = self._run("lease", keys, [*arguments, *nonces, *named, *sizes])
         return tuple(self._lease(*fields) for fields in found)
 
-    @_engine_errors
+    @engine_errors
     def expand(
         self,
         url: str,
@@ -478,7 +387,7 @@ class Queue:
         ended = rest == [True]
         return Expanded(added, known, self._lease(*rest[0]) if rest and not ended else None, ended)
 
-    @_engine_errors
+    @engine_errors
     def heartbeat(
         self,
         worker: str,
@@ -496,7 +405,7 @@ class Queue:
             args += [url, token, int(done_bytes), title, folded_prefix(title)]
         return list(self._run("heartbeat", [], args))
 
-    @_engine_errors
+    @engine_errors
     def tell_risk(self, marks: Sequence[str], kind: str, seconds: float) -> None:
         """Remember for a while that the site asked a worker for less; ``marks`` are its address and its account."""
         told_ms = round(seconds * 1000)
@@ -509,7 +418,7 @@ class Queue:
                     pipe.set(risk_key(mark), kind, px=told_ms)
             pipe.execute()
 
-    @_engine_errors
+    @engine_errors
     def risk_seconds(self, marks: Sequence[str]) -> float:
         """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -517,7 +426,7 @@ class Queue:
                 pipe.pttl(risk_key(mark))
             return float(max(0, *pipe.execute())) / 1000
 
-    @_engine_errors
+    @engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
         """Tell whether all these pages are recorded as done, or were forgotten on purpose; else data were lost."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -526,7 +435,7 @@ class Queue:
             found = pipe.execute()
         return all(done or since is not None for done, since in zip(found[::2], found[1::2], strict=True))
 
-    @_engine_errors
+    @engine_errors
     def replay(self, worker: str, results: Sequence[tuple[str, Result]]) -> int:
         """Record what a worker finished and this queue has lost; return how many pages were not recorded.
 
@@ -541,7 +450,7 @@ class Queue:
             args += [url, str(job.cid), *_told(result)]
         return int(self._run("replay", keys, args))
 
-    @_engine_errors
+    @engine_errors
     def ack(self, url: str, token: str, result: Result) -> str:
         """Record a page as done; return its state."""
         job = parse_job_id(url)
@@ -550,7 +459,7 @@ class Queue:
         keys = [answer_key(token), done_key(job), record_key(job)]
         return self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)]), url)
 
-    @_engine_errors
+    @engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
         """Record a failed attempt; return the state that follows from its class: delayed, dead or ready."""
         waits = failure.kind == "waiting"
@@ -563,17 +472,17 @@ class Queue:
         args += [round(delay * 1000) for delay in delays]
         return self._current(self._run("nack", [answer_key(token)], args), url)
 
-    @_engine_errors
+    @engine_errors
     def release(self, url: str, token: str) -> str:
         """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
         return self._current(self._run("release", [answer_key(token)], [url, token]), url)
 
-    @_engine_errors
+    @engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
-        return int(self._run("sweep", [], [self._lease_ms, self._affinity_ms]))
+        return int(self._run("sweep", [key("orders")], [self._lease_ms, self._affinity_ms]))
 
-    @_engine_errors
+    @engine_errors
     def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
         """Return jobs that died of the deaths of their workers since ``after_ms``, and from when to ask next.
 
@@ -589,7 +498,7 @@ class Queue:
         codes = [as_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
 
-    @_engine_errors
+    @engine_errors
     def sample(self) -> bool:
         """Note how fast the farm is and what it finished since the last step; return whether that was due.
 
@@ -614,7 +523,7 @@ class Queue:
 
     # -------------------------------------------------------------------------------- what people are told
 
-    @_engine_errors
+    @engine_errors
     def seen(self, watched_seconds: float) -> tuple[Seen, dict[str, str]]:
         """Return what notices are made of, and what is remembered of those before.
 
@@ -685,13 +594,13 @@ class Queue:
         ]
         return sources, entries[-1][0] if entries else after
 
-    @_engine_errors
+    @engine_errors
     def change_noticed(self, changes: Sequence[Change]) -> list[str]:
         """Remember changes; return the subjects of those that no other server was quicker with."""
         args = [text for change in changes for text in (change.subject, change.before, change.after)]
         return list(self._run("notice", [key("noticed")], args))
 
-    @_engine_errors
+    @engine_errors
     def may_notify(self, text: str) -> bool:
         """Tell whether a notice may go out in this hour; else it is withheld, until ``withheld`` gives it out."""
         seconds, _micros = self._redis.time()
@@ -704,7 +613,7 @@ class Queue:
             pipe.rpush(key("withheld"), text).ltrim(key("withheld"), -WITHHELD_LIMIT, -1).execute()
         return False
 
-    @_engine_errors
+    @engine_errors
     def withheld(self) -> list[str]:
         """Return what was withheld, once, when a new hour has begun; the last notices where there were too many."""
         (seconds, _micros), length = self._look(lambda pipe: pipe.time().llen(key("withheld")))
@@ -713,16 +622,54 @@ class Queue:
         with self._redis.pipeline(transaction=True) as pipe:
             return list(pipe.lrange(key("withheld"), 0, -1).delete(key("withheld")).execute()[0])
 
+    # -------------------------------------------------------------------------------- what people order
+
+    @engine_errors
+    def steer(
+        self, workers: Sequence[str] | None, working: Mapping[str, Any], who: str, login: str = ""
+    ) -> tuple[list[str], list[str]]:
+        """Have workers set keys of their working.json, or begin the login of that id; None are all that are known.
+
+        Return those that will hear of it with their next heartbeat, and those that nobody heard of within a day.
+        """
+        named = self._redis.zrange(key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
+        order = [secrets.token_hex(8), as_json(working), login, who]
+        unknown: dict[str, None] = {}
+        for start in range(0, len(named), STEERED_AT_ONCE):
+            unknown |= dict.fromkeys(
+                self._run("steer", [key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
+            )
+        return [worker for worker in named if worker not in unknown], list(unknown)
+
+    @engine_errors
+    def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
+        """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
+        if not self._redis.hexists(key("orders"), worker):  # nearly always
+            return None
+        return _order(self._run("obey", [key("orders")], [worker, obeyed]))
+
+    @engine_errors
+    def note_action(self, who: str, what: str, about: str) -> None:
+        """Write down what somebody did. The last thousand actions are kept; a repeated call may be there twice."""
+        fields = {"who": who[:ACTION_CHARACTERS], "what": what, "about": about[:ACTION_CHARACTERS]}
+        self._redis.xadd(key("actions"), fields, maxlen=ACTIONS, approximate=True)
+
+    @engine_errors
+    def actions(self, limit: int) -> list[dict[str, Any]]:
+        """Return what people did, the newest first."""
+        entries = self._redis.xrevrange(key("actions"), count=limit)
+        return [{"time": int(entry.split("-")[0]) / 1000, **fields} for entry, fields in entries]
+
     # -------------------------------------------------------------------------------- what people look at
 
-    @_engine_errors
+    @engine_errors
     def history(self, name: str) -> tuple[int, list[series.Point]]:
         """Return the seconds of a step and the points of a range, one of ``series.RINGS``."""
         ring = series.RINGS[name]
         texts, (seconds, _micros) = self._look(lambda pipe: pipe.hvals(_ring(name)).time())
         return ring.step_seconds, series.points(ring, series.read_steps(ring, texts, seconds))
 
-    @_engine_errors
+    @engine_errors
     def time_left_seconds(self) -> int | None:
         """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
         ready, kept, suspect, leased, stale, texts, (seconds, _micros) = self._look(
@@ -734,7 +681,7 @@ class Queue:
         steps = series.read_steps(series.RINGS[series.HOUR], texts, seconds)
         return series.seconds_left(ready - int(stale or 0) + kept + suspect + leased, steps, seconds)
 
-    @_engine_errors
+    @engine_errors
     def counts(self) -> Counts:
         """Return how many jobs are in each state, in one consistent look."""
         ready, kept, suspect, leased, delayed, dead, totals = self._look(
@@ -747,7 +694,7 @@ class Queue:
         done, stale = (int(total or 0) for total in totals)
         return Counts(ready - stale + kept + suspect, leased, delayed, done, dead)
 
-    @_engine_errors
+    @engine_errors
     def replayed(self) -> tuple[int, float] | None:
         """Return how many results were recorded by ``replay``, and how many seconds ago the last; None if none was."""
         (count, at), (seconds, _micros) = self._look(
@@ -755,34 +702,41 @@ class Queue:
         )
         return (int(count), max(0.0, seconds - int(at) / 1000)) if count else None
 
-    @_engine_errors
+    @engine_errors
     def next_due_seconds(self) -> float | None:
         """Return how long until the first delayed job is due, None where none is delayed."""
         first, (seconds, micros) = self._look(lambda pipe: pipe.zrange(key("delayed"), 0, 0, withscores=True).time())
         return max(0.0, first[0][1] / 1000 - seconds - micros / 1e6) if first else None
 
-    @_engine_errors
+    @engine_errors
     def worker_count(self) -> int:
         """Return how many workers were heard of within three lease times, at least two minutes."""
         seconds, _micros = self._redis.time()
         horizon = max(120.0, 3 * self._lease_seconds)
         return int(self._redis.zcount(key("workers"), (seconds - horizon) * 1000, "+inf"))
 
-    @_engine_errors
+    @engine_errors
     def workers(self, limit: int = 200) -> list[dict[str, Any]]:
         """Return the workers seen last: name, seconds since then, and the status they sent themselves."""
         seen, (seconds, micros) = self._look(
             lambda pipe: pipe.zrange(key("workers"), 0, limit - 1, desc=True, withscores=True).time()
         )
         names = [name for name, _score in seen]
-        texts = self._redis.hmget(key("status"), names) if names else []
+        if not names:
+            return []
+        texts, orders = self._look(lambda pipe: pipe.hmget(key("status"), names).hmget(key("orders"), names))
         at = seconds + micros / 1e6
         return [
-            {**as_dict(text), "worker": name, "seen_seconds": round(max(0.0, at - score / 1000), 1)}
-            for (name, score), text in zip(seen, texts, strict=True)
+            {
+                **as_dict(text),
+                **_pending(order, at),
+                "worker": name,
+                "seen_seconds": round(max(0.0, at - score / 1000), 1),
+            }
+            for (name, score), text, order in zip(seen, texts, orders, strict=True)
         ]
 
-    @_engine_errors
+    @engine_errors
     def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return finished pages in the order in which they were, and where to go on (None at the end)."""
         start = "-"
@@ -794,12 +748,12 @@ class Queue:
         following = entries[limit - 1][0] if len(entries) > limit else None
         return [success_item(*entry) for entry in entries[:limit]], following
 
-    @_engine_errors
+    @engine_errors
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
         """Return the pages finished last, the newest first."""
         return [success_item(*entry) for entry in self._redis.xrevrange(key("success"), count=limit)]
 
-    @_engine_errors
+    @engine_errors
     def failed(self, after: str, limit: int, code: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
         """Return dead and delayed jobs in the order of their codes and ids, and where to go on (None at the end).
 
@@ -807,12 +761,12 @@ class Queue:
         """
         return self._views.failed(after, limit, code)
 
-    @_engine_errors
+    @engine_errors
     def failure_groups(self) -> list[dict[str, Any]]:
         """Return how many jobs are dead and delayed of each code, with the reason of one of them, most first."""
         return self._views.failure_groups()
 
-    @_engine_errors
+    @engine_errors
     def jobs(
         self, state: str = "", category: str = "", source: str = "", find: str = "", after: str = "", limit: int = 100
     ) -> tuple[list[dict[str, Any]], str | None]:
@@ -837,21 +791,21 @@ class Queue:
         except ValueError:
             return None  # it is no id
 
-    @_engine_errors
+    @engine_errors
     def job(self, url: str) -> dict[str, Any] | None:
         """Return one job and the last failures that it had, None where it was never added."""
         return self._views.life(url)
 
-    @_engine_errors
+    @engine_errors
     def ping(self) -> None:
         """Raise EngineError where the engine is away, EngineFull where it takes nothing more."""
         self._redis.ping()  # is refused already by an engine that cannot write to its disk
         memory = self._redis.info("memory")
         used_bytes = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
         if memory.get("maxmemory_policy", "noeviction") == "noeviction" and 0 < memory.get("maxmemory", 0) < used_bytes:
-            raise self._memory_is_full()
+            raise memory_is_full(self.place)
 
-    @_engine_errors
+    @engine_errors
     def unsafe(self) -> list[str]:
         """Return a sentence for each way in which this engine may lose what was accepted."""
         found = []
@@ -867,7 +821,7 @@ class Queue:
             found.append(_("Redis may evict jobs when memory is short. Set: maxmemory-policy noeviction"))
         return found
 
-    @_engine_errors
+    @engine_errors
     def adopt(self) -> None:
         """Put what an earlier version has written where this one looks for it: once, and in bounded steps."""
         while ids := self._redis.zrange(key("failed"), 0, 499):
@@ -908,14 +862,6 @@ class Queue:
                         raise
                     # Redis 7 begins no transaction where memory is full, not even one that only reads.
         raise AssertionError
-
-    def _memory_is_full(self) -> EngineFull:
-        return EngineFull(
-            _(
-                "The memory of Redis or Valkey ({place}) is full: it takes no new jobs. Raise its maxmemory. What was"
-                " accepted is safe."
-            ).format(place=self.place)
-        )
 
     def _origin(
         self, category: str, source: str, refresh: bool = False, wishes: Mapping[str, Any] | None = None
@@ -964,3 +910,18 @@ def _page_job(container: JobId, page: Page) -> JobId:
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
+
+
+def _order(text: str | None) -> dict[str, Any] | None:
+    order = as_dict(text)
+    order.pop("login_at", None)
+    return {**order, "at": order["at"] / 1000} if order else None
+
+
+def _pending(text: str | None, at: float) -> dict[str, Any]:
+    """Return what to show of an order that its worker has not obeyed yet."""
+    found = as_dict(text)
+    if "login" in found and abs(at - found["login_at"] / 1000) > LOGIN_SECONDS:
+        del found["login"]
+    order = _order(as_json(found)) if found.get("working") or found.get("login") else None
+    return {"order": order} if order and abs(at - order["at"]) < ORDER_SECONDS else {}

@@ -56,6 +56,7 @@ from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
 from queue_client import QueueClient, make_server_session
 from speed_limit import SpeedLimit
+from steering import QrLogin
 from terminal import Terminal
 
 log = logging.getLogger("run")
@@ -139,8 +140,8 @@ async def _log_in(settings: Settings) -> int:
         raise UsageError(_cannot_write("BILI_DATA_DIR", settings.data_dir, error)) from None
     path = account.account_path(settings)
     _say(_("Logged in, account {mid}. Kept in {path}, for your eyes only").format(mid=kept.mid or "?", path=path))
-    if settings.sessdata or settings.cookies:
-        _say(_("BILI_SESSDATA and BILI_COOKIES come first: take them out of the settings, or this login is not used"))
+    if note := account.shadowed(settings):
+        _say(note)
     return 0
 
 
@@ -247,6 +248,7 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
         _known_mirrors(settings) as health,
     ):
         site = BiliClient(settings, site_session)
+        passport = Passport(settings, site_session)
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
@@ -256,11 +258,12 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
             ffmpeg,
             settings.worker,
             instance,
+            qr_login=QrLogin(settings, passport, site.login),
         )
         _stop_on_signals(scheduler)
         _draw_anew_on_signals(terminal.lines)
         log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
-        async with _kept_login(Keeper(settings, Passport(settings, site_session), site.login, site.check_login)):
+        async with _kept_login(Keeper(settings, passport, site.login, site.check_login)):
             with terminal.bars(scheduler.board, lambda: free_disk_bytes(settings.download_dir)):
                 return await scheduler.run(until_empty_seconds)
 

@@ -1,14 +1,23 @@
-"""working.json as a worker reads it, again and again while it runs; ``config.parse_working`` says what is in it."""
+"""working.json as a worker reads it, again and again while it runs; ``config.parse_working`` says what is in it.
+
+It is the one truth of how a worker is steered: what the server orders is written into it, and read like an edit.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config import WORKING_SAMPLE, parse_working
 from i18n import _
 from model import Working
+from orders import with_keys, working_fields
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +33,11 @@ class WorkingFile:
         self._problem = ""
         self._seen: tuple[int, int, int] | None = None
         self.now = Working()
+
+    @property
+    def name(self) -> str:
+        """The file's name, for people."""
+        return self._path.name
 
     def create_if_missing(self) -> None:
         """Write the file with its defaults where there is none, and say so."""
@@ -57,3 +71,44 @@ class WorkingFile:
             )
         self._problem = problem
         return self.now
+
+    def write(self, keys: Mapping[str, Any]) -> None:
+        """Set keys, in one step; other keys stay, and a hand's layout. Raise OSError where the file cannot be written.
+
+        An edit in the same moment and this: the later one wins. Where what stands there is damaged, the last good
+        values are written beside the keys, and a warning says so.
+        """
+        path = self._path.resolve()  # a link stays one
+        try:
+            before, mode = path.read_bytes().decode("utf-8", "surrogateescape"), stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:
+            before, mode = "", 0o644
+        text = self._with_keys(before, keys)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+        try:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
+                file.write(text.encode("utf-8", "surrogateescape"))
+            temporary.chmod(mode)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._seen = None
+
+    def _with_keys(self, before: str, keys: Mapping[str, Any]) -> str:
+        good = {name: value for name, value in working_fields(self.now).items() if value is not None}
+        problem = ""
+        for wanted in (keys, {**good, **keys}):
+            try:
+                text = with_keys(before, wanted)
+                parse_working(text)
+            except (ValueError, RecursionError) as error:
+                problem = problem or str(error)
+            else:
+                break
+        else:
+            text = json.dumps({**good, **keys}) + "\n"
+        if problem:
+            log.warning(_("%s was damaged (%s): written anew, with the last good values"), self._path.name, problem)
+        return text

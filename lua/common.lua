@@ -22,6 +22,7 @@ local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes
 local ANSWER_MS = 3600 * 1000
 local WORKER_MS = 24 * 3600 * 1000
 local STARTED_MS = 30 * WORKER_MS
+local LOGIN_MS = 10 * 60 * 1000
 local DELAY_MS_AT_MOST = 6 * 3600 * 1000 -- as in retry.py
 local OUTAGE_MS = 5000 -- a queue that was not swept for so long was away, or its clock has jumped
 local SUSPECT_DEATHS, POISON_DEATHS, POISON_DEATHS_AT_MOST = 2, 3, 8
@@ -571,4 +572,21 @@ local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   redis.call('HINCRBY', HOLDS, worker, 1)
   local ledger = is_source(id) and (redis.call('HGET', LEDGER, id) or '{}') or ''
   return { id, token, redis.call('HGET', ORIGIN, id) or '', tries.attempts + 1, ledger }
+end
+
+-- Returns what a worker is to do and has not yet done, nil for nothing. What is older than a day is not meant any more;
+-- nor is a login for which nobody waits now: whoever came by could scan its code.
+local function order_of(orders_key, worker, at)
+  local text = redis.call('HGET', orders_key, worker)
+  local order = text and cjson.decode(text)
+  if not order or math.abs(at - order.at) > WORKER_MS then
+    return nil
+  end
+  if order.login and math.abs(at - order.login_at) > LOGIN_MS then
+    order.login, order.login_at = nil, nil
+  end
+  if not order.login and not next(order.working) then
+    return nil
+  end
+  return order
 end

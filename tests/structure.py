@@ -85,6 +85,7 @@ def problems(connection: redis.Redis) -> list[str]:
         *_leases(connection, found["leased"], tries),
         *_containers(sets, jobs),
         *_pages(connection, sets, jobs, tries),
+        *_orders(connection),
     ]
 
 
@@ -185,4 +186,15 @@ def _pages(connection: redis.Redis, sets: dict[str, list[str]], jobs: list[str],
     wrong += [f"page {cid} has a record and is not done" for cid in set(successes) - done]
     if int(connection.hget(_key("totals"), "done") or 0) != len(done):
         wrong.append("the total of done pages is wrong")
+    return wrong
+
+
+def _orders(connection: redis.Redis) -> list[str]:
+    wrong = []
+    for worker, text in connection.hgetall(_key("orders")).items():
+        order = json.loads(text)
+        if connection.zscore(_key("workers"), worker) is None:
+            wrong.append(f"an order to {worker}, of whom nobody heard")
+        if not {"id", "working", "who", "at"} <= set(order) or not (order["working"] or order.get("login")):
+            wrong.append(f"the order to {worker} says nothing: {text}")
     return wrong

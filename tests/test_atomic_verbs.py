@@ -104,6 +104,10 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
         lambda queue: held(queue, 1)[0],
         lambda queue, one: queue.heartbeat("w1", [(one.url, one.token, 5)], {}),
     ),
+    "steer and obey": (
+        lambda queue: [queue.heartbeat(worker, [], {}) for worker in ("w1", "w2")],
+        lambda queue, _: [queue.steer(None, {"stop": 0}, "somebody"), queue.obey("w1", "")],
+    ),
     "ack": (lambda queue: held(queue, 1)[0], lambda queue, one: queue.ack(one.url, one.token, result(11))),
     **{
         f"nack {failure.kind}": (
@@ -193,6 +197,7 @@ BREAKS: dict[str, Callable[[redis.Redis], Any]] = {
     "is done and queued": lambda r: r.sadd("{bili:0}:done:11", "11"),
     "page 21 is done and has 0 records": lambda r: r.delete("{bili:0}:success"),
     "page 11 has a record": lambda r: r.xadd("{bili:0}:success", {"url": f"{BV[1]}?p=1&cid=11"}),
+    "an order to w9": lambda r: r.hset("{bili:0}:orders", "w9", '{"id": "i", "working": {}, "who": "", "at": 1}'),
     "total of done": lambda r: r.hset("{bili:0}:totals", "done", 7),
     "entries in ready, 1 of them stale": lambda r: r.hset("{bili:0}:stale", BV[4], 1),
     "total of stale": lambda r: r.hset("{bili:0}:totals", "stale", 1),

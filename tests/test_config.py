@@ -241,6 +241,7 @@ def test_hosts_that_settings_name_may_serve_media_and_the_real_ones_are_not_amon
 def test_stop_and_count_are_read() -> None:
     assert parse_working('{"stop": 0, "count": 64}') == Working(0, 64)
     assert parse_working("{}") == Working(1, 1)
+    assert parse_working('{"drain": 1}') == Working(drain=1)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +290,8 @@ def test_a_comma_in_a_text_is_left_alone() -> None:
         ('{"max_speed": true}', "line 1, column 2"),
         ('{"max_speed": NaN}', "line 1, column 2"),
         ('{"max_speed": ["1M"]}', "line 1, column 2"),
+        ('{"count": 2, "drain": 2}', 'line 1, column 14: "drain" must be 1'),
+        ('{"drain": true}', "line 1, column 2"),
         ("[1]", "line 1, column 1"),
         ("[" * 100_000, "line 1, column"),
     ],

@@ -218,6 +218,8 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "noticed",
         "notified:<hour>",
         "withheld",
+        "orders",
+        "actions",
     }
 
 

@@ -46,8 +46,10 @@ from mirrors import media_allowed
 from model import (
     MIB,
     Counts,
+    Expanded,
     Failure,
     Lease,
+    Leased,
     MergePlan,
     Page,
     StreamSource,
@@ -1428,3 +1430,49 @@ async def test_what_goes_into_the_file_is_in_it(
     assert "duration: 00:00:03" in found, said  # no track makes it longer
     assert not [record for record in caplog.records if "without" in record.getMessage()]
     assert not list((worker.settings.download_dir / ".parts").iterdir())
+
+
+# ------------------------------------------------------------------------------------------ drain
+
+
+async def test_jobs_that_were_on_their_way_when_a_drain_came_go_back_at_once(
+    queue: Queue, start_worker: StartWorker
+) -> None:
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    lease, released = worker.scheduler._queue.lease, []
+
+    async def lease_while_it_is_drained(*arguments: Any) -> Leased:
+        answer = await lease(*arguments)
+        worker.settings.working_file.write_text('{"drain": 1}', "utf-8")
+        await until("it is obeyed", lambda: worker.scheduler.working.now.drain)
+        released.extend(one.url for one in answer.leases)
+        return answer
+
+    worker.scheduler._queue.lease = lease_while_it_is_drained  # type: ignore[method-assign]
+    await until("it is drained", lambda: worker.scheduler.board.state == "drained")
+    await until("it is back", lambda: queue.counts() == Counts(1, 0, 0, 0, 0))
+    (untouched,) = queue.lease("w9", 1)
+    assert released == [PLAIN.bvid] == [untouched.url], "nobody has read it"
+    queue.release(untouched.url, untouched.token)
+    worker.scheduler._queue.lease = lease  # type: ignore[method-assign]
+    worker.steer(1)
+    await until("it goes on", lambda: queue.counts().done == 1)
+
+
+async def test_the_page_that_comes_with_an_expansion_goes_back_when_a_drain_has_come(
+    queue: Queue, start_worker: StartWorker
+) -> None:
+    worker = await start_worker()
+    expand = worker.scheduler._queue.expand
+
+    async def expand_while_it_is_drained(*arguments: Any) -> Expanded:
+        worker.settings.working_file.write_text('{"drain": 1}', "utf-8")
+        await until("it drains", lambda: worker.scheduler.board.state == "draining")
+        return await expand(*arguments)
+
+    worker.scheduler._queue.expand = expand_while_it_is_drained  # type: ignore[method-assign]
+    queue.add([PLAIN.bvid])
+    await until("it is drained", lambda: worker.scheduler.board.state == "drained")
+    await until("the page is ready for others", lambda: queue.counts() == Counts(1, 0, 0, 0, 0))
+    assert worker.scheduler.board.failed == 0 and not worker.parts()

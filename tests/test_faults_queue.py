@@ -499,7 +499,7 @@ def test_with_full_memory_leases_are_kept_and_no_death_is_counted(
             assert queue.add(videos(50, 1)).added == 1
             wait_until("the tick's good news", lambda: "is back" in caplog.text, 10)
             assert client.get("/healthz").status_code == 200
-            assert "takes no new jobs" not in client.get("/?fragment").text
+            wait_until("it is unsaid", lambda: "takes no new jobs" not in client.get("/?fragment").text, 10)
         assert queue.counts() == Counts(1, 0, 0, 1, 0)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len([sentence for sentence in said if "memory" in sentence and "full" in sentence]) == 1, (

@@ -22,14 +22,14 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
         | {"pace", "series", "stream_choice", "visitor"}
     ),
-    frozenset({"queue_data", "sources"}),
+    frozenset({"orders", "queue_data", "redis_engine", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"log_setup", "notify", "site_walk", "working_file"}
     ),
     frozenset(
         {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
-        | {"status_table", "terminal"}
+        | {"status_table", "steering", "terminal"}
     ),
     frozenset({"download_scheduler", "late_extras", "web"}),
     frozenset({"add_url", "run", "web_server"}),
@@ -40,14 +40,14 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"pace", "visitor", "source_ids", "sources"}
-    | {"matroska", "merge_command", "notices", "plain_text", "series", "stream_choice"}
+    | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
+    | {"series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
 DOORS = {
     "apprise": {"notify"},
-    "redis": {"redisConnect"},
+    "redis": {"redisConnect", "redis_engine"},
     "flask": {"web"},
     "werkzeug": {"web"},
     "waitress": {"web_server"},
@@ -73,7 +73,13 @@ seconds that are given, or seconds from a day: no clock is asked."""
 
 FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
-PROVIDED_WITH = {"werkzeug": "flask", "yarl": "aiohttp", "multidict": "aiohttp", "dotenv": "python-dotenv"}
+PROVIDED_WITH = {
+    "werkzeug": "flask",
+    "yarl": "aiohttp",
+    "multidict": "aiohttp",
+    "dotenv": "python-dotenv",
+    "markupsafe": "flask",
+}
 """What is imported under another name than that of the requirement which brings it."""
 
 MAX_LINES = 1000

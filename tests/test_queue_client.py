@@ -20,6 +20,7 @@ from config import Settings
 from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
 from model import Failure, Lease, Page, Result
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock, make_server_session
+from redisConnect import Queue
 
 LEASE = {"url": "BV17x411w7KC", "token": "e.1.n", "category": "other", "attempt": 1, "lease_seconds": 60.0}
 HELD = Lease("BV17x411w7KC?p=1&cid=7", "e.1.n", "other", 1, 60.0)
@@ -463,3 +464,45 @@ async def test_a_worker_whose_loop_is_dead_lets_its_leases_run_out(
         assert server.asked == []
     finally:
         heartbeat.stop()
+
+
+async def test_an_order_is_heard_and_soon_told_to_be_obeyed(
+    queue_server: str, queue: Queue, settings: Settings
+) -> None:
+    queue.heartbeat("w1", [], {})
+    queue.steer(["w1"], {"stop": 0}, "somebody")
+    beats: list[tuple[Beat, float]] = []
+    obeyed: dict[str, str] = {}
+
+    def on_beat(beat: Beat) -> None:
+        beats.append((beat, time.monotonic()))
+        if beat.order is not None:
+            obeyed["order"] = beat.order.id
+
+    heartbeat = Heartbeat(replace(settings, server_url=queue_server), "w1", "i1", {}, lambda: dict(obeyed), on_beat)
+    heartbeat.start()
+    try:
+        async with asyncio.timeout(20):
+            while len(beats) < 2:
+                await asyncio.sleep(0.01)
+    finally:
+        heartbeat.stop()
+    (first, at), (second, later) = beats
+    assert first.order is not None and first.order.working == {"stop": 0} and second.order is None
+    assert later - at < heartbeat._period - 1, "not a whole period later"
+    assert "order" not in queue.workers()[0]
+
+
+@pytest.mark.parametrize("order", [7, "x", {}, {"id": 1}, {"id": "i", "working": {"path": "/"}}])
+async def test_an_order_that_makes_no_sense_costs_no_lease(server: Server, settings: Settings, order: Any) -> None:
+    server.answers["/heartbeat"] = {"lost": [], "heartbeat_seconds": 0.2, "order": order}
+    held = {HELD.url: Held(HELD, 0.0, dict)}
+    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url), held)
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(beaten.wait, 5)
+    finally:
+        heartbeat.stop()
+    assert held[HELD.url].is_ours()
+    told = beats[0].order
+    assert told is None or (told.problem and not told.working)

@@ -58,7 +58,7 @@ def test_a_page_is_told_and_shown(client: FlaskClient) -> None:
         {"gone": 1},
         True,
     )
-    page = client.get("/?fragment").text
+    page = client.get("/ui/sources?fragment").text
     assert "&lt;b&gt;Her" in page and "complete" in page and "listed: 2 of 3" in page
     assert "https://space.bilibili.com/137137" in page
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import (
-    HTTPException,
-)
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
 
 from config import ROOT, Settings
 from errors import EngineError, StaleToken
 from i18n import _
 from redisConnect import Queue
 from shapes import line
-from web.dashboard import ENGINE_RETRY_SECONDS, Dashboard
-from web.guard import Guard
+from web.adding import Adding
+from web.dashboard import Dashboard
+from web.frame import ENGINE_RETRY_SECONDS
+from web.guard import Guard, SignInNeeded
 from web.jobs import Jobs
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
+from web.session import Sessions
+from web.steering import Steering
 from web.verbs import Verbs
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,10 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
+OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"})
+"""They come all the time, and nobody waits to see what they change."""
+
+
 def create_app(settings: Settings, queue: Queue) -> Flask:
     """Return the application; whoever made the queue closes it."""
     app = Flask("web_server", root_path=str(ROOT))
@@ -37,31 +44,48 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.before_request(Guard(settings).check)
+    sessions = Sessions(settings.token)
+    guard = Guard(settings, sessions)
+    app.before_request(guard.check)
 
     verbs, jobs = Verbs(settings, queue), Jobs(queue)
+    steering = Steering(queue)
     metrics = Metrics(queue, verbs.totals)
     for view in (
         *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
-        *(jobs.jobs, jobs.job, jobs.failures, metrics.metrics),
-        verbs.history,
+        *(jobs.jobs, jobs.job, jobs.failures),
+        *(verbs.history, steering.actions, metrics.metrics),
     ):
         app.add_url_rule(f"/{view.__name__}", view_func=view)
     for change in (
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
-        *(verbs.add_url, verbs.watch, verbs.redrive, jobs.cancel, jobs.first, jobs.forget),
+        *(verbs.add_url, verbs.watch, verbs.redrive, steering.steer, steering.login),
+        *(jobs.cancel, jobs.first, jobs.forget),
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
-    app.add_url_rule("/", "dashboard", Dashboard(settings, queue).page)
+    dashboard = Dashboard(settings, queue, guard, sessions)
+    for address, page in dashboard.routes().items():
+        app.add_url_rule(address, f"page_{page.__name__}", page)
+    app.add_url_rule("/ui/add", view_func=Adding(settings, queue).add_lines, methods=["POST"])
+    app.add_url_rule("/ui/sign-in", view_func=dashboard.sign_in, methods=["POST"])
+    app.add_url_rule("/ui/sign-out", view_func=dashboard.sign_out, methods=["POST"])
 
-    app.register_error_handler(HTTPException, _answer_error)
+    def answer_error(error: HTTPException) -> BaseResponse:
+        if isinstance(error, SignInNeeded):
+            return dashboard.frame.sign_in(error)
+        is_page = request.method == "GET" and request.path.startswith("/ui/")
+        return dashboard.frame.problem(error) if is_page else _answer_error(error)
+
+    app.register_error_handler(HTTPException, answer_error)
     app.register_error_handler(StaleToken, _answer_stale_token)
     app.register_error_handler(EngineError, _answer_engine_error)
 
     @app.after_request
     def finish(response: Response) -> Response:
         metrics.count_request(response)
-        response.headers["Cache-Control"] = "no-store"
+        if request.method == "POST" and request.path not in OF_WORKERS and response.status_code < 400:
+            dashboard.clear()
+        response.headers["Cache-Control"] = "no-cache" if request.endpoint == "static" else "no-store"
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"

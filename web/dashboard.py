@@ -1,76 +1,194 @@
-"""The dashboard: pages for people, rendered by templates/."""
+"""The dashboard: pages for people, rendered by templates/. What people do there goes to the verbs that scripts use."""
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from flask import render_template, request
+from flask import jsonify, request
+from werkzeug.exceptions import BadRequest
+from werkzeug.wrappers import Response
 
 from config import Settings
-from errors import EngineError, EngineFull
-from i18n import catalogue
+from errors import EngineFull
+from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
+from queue_data import STATES
 from redisConnect import Queue
-from sources import (
-    job_address,
-)
-from web.units import size_text, span_text
+from shapes import line, one_of
+from web.frame import Content, Frame, Missing
+from web.guard import Guard
+from web.kept import Kept
+from web.messages import SIGN_IN, decimal, job_id, read_body, read_query
+from web.outlook import look_ahead, state_of
+from web.qr_code import qr_svg
+from web.session import SESSION_SECONDS, Sessions
 
-log = logging.getLogger(__name__)
-
-ENGINE_RETRY_SECONDS = 2
 NEWS_SECONDS = 7 * 86400
 """The dashboard tells for so long that the queue had lost results."""
-SHOWN_FAILURES = 50
-SHOWN_SUCCESSES = 12
-SHOWN_SOURCES = 50
+MACHINES_ON_A_PAGE = 30
+MACHINES_AT_A_GLANCE = 8
+MOST_MACHINES = 5000
+REASONS_AT_A_GLANCE = 4
+SUCCESSES_AT_A_GLANCE = 8
+ITEMS_ON_A_PAGE = 50
+ACTIONS_ON_A_PAGE = 200
 
 
 class Dashboard:
-    """The pages for people."""
+    """The pages for people, a method for each."""
 
-    def __init__(self, settings: Settings, queue: Queue) -> None:
+    def __init__(self, settings: Settings, queue: Queue, guard: Guard, sessions: Sessions) -> None:
         self._settings = settings
         self._queue = queue
+        self._guard = guard
+        self._sessions = sessions
+        self.frame = Frame(settings, sessions)
+        self._machines: Kept[list[dict[str, Any]]] = Kept()
 
-    def page(self) -> tuple[str, int, dict[str, str]]:
-        """Render the status page, or with ``?fragment`` what changes of it."""
-        language = _language()
-        speak = catalogue([language]).gettext
-        content, status = self._content()
-        html = render_template(
-            "fragment.html" if "fragment" in request.args else "status.html",
-            _=speak,
-            language=language.replace("_", "-"),
-            size=size_text,
-            span=lambda seconds: span_text(seconds, speak),
-            now=time.time(),
-            link=lambda url: job_address(url, self._settings.web_url),
-            **content,
-        )
-        headers = {"Vary": "Accept-Language"}
-        return html, status, headers if status == 200 else headers | {"Retry-After": str(ENGINE_RETRY_SECONDS)}
+    def routes(self) -> dict[str, Callable[[], Response]]:
+        """Return the pages by their addresses."""
+        return {
+            "/": self.now,
+            "/ui/machines": self.machines,
+            "/ui/jobs": self.jobs,
+            "/ui/job": self.job,
+            "/ui/failures": self.failures,
+            "/ui/sources": self.sources,
+            "/ui/add": self.add,
+            "/ui/actions": self.actions,
+        }
 
-    def _content(self) -> tuple[dict[str, Any], int]:
+    def clear(self) -> None:
+        """Show at once what somebody has changed."""
+        self.frame.clear()
+        self._machines.clear()
+
+    # -------------------------------------------------------------------------------- pages
+
+    def now(self) -> Response:
+        """Show what the farm does now."""
+        return self.frame.page("now", self._now)
+
+    def _now(self) -> Content:
+        counts, workers, now = self._queue.counts(), self._workers(), time.time()
+        return {
+            "counts": asdict(counts),
+            "outlook": look_ahead(counts, workers, self._queue.time_left_seconds()),
+            "workers": workers[:MACHINES_AT_A_GLANCE],
+            "more_workers": len(workers) > MACHINES_AT_A_GLANCE,
+            "successes": self._queue.latest_success(SUCCESSES_AT_A_GLANCE),
+            "failures": self._queue.failure_groups()[:REASONS_AT_A_GLANCE],
+            "next_due": self._next_due(now),
+            "replayed": self._replayed(),
+            "unsafe": self._queue.unsafe(),
+            "full": self._full(),
+            "state_of": state_of,
+        }
+
+    def machines(self) -> Response:
+        """Show the machines."""
+        find = read_query("find", line(64), "").strip().lower()
+        number = read_query("page", decimal(1, MOST_MACHINES), 1)
+        return self.frame.page("machines", lambda: self._machines_page(find, number), find=find)
+
+    def _machines_page(self, find: str, number: int) -> Content:
+        workers = [worker for worker in self._workers() if find in worker["worker"].lower()]
+        first = (number - 1) * MACHINES_ON_A_PAGE
+        return {
+            "workers": workers[first : first + MACHINES_ON_A_PAGE],
+            "count": len(workers),
+            "number": number,
+            "more": len(workers) > first + MACHINES_ON_A_PAGE,
+            "find": find,
+            "state_of": state_of,
+            "drawing": lambda address: qr_svg(address, self._settings.passport_url),
+        }
+
+    def jobs(self) -> Response:
+        """Show jobs, by what is searched for."""
+        text = line(JOB_ID_CHARACTERS)
+        wished = {name: read_query(name, text, "").strip() for name in ("category", "source", "find")}
+        wished["state"] = read_query("state", one_of(*STATES), "")
+        after = read_query("after", line(CURSOR_CHARACTERS), "")
+        return self.frame.page("jobs", lambda: self._jobs(wished, after), wished=wished, states=STATES)
+
+    def _jobs(self, wished: dict[str, str], after: str) -> Content:
         try:
-            failures, more_failures = self._queue.failed("", SHOWN_FAILURES)
-            workers = self._workers()
-            return {
-                "counts": asdict(self._queue.counts()),
-                "workers": workers,
-                "speed_bytes_per_second": sum(worker.get("speed_bytes_per_second", 0) for worker in workers),
-                "successes": self._queue.latest_success(SHOWN_SUCCESSES),
-                "replayed": self._replayed(),
-                "unsafe": self._queue.unsafe(),
-                "sources": self._queue.sources("", SHOWN_SOURCES),
-                "failures": failures,
-                "more_failures": more_failures is not None,
-                "full": self._full(),
-            }, 200
-        except EngineError as error:
-            return {"problem": str(error)}, 503
+            items, following = self._queue.jobs(**wished, after=after, limit=ITEMS_ON_A_PAGE)
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        given = {name: value for name, value in wished.items() if value}
+        return {"items": items, "following": following, "wished": given, "after": after, "counts": self._queue.counts()}
+
+    def job(self) -> Response:
+        """Show the whole life of one job."""
+        url = read_query("url", job_id, "")
+        return self.frame.page("job", lambda: self._job(url))
+
+    def _job(self, url: str) -> Content | Missing:
+        found = self._queue.job(url) if url else None
+        return {"job": found} if found else Missing({"job": None, "url": url})
+
+    def failures(self) -> Response:
+        """Show what failed, by its reasons."""
+        code = read_query("code", line(100), "")
+        after = read_query("after", line(CURSOR_CHARACTERS), "")
+        return self.frame.page("failures", lambda: self._failures(code, after))
+
+    def _failures(self, code: str, after: str) -> Content:
+        groups = self._queue.failure_groups()
+        items, following = self._queue.failed(after, ITEMS_ON_A_PAGE, code) if code else ([], None)
+        return {"groups": groups, "code": code, "items": items, "following": following, "after": after}
+
+    def sources(self) -> Response:
+        """Show what was found in each source."""
+        after = read_query("after", line(JOB_ID_CHARACTERS), "")
+        return self.frame.page("sources", lambda: self._sources(after))
+
+    def _sources(self, after: str) -> Content:
+        items, following = self._queue.sources(after, ITEMS_ON_A_PAGE)
+        return {"items": items, "following": following, "after": after}
+
+    def add(self) -> Response:
+        """Show where to say what to download."""
+        return self.frame.page("add", dict, category=self._settings.category)
+
+    def actions(self) -> Response:
+        """Show who did what, and when."""
+        return self.frame.page("actions", lambda: {"items": self._queue.actions(ACTIONS_ON_A_PAGE)})
+
+    # -------------------------------------------------------------------------------- signing in
+
+    def sign_in(self) -> Response:
+        """Begin a session for who knows the token."""
+        body = read_body(SIGN_IN)
+        answer = jsonify(signed_in=True)
+        if self._settings.token:
+            self._guard.check_given(body["password"].encode("utf-8", "replace"))
+            answer.set_cookie(
+                self._sessions.cookie,
+                self._sessions.issue(),
+                max_age=SESSION_SECONDS,
+                httponly=True,
+                samesite="Strict",
+                secure=request.headers.get("X-Forwarded-Proto") == "https",
+            )
+        return answer
+
+    def sign_out(self) -> Response:
+        """End the session of this browser."""
+        answer = jsonify(signed_in=False)
+        if self._settings.token:
+            answer.delete_cookie(self._sessions.cookie, httponly=True, samesite="Strict")
+        return answer
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _next_due(self, now: float) -> float | None:
+        due_seconds = self._queue.next_due_seconds()
+        return None if due_seconds is None else now + due_seconds
 
     def _replayed(self) -> tuple[int, float] | None:
         """Return how many results the queue had lost, and how long ago; None where that is no news."""
@@ -87,19 +205,15 @@ class Dashboard:
 
     def _workers(self) -> list[dict[str, Any]]:
         """Return the workers in an order that stays; of one that is away nothing but its name is true."""
+        return self._machines.get("all", self._look_at_workers)
+
+    def _look_at_workers(self) -> list[dict[str, Any]]:
         away_seconds = max(120.0, 3 * self._settings.lease_seconds)
+        now = time.time()
         workers = [
-            {"worker": worker["worker"], "seen_seconds": worker["seen_seconds"], "away": True}
+            {"worker": worker["worker"], "seen": now - worker["seen_seconds"], "away": True}
             if worker["seen_seconds"] > away_seconds
-            else {**worker, "away": False}
-            for worker in self._queue.workers()
+            else {**worker, "seen": now - worker["seen_seconds"], "away": False}
+            for worker in self._queue.workers(MOST_MACHINES)
         ]
         return sorted(workers, key=lambda worker: (worker["away"], worker["worker"]))
-
-
-def _language() -> str:
-    for tag, _quality in request.accept_languages:
-        for prefix, language in (("zh", "zh_CN"), ("en", "en")):
-            if tag.lower().startswith(prefix):
-                return language
-    return "en"

@@ -28,6 +28,7 @@ from werkzeug.exceptions import (
 
 from config import Settings
 from i18n import _
+from web.session import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ class MisdirectedRequest(HTTPException):
     """421: the server was called by a name that it does not go by."""
 
     code = 421
+
+
+class SignInNeeded(Unauthorized):
+    """401 for a page of the dashboard: a person is asked for the token by a page, not by a window of the browser."""
 
 
 class WrongTokens:
@@ -87,11 +92,13 @@ class Guard:
 
     OPEN_PATHS = frozenset({"/healthz"})
     """Without a token: it says nothing but whether the server works."""
+    SIGN_IN_PATH = "/ui/sign-in"
     BEARER_PATHS = frozenset({"/get_url"})
-    """Not with a password that a browser remembers: any page can make it send a GET with that."""
+    """Not with what a browser remembers, a password or a session: any page can make it send a GET with that."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions) -> None:
         self._token = settings.token.encode()
+        self._sessions = sessions
         self._hosts = frozenset({"localhost", *settings.hosts})
         self._wrong_tokens = WrongTokens()
 
@@ -101,7 +108,8 @@ class Guard:
         if request.path in self.OPEN_PATHS:
             return
         self._check_site()
-        self._check_token()
+        if request.path != self.SIGN_IN_PATH and not request.path.startswith("/static/"):  # which is no secret
+            self._check_token()
         if request.method == "POST":
             self._check_body()
 
@@ -115,22 +123,28 @@ class Guard:
             raise MisdirectedRequest(_("the server does not go by this name: add it to BILI_HOSTS on the server"))
 
     def _check_site(self) -> None:
-        """Refuse what another site makes a browser send; a link to the dashboard itself may be followed."""
+        """Refuse what another site makes a browser send; a link to a page of the dashboard may be followed."""
         site = request.headers.get("Sec-Fetch-Site")
         origin = request.headers.get("Origin")
         if site is None and origin is not None:
             foreign = urlsplit(origin).netloc.lower() != request.environ.get("HTTP_HOST", "").lower()
         else:
-            foreign = site not in (None, "same-origin", "none") and request.path != "/"
+            foreign = site not in (None, "same-origin", "none") and not _is_page()
         if foreign:
             raise Forbidden(_("requests from other sites are refused"))
 
     def _check_token(self) -> None:
         if not self._token:
             return
-        given = _given_token(bearer_only=request.path in self.BEARER_PATHS)
-        if given is None:
+        is_bearer_only = request.path in self.BEARER_PATHS
+        given = _given_token(is_bearer_only)
+        if given is not None:
+            self.check_given(given)
+        elif is_bearer_only or not self._sessions.holds(request.cookies.get(self._sessions.cookie, "")):
             raise self._unauthorized(_("a token is needed: Authorization: Bearer, with the value of BILI_TOKEN"))
+
+    def check_given(self, given: bytes) -> None:
+        """Raise the HTTP error of a token that is wrong, and of too many of them."""
         if hmac.compare_digest(given, self._token):
             return
         address = request.remote_addr or ""
@@ -140,9 +154,11 @@ class Guard:
         raise self._unauthorized(_("the token is wrong: it must be the BILI_TOKEN of the server"))
 
     def _unauthorized(self, sentence: str) -> Unauthorized:
-        # Basic is for browsers, which ask the user; any name, the token is the password.
-        names = ("bearer",) if request.path in self.BEARER_PATHS else ("basic", "bearer")
-        return Unauthorized(sentence, www_authenticate=[WWWAuthenticate(name, {"realm": "bili"}) for name in names])
+        # Basic is for browsers where there is no page to ask with; any name, the token is the password.
+        is_asked = _is_page() or request.path == self.SIGN_IN_PATH
+        names = ("bearer",) if is_asked or request.path in self.BEARER_PATHS else ("basic", "bearer")
+        kind = SignInNeeded if _is_page() else Unauthorized
+        return kind(sentence, www_authenticate=[WWWAuthenticate(name, {"realm": "bili"}) for name in names])
 
     def _check_body(self) -> None:
         """Only JSON, which no form of another site can send; only of a known length, so that nothing is cut."""
@@ -150,6 +166,11 @@ class Guard:
             raise UnsupportedMediaType(_("send JSON, with Content-Type: application/json"))
         if request.headers.get("Transfer-Encoding") or request.content_length is None:
             raise LengthRequired(_("send the body with a Content-Length"))
+
+
+def _is_page() -> bool:
+    """Tell whether a page of the dashboard is asked for; showing one changes nothing."""
+    return request.method in ("GET", "HEAD") and (request.path == "/" or request.path.startswith("/ui/"))
 
 
 def is_address(name: str) -> bool:

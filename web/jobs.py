@@ -12,6 +12,7 @@ from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
 from queue_data import STATES
 from redisConnect import Queue
 from shapes import line, one_of
+from web.actions import names, note
 from web.messages import JOBS, bad_request, decimal, job_id, read_body, read_query
 
 log = logging.getLogger(__name__)
@@ -49,18 +50,20 @@ class Jobs:
 
     def cancel(self) -> Response:
         """Let jobs be done no more."""
-        return self._change(self._queue.cancel, "cancelled", _("cancelled %d of %d"))
+        return self._change("cancel", self._queue.cancel, "cancelled", _("cancelled %d of %d"))
 
     def first(self) -> Response:
         """Let jobs come next."""
-        return self._change(self._queue.first, "moved", _("moved %d of %d to the head"))
+        return self._change("first", self._queue.first, "moved", _("moved %d of %d to the head"))
 
     def forget(self) -> Response:
         """Let dead and done jobs leave the queue's memory."""
-        return self._change(self._queue.forget, "forgotten", _("forgot %d of %d"))
+        return self._change("forget", self._queue.forget, "forgotten", _("forgot %d of %d"))
 
-    def _change(self, verb: Callable[[Sequence[str]], int], what: str, sentence: str) -> Response:
+    def _change(self, name: str, verb: Callable[[Sequence[str]], int], what: str, sentence: str) -> Response:
         urls = list(dict.fromkeys(read_body(JOBS)["urls"]))
         changed = verb(urls)
         log.info(sentence, changed, len(urls))
+        if changed:
+            note(self._queue, name, names(urls))
         return jsonify({what: changed})

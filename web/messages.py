@@ -16,9 +16,11 @@ from werkzeug.exceptions import (
 
 from i18n import _
 from model import JOB_ID_CHARACTERS, MIB
+from orders import working_keys
 from parse_ import MAX_CID, parse_job_id
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
 from sources import WISHES, ledger_shape, watch_seconds
+from web.qr_code import LINK_CHARACTERS
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ MAX_RESULTS = 200
 MAX_RISK_SECONDS = 6 * 3600
 MAX_PAGES = 500
 MAX_LEASES = 64
+MAX_WORKERS = 1000
 
 
 def job_id(value: Any) -> str:
@@ -77,9 +80,22 @@ _PROGRESS = lenient(title=line(120, cut=True), stage=line(40, cut=True), streams
 _WORKER_STATE = lenient(
     state=line(40, cut=True),
     speed_bytes_per_second=number(0, 1e15),
-    working=lenient(stop=number(0, 1, whole=True), count=number(1, MAX_LEASES, whole=True)),
+    working=lenient(
+        stop=number(0, 1, whole=True),
+        count=number(1, MAX_LEASES, whole=True),
+        max_speed=lambda value: value if value is None else number(0, 1e15)(value),
+        drain=number(0, 1, whole=True),
+    ),
     disk_free_bytes=_SIZE,
     note=line(400, cut=True),
+    order=line(64),
+    order_problem=line(400, cut=True),
+    login=lenient(
+        id=line(64),
+        state=one_of("scan", "scanned", "done", "expired", "failed"),
+        link=line(LINK_CHARACTERS),
+        note=line(400, cut=True),
+    ),
 )
 HEARTBEAT = record(
     {"worker": WORKER, "jobs": list_of(record(LEASE_FIELDS, progress=_PROGRESS), 256)},
@@ -120,6 +136,9 @@ ADD = record(
     watch=watch_seconds,
 )
 WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": watch_seconds})
+SIGN_IN = record({"password": line(1000)})
+STEER = record({"working": working_keys}, workers=list_of(WORKER, MAX_WORKERS), all=flag)
+LOGIN = record({"worker": WORKER})
 REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag, code=line(100))
 JOBS = record({"urls": list_of(job_id, MAX_URLS)})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ from redisConnect import Queue
 from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record
 from sources import lease_fields, listed_page, sort_out
-from web.guard import is_address
+from web.actions import egress, names, note
 from web.messages import (
     ACK,
     ADD,
@@ -111,14 +110,20 @@ class Verbs:
             "lost": lost,
             "control": self._control(body),
             "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
+            "order": self._order(body),
         }
         if "finished" in body:
             answer["replay"] = not self._queue.knows(body["finished"])
         return jsonify(answer)
 
+    def _order(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what a worker is to do and has not done yet."""
+        order = self._queue.obey(body["worker"], body.get("state", {}).get("order", ""))
+        return {name: order[name] for name in ("id", "working", "login") if name in order} if order else None
+
     def _control(self, body: Mapping[str, Any]) -> dict[str, float] | None:
         """Return what a worker should do because the site asked one of its address or account for less."""
-        marks = [f"address:{_egress()}", *(f"account:{body[name]}" for name in ("account",) if name in body)]
+        marks = [f"address:{egress()}", *(f"account:{body[name]}" for name in ("account",) if name in body)]
         risk = body.get("risk", {"kind": "", "seconds": 0.0})
         if risk["seconds"]:
             with suppress(EngineFull):  # leases are kept all the same
@@ -186,6 +191,8 @@ class Verbs:
         known = added.known + len(ids) - len(unique)
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
         self._count("added", added.added)
+        if added.added:
+            note(self._queue, "add", f"{added.added}: {names(unique)}")
         return jsonify(added=added.added, known=known, rejected=rejected)
 
     def watch(self) -> Response:
@@ -197,6 +204,7 @@ class Verbs:
         (source,) = ids
         before = self._queue.watch(source, body["seconds"])
         log.info(_("watching %s: every %d s"), source, body["seconds"])
+        note(self._queue, "watch", f"{source}: {body['seconds']} s")
         return jsonify(source=source, before=before)
 
     def sources(self) -> Response:
@@ -213,6 +221,8 @@ class Verbs:
         else:
             redriven = self._queue.redrive_code(body["code"]) if "code" in body else self._queue.redrive_all()
         log.info(_("redriven %d"), redriven)
+        if redriven:
+            note(self._queue, "redrive", f"{redriven}: {names(body.get('urls', [body.get('code', 'all')]))}")
         return jsonify(redriven=redriven)
 
     def status(self) -> Response:
@@ -261,22 +271,14 @@ class Verbs:
             self.totals[name] += amount
 
 
-def _egress() -> str:
-    """Return the address from which a worker comes: behind a proxy on this machine, the one that the proxy names.
-
-    Whoever forges it can only make others ask the site more slowly.
-    """
-    address = request.remote_addr or ""
-    named = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-    return named if named and is_address(named) and ipaddress.ip_address(address or "::").is_loopback else address
-
-
 def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a checked heartbeat for the status page, at most MAX_STATUS_BYTES of JSON."""
     jobs = [{"url": job["url"], **job.get("progress", {})} for job in body["jobs"]]
     risk = body.get("risk", {"kind": "", "seconds": 0.0})
     parked = {"risk": risk["kind"]} if risk["seconds"] else {}
-    status = {**body.get("state", {}), **parked, "jobs": jobs}
+    state = {name: value for name, value in body.get("state", {}).items() if name != "order"}
+    account = {"account": body["account"]} if "account" in body else {}
+    status = {**state, **account, **parked, "jobs": jobs}
     while jobs and len(json.dumps(status, ensure_ascii=False).encode()) > MAX_STATUS_BYTES:
         jobs.pop()
     return status

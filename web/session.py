@@ -1,0 +1,50 @@
+"""A browser's session: a signed cookie, so that several servers with one token agree without telling each other."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable
+from functools import cached_property
+
+SESSION_SECONDS = 30 * 86400
+
+
+class Sessions:
+    """Makes and knows the cookies of those who have told the token.
+
+    The key is derived from the token, slowly, so that a stolen cookie is no short way to it; with another token all
+    sessions end. Nothing is kept: what was signed holds until its time is over.
+    """
+
+    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
+        self._token = token.encode()
+        self._clock = clock
+
+    @cached_property
+    def _key(self) -> bytes:
+        return hashlib.scrypt(self._token, salt=b"session of the dashboard", n=2**14, r=8, p=1, dklen=32)
+
+    @cached_property
+    def cookie(self) -> str:
+        """Name the cookie by the key: servers on other ports of this host, with other tokens, share one cookie jar."""
+        return f"bili_{self._sign('name')[:8]}"
+
+    def issue(self) -> str:
+        """Return the value of a new session's cookie."""
+        content = f"{round(self._clock()) + SESSION_SECONDS}.{secrets.token_hex(8)}"
+        return f"{content}.{self._sign(content)}"
+
+    def holds(self, value: str) -> bool:
+        """Tell whether a cookie is one of ours and its time is not over."""
+        found = re.fullmatch(r"([0-9]{1,12})\.[0-9a-f]{16}\.[0-9a-f]{64}", value)
+        if not self._token or found is None:
+            return False
+        content, _dot, signature = value.rpartition(".")
+        return hmac.compare_digest(signature, self._sign(content)) and int(found[1]) > self._clock()
+
+    def _sign(self, content: str) -> str:
+        return hmac.digest(self._key, content.encode(), "sha256").hex()
