@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 
 from i18n import _
@@ -73,8 +74,8 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute:02d}:{second:02d}"
 
 
-def span_text(seconds: float) -> str:
-    """Return a duration in one unit."""
+def span_text(seconds: float, _: Callable[[str], str] = _) -> str:
+    """Return a duration in one unit, in the language of ``_``."""
     seconds = max(0.0, seconds)
     if seconds < 59.5:
         return _("{count} s").format(count=round(seconds))

@@ -22,7 +22,7 @@ from rich.table import Table
 from board import WORDS
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
-from i18n import _
+from i18n import _, translated
 from plain_text import harmless, size_text, span_text, speed_text
 from site_walk import body, new_session, place, problem
 from sources import facts
@@ -232,7 +232,9 @@ def _failures(failures: Sequence[Mapping[str, Any]]) -> Iterator[Table | str]:
     table = _table(_("failed"), _("delayed"), _("code"), _("reason"), right=(0, 1))
     for failure in failures[:MOST_ROWS]:
         others = failure["reasons"] - 1
-        reason = _(failure["reason"]) + (" " + _("(and {count} others)").format(count=others) if others else "")
+        reason = translated(failure["reason"]) + (
+            " " + _("(and {count} others)").format(count=others) if others else ""
+        )
         _add(table, str(failure["dead"]), str(failure["delayed"]), failure["code"], reason)
     yield table
     yield from _others(failures)
