@@ -1,11 +1,15 @@
 """What people who look cost: leases a second of a server that knows 1,000 workers, with and without open dashboards.
 
+Each lease is given back at once, so that the queue stays as it is. The workers keep their connections and beat every
+five seconds, as they do: each open connection costs waitress a little at every turn of its loop, whoever has it.
+
 ``python -m benchmarks.viewers``. Each viewer asks every two seconds for what changes of a page, as the page does.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http.client
 import json
@@ -27,6 +31,8 @@ WORKERS = 1000
 VIEWERS = 50
 CLIENTS = 8
 SECONDS = 6.0
+BEAT_SECONDS = 5.0
+"""As the server asks of a thousand workers."""
 ROUNDS = 3
 PAGES = ("/?fragment", "/ui/machines?fragment", "/ui/jobs?fragment", "/ui/failures?fragment")
 
@@ -64,16 +70,54 @@ def ask(connection: http.client.HTTPConnection, path: str, **headers: str) -> tu
     return answer.status, answer.headers.get("ETag", "")
 
 
-def fill(queue: Queue, jobs: int) -> None:
-    """Put jobs and workers into the queue, each worker with four downloads under way."""
-    for first in range(0, jobs, 2000):
-        queue.add([aid_to_bvid(10_000 + number) for number in range(first, first + 2000)])
+def status() -> dict[str, object]:
+    """Return what a worker tells of itself: four downloads under way."""
     stream = {"name": "v80-7", "done_bytes": 5_000_000, "total_bytes": 90_000_000, "mirror": "upos-sz-mirrorcos.test"}
     streams = [stream | {"speed_bytes_per_second": 700_000}] * 2
     progress = [{"url": aid_to_bvid(7), "title": "标题" * 12, "stage": "downloading", "streams": streams}] * 4
     state = {"state": "running", "speed_bytes_per_second": 5_000_000, "working": {"stop": 1, "count": 4}}
+    return state | {"disk_free_bytes": 10**11, "jobs": progress}
+
+
+def fill(queue: Queue, jobs: int) -> None:
+    """Put jobs and workers into the queue."""
+    for first in range(0, jobs, 2000):
+        queue.add([aid_to_bvid(10_000 + number) for number in range(first, first + 2000)])
     for number in range(WORKERS):
-        queue.heartbeat(f"machine-{number:04d}", [], state | {"disk_free_bytes": 10**11, "jobs": progress})
+        queue.heartbeat(f"machine-{number:04d}", [], status())
+
+
+async def beat(port: int, number: int) -> None:
+    """Be a worker: keep a connection, and beat."""
+    body = json.dumps({"worker": f"machine-{number:04d}", "jobs": [], "state": status()}).encode()
+    fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /heartbeat HTTP/1.1\r\n{fields}"
+    await asyncio.sleep(BEAT_SECONDS * number / WORKERS)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while True:
+        writer.write(head.encode() + b"\r\n" + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.split(b":")[1]))
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+async def beat_all(port: int) -> None:
+    """Be all workers, until this process is ended."""
+    await asyncio.gather(*(beat(port, number) for number in range(WORKERS)))
+
+
+@contextlib.contextmanager
+def workers(port: int) -> Iterator[None]:
+    """Have all workers connected, in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.viewers", "--workers", str(port)]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        time.sleep(BEAT_SECONDS + 3)  # all have beaten once
+        assert process.poll() is None
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 def lease_rate(port: int) -> float:
@@ -84,7 +128,11 @@ def lease_rate(port: int) -> float:
     def lease(index: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         while time.monotonic() < ended:
-            assert ask(connection, f"/get_url?worker=client-{index}")[0] == 200
+            connection.request("GET", f"/get_url?worker=client-{index}")
+            (found,) = json.loads(connection.getresponse().read())
+            body = json.dumps({"url": found["url"], "token": found["token"]})
+            connection.request("POST", "/release", body, {"Content-Type": "application/json"})
+            assert connection.getresponse().read()
             counts[index] += 1
 
     threads = [threading.Thread(target=lease, args=(index,)) for index in range(CLIENTS)]
@@ -122,18 +170,24 @@ def watched(port: int) -> Iterator[list[float]]:
 
 def main() -> int:
     """Measure by turns, and print the medians as JSON."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description="Leases a second, with and without open dashboards.")
+    parser.add_argument("--workers", type=int, metavar="PORT", help="used by itself")
+    arguments = parser.parse_args()
+    if arguments.workers:
+        asyncio.run(beat_all(arguments.workers))
+        return 0
     with tempfile.TemporaryDirectory(prefix="viewers-") as name:
         folder = Path(name)
         with served(folder) as port, contextlib.closing(open_queue(Settings(data_dir=folder))) as queue:
-            fill(queue, 80_000)
+            fill(queue, 20_000)
             alone, looked_at, waited = [], [], []
-            for _unused in range(ROUNDS):
-                alone.append(lease_rate(port))
-                with watched(port) as times:
-                    looked_at.append(lease_rate(port))
-                waited += times
-            assert queue.counts().ready > 0, "there was always something to lease"
+            with workers(port):
+                for _unused in range(ROUNDS):
+                    alone.append(lease_rate(port))
+                    with watched(port) as times:
+                        looked_at.append(lease_rate(port))
+                    waited += times
+            assert queue.counts().ready + queue.counts().leased == 20_000
     print(
         json.dumps(
             {

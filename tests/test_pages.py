@@ -336,9 +336,9 @@ def test_what_was_made_is_kept_for_a_second_and_longer_where_it_took_long() -> N
     kept: Kept[int] = Kept(lambda: now)
     assert [kept.get("a", make), kept.get("a", make), kept.get("b", make)] == [1, 1, 2]
     now += 1.01
-    cost = 0.2
+    cost = 0.1
     assert kept.get("a", make) == 3
-    now += 3.9
+    now += 4.9
     assert kept.get("a", make) == 3
     now += 0.2
     cost = 60.0

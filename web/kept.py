@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 KEPT_SECONDS = 1.0
-SHARE = 20
+SHARE = 50
 """What took long to make is kept for so many times as long: at most this part of the time goes into making it."""
 LONGEST_SECONDS = 10.0
 STALE_SECONDS = 10.0
