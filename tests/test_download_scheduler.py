@@ -1083,6 +1083,7 @@ def _remuxed(tag: str, name: str) -> bytes:
         return path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_with_a_dead_cookie_nothing_below_the_floor_is_stored_and_a_good_one_gets_it_all(
     site: RunningSite, queue: Queue, connection: redis.Redis, start_worker: StartWorker
 ) -> None:
@@ -1301,6 +1302,7 @@ async def test_a_stop_in_the_middle_of_a_verb_leaves_no_lease_behind(
     assert queue.counts().ready == 2
 
 
+@pytest.mark.slow
 async def test_a_stop_does_not_wait_for_a_server_that_does_not_answer(
     start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

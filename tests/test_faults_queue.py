@@ -946,6 +946,7 @@ def drain(queue: Queue, connection: redis.Redis) -> None:
     raise AssertionError("it never ends")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_jobs_due_at_one_instant_all_come_in_bounded_steps(
     queue: Queue, connection: redis.Redis
 ) -> None:
@@ -981,6 +982,7 @@ def test_a_hundred_thousand_jobs_due_at_one_instant_all_come_in_bounded_steps(
     assert queue.lease("w1", 1)[0].attempt == 4, "what was known of each is still known"
 
 
+@pytest.mark.slow
 def test_flushing_the_scripts_all_the_time_changes_nothing(queue: Queue, connection: redis.Redis) -> None:
     over = threading.Event()
     flushes = 0

@@ -407,6 +407,7 @@ async def test_a_track_longer_than_its_input_is_found(media: Path, tmp_path: Pat
         await merge(stub(tmp_path, body), plan)
 
 
+@pytest.mark.slow
 @posix
 async def test_an_ffmpeg_that_hangs_is_killed_in_time(
     media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

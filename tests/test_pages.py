@@ -25,7 +25,7 @@ from web.session import SESSION_SECONDS, Sessions
 from web.units import moment_text, speed_setting
 
 TOKEN = "correct horse battery staple"
-HOSTILE = "<img src=x onerror=alert(1)>\"'><svg/onload=alert(2)>{{7*7}}"
+HOSTILE = "<img src=x onerror=alert(1)>\"'><svg/onload=alert(2)>{{7717*9973}}"
 PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions")
 VIDEO, OTHER_VIDEO, THIRD_VIDEO = (aid_to_bvid(number) for number in (1001, 1002, 1003))
 
@@ -249,7 +249,7 @@ def test_no_text_becomes_markup(client: FlaskClient, queue: Queue, path: str) ->
         tags = Tags(html)
         assert [names for names in tags.of("img") if names["src"] != "/static/icon.svg"] == []
         assert not [names for _tag, names in tags.found if "style" in names or any(n.startswith("on") for n in names)]
-        assert "49" not in re.findall(r"\{\{.*?\}\}|\b49\b", html)
+        assert "76961641" not in html
         assert not any(str(names.get("href", "")).lower().startswith("javascript:") for names in tags.of("a"))
 
 

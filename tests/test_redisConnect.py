@@ -1416,7 +1416,8 @@ class QueueModel(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(240)  # some thousand steps
-def test_model(connection: redis.Redis) -> None:
+@pytest.mark.parametrize("runs", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_model(connection: redis.Redis, runs: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     class Model(QueueModel):
@@ -1426,7 +1427,7 @@ def test_model(connection: redis.Redis) -> None:
     run_state_machine_as_test(
         Model,
         settings=hypothesis_settings(
-            max_examples=60,
+            max_examples=runs,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
