@@ -43,11 +43,12 @@ from errors import (
     UsageError,
 )
 from i18n import _
+from log_setup import note, start_logging
 from model import Added, Failure, Lease
-from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
+from parse_ import parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
 from site_walk import Site, body, new_session, persist, place, problem, shown
-from source_ids import LESSON
+from source_ids import LESSON, RANKING, Source, find_source
 from sources import (
     SourceWalk,
     chosen_pages,
@@ -121,6 +122,7 @@ def undivided() -> Iterator[None]:
 def say(text: str) -> None:
     """Write a line for a person, to stderr: stdout belongs to the line that scripts read."""
     print(text, file=sys.stderr, flush=True)
+    note(text)
 
 
 # ------------------------------------------------------------------------------------------ where it writes
@@ -138,11 +140,12 @@ class Sink(Protocol):
         request: str,
         wishes: Mapping[str, Any] | None = None,
         again: bool = False,
+        watch: int = 0,
     ) -> Added:
         """Queue ids, at most BATCH; an empty category means the queue's own, a repeated request counts once."""
 
-    def watch(self, source: str, seconds: int) -> int:
-        """Have a source read again and again, or with 0 no more; return what was set before."""
+    def watch(self, url: str, seconds: int) -> int:
+        """Have a source or a video read again and again, or with 0 no more; return what was set before."""
 
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return a piece of the list of ledgers, and where the next one starts, None at the end."""
@@ -192,10 +195,11 @@ class ServerSink:
         request: str,
         wishes: Mapping[str, Any] | None = None,
         again: bool = False,
+        watch: int = 0,
     ) -> Added:
         """Queue ids, at most BATCH."""
         more = {"category": category, "source": source, "refresh": refresh, "request": request}
-        more |= {"wishes": wishes, "again": again}
+        more |= {"wishes": wishes, "again": again, "watch": watch}
         answer = self._call("POST", "/add_url", {"urls": list(ids), **{k: v for k, v in more.items() if v}})
         rejected = tuple((str(item.get("url")), str(item.get("reason"))) for item in self._items(answer, "rejected"))
         return Added(self._integer(answer, "added"), self._integer(answer, "known"), rejected)
@@ -205,9 +209,9 @@ class ServerSink:
         answer = self._call("GET", f"/failed?{urlencode({'after': after, 'limit': limit})}")
         return self._items(answer, "items"), answer.get("next") or None
 
-    def watch(self, source: str, seconds: int) -> int:
-        """Have a source read again and again, or no more."""
-        return self._integer(self._call("POST", "/watch", {"source": source, "seconds": seconds}), "before")
+    def watch(self, url: str, seconds: int) -> int:
+        """Have a source or a video read again and again, or no more."""
+        return self._integer(self._call("POST", "/watch", {"source": url, "seconds": seconds}), "before")
 
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return a piece of the list of ledgers."""
@@ -324,15 +328,18 @@ def file_entries(names: Iterable[str]) -> Iterator[Entry]:
 
 
 def find_category(text: str) -> Category:
-    """Return the category whose ranking ``rank:NAME`` or ``rank:RID`` means; ValueError if there is none."""
+    """Return the category whose ranking ``rank:NAME`` means; ValueError if there is none."""
     name = text.partition(":")[2].strip()
-    if re.fullmatch(r"[0-9]{1,9}", name):
-        return Category("", int(name))
     for category in CATEGORIES:
         if category.name == name:
             return category
     names = ", ".join(category.name for category in CATEGORIES)
     raise ValueError(_("no ranking has this name; these are configured: {names}").format(names=names))
+
+
+def ranking_source(ranked: Category) -> str:
+    """Return the source that a category's ranking is."""
+    return str(Source(RANKING, ranked.rid, parts=tuple(sorted(ranked.tids))))
 
 
 class Adder:
@@ -349,28 +356,44 @@ class Adder:
         self._options = options
         self._wishes = source_wishes(options)
         self._again = again
-        self._refresh = bool(options.refresh or options.watch)
+        self._watch: int = options.watch or 0
+        # Later rounds of a watch leave known videos to the watch in the queue, which asks them once a day.
+        self._refresh = bool(options.refresh or (options.watch and not again))
         self._batch: list[tuple[str, Entry]] = []
         self._waiting_since = 0.0
 
     def take(self, entry: Entry) -> None:
         """Queue one entry with the next batch, or what it lists at once, or name it as rejected."""
         try:
-            if entry.text.lower().startswith("rank:") and not self._is_source_of_its_own(entry.text):
-                self._take_ranking(entry)
-                return
-            source = self._source(entry.text)
-            if source and source.startswith("rank:") and not self._is_source_of_its_own(source):
-                self._take_ranking(Entry(source, entry.where))
+            named = self._named(entry.text)
+            if isinstance(named, str):
+                self._take_named(entry, named)
+            elif self._is_source_of_its_own():
+                self._take_source(entry, ranking_source(named), self._folder(named))
             else:
-                self._take_named(entry, source or self._id(entry.text))
+                self._take_ranking(entry, named)
         except (ValueError, JobError) as error:
             code = f" ({error.code})" if isinstance(error, JobError) else ""
             self._reject(entry, f"{error}{code}{_hint(entry)}")
 
+    def watched_id(self, text: str) -> str:
+        """Return the id by which the watch knows what a text names."""
+        named = self._named(text)
+        return named if isinstance(named, str) else ranking_source(named)
+
+    def _named(self, text: str) -> str | Category:
+        """Return the id that a text names, or what is known of a ranking of a whole region or of a category."""
+        if text.lower().startswith("rank:") and not re.fullmatch(r"[0-9]+(:[0-9,]*)?", text[5:].strip()):
+            return find_category(text)
+        source = self._source(text)
+        ranked = find_source(source) if source else None
+        if ranked is not None and ranked.kind == RANKING and not ranked.parts:
+            return Category("", ranked.number)
+        return source or self._id(text)
+
     def _take_named(self, entry: Entry, id_: str) -> None:
         if is_listing(id_):
-            self._take_source(entry, id_)
+            self._take_source(entry, id_, self._category)
         else:
             self._take_ids(entry, self._pages(id_))
 
@@ -380,19 +403,19 @@ class Adder:
         if len(self._batch) >= BATCH or time.monotonic() - self._waiting_since > PATIENCE_SECONDS:
             self.flush()
 
-    def _take_ranking(self, entry: Entry) -> None:
-        ranked = find_category(entry.text)
+    def _take_ranking(self, entry: Entry, ranked: Category) -> None:
         ids = parse_ranking(self._site.ranking(ranked.rid), ranked)[: self._options.limit or RANKED]
         if not ids:
             say(_("{target}: no video of it is in the ranking now").format(target=shown(entry.text)))
-        folder = self._named_category or ranked.name or self._category
-        self._send([(id_, entry) for id_ in ids], folder, f"rank:{ranked.rid}")
+        self._send([(id_, entry) for id_ in ids], self._folder(ranked), f"rank:{ranked.rid}")
 
-    def _is_source_of_its_own(self, text: str) -> bool:
+    def _folder(self, ranked: Category) -> str:
+        return self._named_category or ranked.name or self._category
+
+    def _is_source_of_its_own(self) -> bool:
         """Tell whether a ranking is read as other sources are: it is watched, or more is wished than its first ones."""
         options = self._options
-        wished = options.watch or options.since or options.match or options.oldest_first
-        return bool(wished and re.fullmatch(r"rank:[0-9]{1,9}", text, re.IGNORECASE))
+        return bool(options.watch or options.since or options.match or options.oldest_first)
 
     def _source(self, text: str) -> str | None:
         """Return the source that a text names: all of it, its first word, or the first address in it."""
@@ -415,28 +438,28 @@ class Adder:
         count = self._site.page_count(job.bvid)
         return [str(replace(job, number=number)) for number in chosen_pages(self._options.pages, count)]
 
-    def _take_source(self, entry: Entry, source: str) -> None:
+    def _take_source(self, entry: Entry, source: str, category: str) -> None:
         if self._options.pages:
             raise ValueError(_("--pages is for videos, and this is none"))
-        if self._options.watch and not self._again:
-            self._sink.watch(source, self._options.watch)
         sink, wishes = self._sink, self._wishes
-        if source.startswith("rank:"):
+        if source.startswith(RANKING):
             wishes = {"limit": RANKED, **wishes}
         if not isinstance(sink, Queue) or needs_account(source):
-            if not self._again:  # then the watch of the server does it
-                self._send([(source, entry)], self._category, "")
+            self._send([(source, entry)], category, "", wishes)
             return
+        if_due = self._again
+        if self._watch and not sink.watch(source, self._watch):
+            if_due = False  # it has come into the list since the last round
         waiting = [source]
         while waiting:
             source = waiting.pop(0)
             found = sink.claim(
                 source,
                 f"add_url {socket.gethostname()}"[:64],
-                self._category,
+                category,
                 wishes,
                 bool(self._options.refresh),
-                if_due=self._again,
+                if_due=if_due,
             )
             if isinstance(found, Lease):
                 waiting += self._walk(sink, found)
@@ -482,9 +505,6 @@ class Adder:
         batch, self._batch, self._waiting_since = self._batch, [], 0.0
         self._send(batch, self._category, "")
 
-    def _source_wishes(self, ids: Sequence[str]) -> dict[str, Any]:
-        return {"wishes": self._wishes, "again": True} if any(map(is_listing, ids)) else {}
-
     def _id(self, text: str) -> str:
         """Return the id that a text names: its first word, else the first address in it, as in a shared text."""
         word = (text.split(maxsplit=1) or [""])[0]
@@ -497,12 +517,23 @@ class Adder:
             target = parse_target(address[0], self._site.hosts)
         return target.id or self._site.resolve(target.short_link)
 
-    def _send(self, batch: Sequence[tuple[str, Entry]], category: str, source: str) -> None:
+    def _send(
+        self,
+        batch: Sequence[tuple[str, Entry]],
+        category: str,
+        source: str,
+        wishes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Queue ids; with ``wishes`` they are sources, and read again where this is not a later round of a watch."""
         if not batch:
             return
+        more: dict[str, Any] = {} if wishes is None else {"wishes": wishes, "again": not self._again}
+        if self._watch and not source:
+            more["watch"] = self._watch
         with undivided():
             ids = [id_ for id_, _entry in batch]
-            answer = self._sink.add(ids, category, source, self._refresh, uuid4().hex, **self._source_wishes(ids))
+            refresh = self._refresh and (wishes is None or bool(self._options.refresh))
+            answer = self._sink.add(ids, category, source, refresh, uuid4().hex, **more)
             self.tally.added += answer.added
             self.tally.known += answer.known
         entries = dict(reversed(batch))
@@ -582,16 +613,22 @@ def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Ta
         time.sleep(options.watch)
 
 
-def unwatch(sink: Sink, settings: Settings, target: str, tally: Tally) -> None:
-    """Watch a source no more; one that was not watched is named, as what is rejected is."""
+def unwatch(sink: Sink, settings: Settings, options: argparse.Namespace, tally: Tally) -> None:
+    """Watch sources and videos no more; one that was not watched is named, as what is rejected is."""
+    site = Site(settings)
+    adder = Adder(sink, site, options, "")
     try:
-        source = parse_source(target, SiteHosts(settings.web_url, settings.api_url, settings.short_url))
-        if source is None or not sink.watch(source, 0):
-            raise ValueError(_("it is not watched"))
-        say(_("{source} is watched no more").format(source=source))
-    except ValueError as error:
-        tally.rejected += 1
-        say(_("rejected {target}: {reason}").format(target=shown(target), reason=error))
+        for target in options.unwatch:
+            try:
+                watched = adder.watched_id(target)
+                if not sink.watch(watched, 0):
+                    raise ValueError(_("it is not watched"))
+                say(_("{source} is watched no more").format(source=watched))
+            except (ValueError, JobError) as error:
+                tally.rejected += 1
+                say(_("rejected {target}: {reason}").format(target=shown(target), reason=shown(str(error))))
+    finally:
+        site.close()
 
 
 def list_sources(sink: Sink, as_json: bool) -> None:
@@ -656,6 +693,7 @@ examples:
   python add_url.py mid:137137 --since 2024-12-31 --match review
   python add_url.py "https://space.bilibili.com/137137/favlist?fid=1234567" season:4259 ss28747
   python add_url.py mid:137137 --watch 3600
+  python add_url.py --unwatch mid:137137
   python add_url.py BV1xx411c7mD --pages 1-3,5,-1
   python add_url.py --sources
   python add_url.py --retry-failed --match timeout
@@ -681,7 +719,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="TARGET",
         help=_("a BV, av or ep id, an address of a video, an episode or a list of videos, a b23.tv link, or a"
-               " source: mid:, fav:, favs:, season:, series:, ss, md, cheese:, rank:, search:, popular, weekly,"
+               " source: mid:, fav:, favs:, lists:, season:, series:, ss, md, cheese:, rank:, search:, popular, weekly,"
                " precious, later; with no target at all, the ranking of every configured category"),
     )  # fmt: skip
     parser.add_argument(
@@ -709,7 +747,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--watch",
         metavar="SECONDS",
         type=_whole_number(10, 31 * 86400),
-        help=_("do it all again and again, with --refresh; 10 or more"),
+        help=_("do it all again and again, and have the queue remember it; 10 or more"),
     )
     parser.add_argument("--retry-failed", action="store_true", help=_("queue again what failed for good"))
     parser.add_argument(
@@ -718,8 +756,10 @@ def make_parser() -> argparse.ArgumentParser:
         default="",
         help=_("of sources only what has TEXT in its title; of the failed, in title, reason, code or id"),
     )
-    parser.add_argument("--unwatch", metavar="SOURCE", action="append", help=_("watch a source no more"))
-    parser.add_argument("--sources", action="store_true", help=_("list the sources, and what was found in them"))
+    parser.add_argument("--unwatch", metavar="TARGET", action="append", help=_("watch a source or a video no more"))
+    parser.add_argument(
+        "--sources", action="store_true", help=_("list the sources and watched videos, and what was found")
+    )
     parser.add_argument("--json", action="store_true", help=_("with --sources: as JSON"))
     return parser
 
@@ -782,8 +822,8 @@ def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> No
             print(f"retried {retry_failed(sink, options.match)}")
             return
         if options.unwatch or options.sources:
-            for target in options.unwatch or ():
-                unwatch(sink, settings, target, tally)
+            if options.unwatch:
+                unwatch(sink, settings, options, tally)
             if options.sources:
                 list_sources(sink, options.json)
             return
@@ -822,7 +862,9 @@ def run(arguments: Sequence[str] | None) -> int:
     status = 0
     try:
         check_options(options)
-        perform(load(os.environ), options, tally)
+        settings = load(os.environ)
+        start_logging(settings)
+        perform(settings, options, tally)
         status = 1 if tally.rejected else 0
     except KeyboardInterrupt:
         say(_("Interrupted; what was added stays in the queue."))

@@ -10,7 +10,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from model import CHUNK_BYTES, StreamProgress
+from i18n import _
+from model import CHUNK_BYTES, MERGED_TOGETHER, StreamProgress
+
+WORDS = {
+    "starting": _("starting"),
+    "running": _("running"),
+    "paused": _("paused"),
+    "parked": _("parked"),
+    "stopping": _("stopping"),
+    "describing": _("reading"),
+    "listing": _("reading a list"),
+    "waiting": _("waiting"),
+    "downloading": _("downloading"),
+    "merging": _("merging"),
+    "recording": _("recording"),
+}
+"""The states of a worker and the stages of a job, for people."""
 
 SPEED_WINDOW_SECONDS = 5.0
 SMALL_BYTES = CHUNK_BYTES
@@ -48,8 +64,9 @@ class JobView:
     @property
     def streams_bytes(self) -> int:
         """How large the streams are together, as far as that is known."""
-        known_bytes = sum(stream.total_bytes or 0 for stream in self.streams.values())
-        is_known = bool(self.streams) and all(stream.total_bytes is not None for stream in self.streams.values())
+        streams = list(self.streams.values())  # the terminal asks in a thread of its own
+        known_bytes = sum(stream.total_bytes or 0 for stream in streams)
+        is_known = bool(streams) and all(stream.total_bytes is not None for stream in streams)
         return known_bytes if is_known else max(self.planned_bytes, known_bytes)
 
     @property
@@ -94,6 +111,12 @@ class Board:
     def in_stages(self, stages: Iterable[str]) -> list[JobView]:
         """Return the jobs that are in one of these stages."""
         return [view for view in self.jobs.values() if view.stage in stages]
+
+    @property
+    def merges(self) -> float:
+        """How many ffmpegs the jobs in the merge are worth, or will be when their turn comes: small ones share one."""
+        merging = self.in_stages(("merging",))
+        return sum(1 / MERGED_TOGETHER if 0 < view.streams_bytes <= SMALL_BYTES else 1 for view in merging)
 
     def report(self, view: JobView, progress: StreamProgress) -> None:
         """Take the progress of a stream; what a resume found on disk is not counted as received."""

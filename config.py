@@ -91,7 +91,7 @@ _REAL_URLS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting with its default; ``redis_url``, ``token`` and ``sessdata`` are secrets without a repr."""
+    """Every setting with its default; ``redis_url``, ``token``, ``sessdata``, ``notify`` are secrets without a repr."""
 
     redis_url: str = field(default="", repr=False)
     server_url: str = "http://127.0.0.1:8080"
@@ -138,6 +138,10 @@ class Settings:
     extras: tuple[str, ...] = ("tags",)
     """Tags by default: they come with what is asked for anyway; every other one costs a request or a file."""
     output: Output = USUAL
+    notify: tuple[str, ...] = field(default=(), repr=False)
+    """Addresses of services that reach a person; they have keys and passwords in them."""
+    log_level: str = "info"
+    log_file: Path | None = None
 
     @property
     def scratch_dir(self) -> Path:
@@ -187,6 +191,9 @@ _VARIABLES = {
     "min_quality": "BILI_MIN_QUALITY",
     "extras": "BILI_EXTRAS",
     "output": "BILI_OUTPUT",
+    "notify": "BILI_NOTIFY",
+    "log_level": "BILI_LOG_LEVEL",
+    "log_file": "BILI_LOG_FILE",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -214,7 +221,7 @@ def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
         try:
             found[name] = _PARSERS[name](text, root)
         except ValueError as error:
-            shown = "" if name in ("redis_url", "token", "sessdata") else f"={text!r}"
+            shown = "" if name in ("redis_url", "token", "sessdata", "notify") else f"={text!r}"
             wrong.append(f"{variable}{shown}: {error}")
     if not wrong:
         wrong = _contradictions(found)
@@ -302,6 +309,15 @@ def _extras(text: str, root: Path) -> tuple[str, ...]:
     if "none" in named and len(named) > 1:
         raise ValueError(_("none stands alone"))
     return tuple(name for name in EXTRAS if name in named or "all" in named)
+
+
+def _addresses(text: str, root: Path) -> tuple[str, ...]:
+    """Return addresses of any scheme, with spaces or commas between; some have commas of their own in them."""
+    scheme = "[A-Za-z][A-Za-z0-9+.-]*://"
+    found = re.split(rf"[\s,]+(?={scheme})", text.strip(", "))
+    if not all(re.fullmatch(rf"{scheme}\S+", address) for address in found):
+        raise ValueError(_("it must be addresses such as json://host/path, with spaces between"))
+    return tuple(found)
 
 
 def _connections(text: str, root: Path) -> int:
@@ -425,6 +441,9 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "min_quality": _least_quality,
     "extras": _extras,
     "output": lambda text, root: parse_output(text),
+    "notify": _addresses,
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_file": _path,
 }
 
 

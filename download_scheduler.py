@@ -76,7 +76,7 @@ PREPARED_SECONDS = 30.0
 """A prepared job that got no slot for so long goes back: the slot was expected earlier, and others may have one."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MERGES_AT_MOST = CORES + 2
-"""With more jobs in the merge, or waiting for it, no download begins: their streams would fill the disk."""
+"""With more to merge, running or waiting, no download begins: the streams would fill the disk."""
 LEASES_AT_ONCE, LEASES_AT_MOST = 64, 200
 """The server's own limits, with a margin, for one request and for one heartbeat."""
 UNFINISHED_LIMIT = 4096
@@ -178,6 +178,9 @@ class Scheduler:
             outcomes = await asyncio.gather(*ends, return_exceptions=True)
             await self._say_goodbye()
             self._heartbeat.stop()
+            with contextlib.suppress(ServerError, TimeoutError):  # whoever says this is not taken for lost
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._queue.heartbeat((), {**self._state(), "state": "ended"})
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -398,7 +401,7 @@ class Scheduler:
     def _missing(self) -> int:
         """Return how many jobs to lease now: for the slots that are free, and for those that will be in a moment."""
         count, board = self.working.now.count, self.board
-        if self.working.now.drain or len(board.in_stages(("merging",))) > MERGES_AT_MOST:
+        if self.working.now.drain or board.merges > MERGES_AT_MOST:
             return 0
         running = board.in_stages(("downloading",))
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
@@ -420,7 +423,7 @@ class Scheduler:
             self._running.is_set()
             and self._slots.taken < self.working.now.count
             and lease_clock() >= self._parked_until
-            and len(self.board.in_stages(("merging",))) <= MERGES_AT_MOST
+            and self.board.merges <= MERGES_AT_MOST
         )
 
     async def _status_when_empty(self, wait_seconds: float) -> int | None:

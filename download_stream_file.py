@@ -47,8 +47,9 @@ CROWDED_SECONDS = 0.25
 """Between looks whether a host that is crowded bears one more connection."""
 LEAST_WASTE_SECONDS = 0.1
 SLOW_WRITE_SECONDS = 0.05
-"""A write that took so long kept all other connections waiting: for a while, writes go through a thread."""
-SLOW_DISK_SECONDS = 10.0
+"""A write that took so long kept all other connections waiting: for a while, writes go through threads."""
+SLOW_DISK_SECONDS = 1.0
+"""So long after the last slow write they do: a write through a thread costs the processor twice one in the loop."""
 
 
 # ------------------------------------------------------------------------------------------ judgements of the watch
@@ -153,6 +154,11 @@ class Wire:
         self.connections.limited = self.limit.holds
         self.connections.tick()
         self.client.piece_bytes = self.limit.piece_bytes(self.connections.active, self._piece_bytes)
+
+    def saw_write(self, began: float, ended: float) -> None:
+        """Learn from a write, in the loop or in a thread, whether the disk is slow."""
+        if ended - began > SLOW_WRITE_SECONDS:
+            self.disk_is_slow_until = max(self.disk_is_slow_until, ended + SLOW_DISK_SECONDS)
 
 
 # ------------------------------------------------------------------------------------------ the download
@@ -566,8 +572,7 @@ class _Download:
         for chunk, piece in self._pieces(part, request, data):
             part.store(chunk.at, piece)
         now = request.last_at = self._clock()
-        if now - began > SLOW_WRITE_SECONDS:
-            self._wire.disk_is_slow_until = now + SLOW_DISK_SECONDS
+        self._wire.saw_write(began, now)
         if now - self._told_at >= TELL_SECONDS or part.is_complete:
             self._tell(request.mirror.name)
         return None if to_pay is None else self._wait(request, to_pay)
@@ -578,7 +583,7 @@ class _Download:
         """Write a piece in a thread; nothing more is read from this connection until that is done."""
         request.is_waiting = True
         for chunk, piece in self._pieces(part, request, memoryview(data)):
-            await _in_thread(part.store, chunk.at, piece)
+            self._wire.saw_write(*await _in_thread(self._clock, part.store, chunk.at, piece))
         self._tell(request.mirror.name)
         await self._wait(request, to_pay)
 
@@ -740,11 +745,22 @@ def _left_seconds(request: _Request, now: float) -> float:
     return request.chunk.missing_bytes / speed if speed else float("inf")
 
 
-async def _in_thread(store: Callable[[int, memoryview], None], at: int, data: memoryview) -> None:
-    """Write in a thread; when cancelled, only after that is done: the file must not be closed meanwhile."""
-    writing = asyncio.get_running_loop().run_in_executor(None, store, at, data)
+async def _in_thread(
+    clock: Callable[[], float], store: Callable[[int, memoryview], None], at: int, data: memoryview
+) -> tuple[float, float]:
+    """Write in a thread, and return when that began and ended; it may have waited for a thread before.
+
+    When cancelled, only after it is done: the file must not be closed meanwhile.
+    """
+
+    def timed() -> tuple[float, float]:
+        began = clock()
+        store(at, data)
+        return began, clock()
+
+    writing = asyncio.get_running_loop().run_in_executor(None, timed)
     try:
-        await asyncio.shield(writing)
+        return await asyncio.shield(writing)
     except asyncio.CancelledError:
         await asyncio.wait([writing])
         raise

@@ -54,3 +54,8 @@ if isinstance(_user, gettext.GNUTranslations):
 def _(sentence: str) -> str:
     """Return ``sentence`` in the user's language; placeholders stay as they are."""
     return _user.gettext(sentence) if sentence else ""
+
+
+def translated(sentence: str) -> str:
+    """Return the same for a sentence that comes from elsewhere, a server or a worker, and is written out there."""
+    return _user.gettext(sentence) if sentence else ""

@@ -6,8 +6,8 @@ Pure: a plan comes in, arguments and texts go out. Nothing is decoded or encoded
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import MergeError
@@ -46,68 +46,87 @@ def without_extras(plan: MergePlan) -> MergePlan:
     return replace(plan, cover="", chapters=(), tags=(), subtitles=())
 
 
-def ffmpeg_arguments(
-    ffmpeg: str,
-    plan: MergePlan,
-    temporary: str,
-    video_codec: str = "",
-    container: str = "mov",
-    uniform: bool = False,
-    cover: str = "",
-) -> list[str]:
-    """Return the command that joins what ``plan`` says into ``temporary``.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A file to make: what ``plan`` says, into ``temporary``.
 
     ``video_codec`` is the fourcc of the input, ``container`` what a durl segment is: ``mov`` or ``flv``, ``cover`` what
-    picture the cover is: ``jpeg`` or ``png``. The format is forced, because ffmpeg would follow a playlist that calls
-    itself .m4s; every path has ``file:`` before it, because ffmpeg takes ``a:b`` for a protocol and has no ``--``.
-    ``uniform`` segments have one decoder configuration: their packets are then taken as they are, else ffmpeg writes
-    the configuration before each key frame.
+    picture the cover is: ``jpeg`` or ``png``. ``uniform`` segments have one decoder configuration: their packets are
+    then taken as they are, else ffmpeg writes the configuration before each key frame.
+    """
+
+    plan: MergePlan
+    temporary: str
+    video_codec: str = ""
+    container: str = "mov"
+    uniform: bool = False
+    cover: str = ""
+
+
+def ffmpeg_arguments(ffmpeg: str, tasks: Sequence[Task]) -> list[str]:
+    """Return the command that makes the files of ``tasks``, each as if it were the only one.
+
+    The format is forced, because ffmpeg would follow a playlist that calls itself .m4s; every path has ``file:`` before
+    it, because ffmpeg takes ``a:b`` for a protocol and has no ``--``.
     """
     start = [ffmpeg, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning"]
-    if len(plan.segments) < 2:
+    if all(len(task.plan.segments) < 2 for task in tasks):
         # Not for joined ones: the sound of a segment may end after its picture, and that is an error for -xerror.
         start.append("-xerror")
     start += ["-progress", "pipe:1", "-y"]
-    streams = list(_stream_inputs(plan, temporary, container, uniform))
-    maps = _stream_maps(plan)
-    extras = _Extras(plan, temporary, len(streams), cover, [each.split(":")[1] for each in maps])
-    return [
-        *start,
-        *(word for each in (*streams, *extras.inputs) for word in each),
+    inputs: list[str] = []
+    outputs: list[str] = []
+    first = 0
+    for task in tasks:
+        its_inputs, its_output = _words(task, first)
+        inputs += [word for each in its_inputs for word in each]
+        outputs += its_output
+        first += len(its_inputs)
+    return [*start, *inputs, *outputs]
+
+
+def _words(task: Task, first: int) -> tuple[list[list[str]], list[str]]:
+    """Return the words for each input of a file, the first of which has the number ``first``, and for the output."""
+    plan = task.plan
+    streams = list(_stream_inputs(task))
+    maps = _stream_maps(plan, first)
+    extras = _Extras(plan, task.temporary, first + len(streams), task.cover, [each.split(":")[1] for each in maps])
+    return [*streams, *extras.inputs], [
         *(word for each in (*maps, *extras.maps) for word in ("-map", each)),
         *extras.codecs,
         *extras.metadata,
         *("-map_chapters", str(extras.chapters_input), "-movflags", "+faststart", "-strict", "-2"),
-        *_video_tag(video_codec, is_matroska(plan.output)),
+        *_video_tag(task.video_codec, is_matroska(plan.output)),
         *(("-metadata", f"title={one_line(plan.title)}") if plan.title else ()),
         *(("-metadata", f"comment={one_line(plan.tag)}") if plan.tag else ()),
         *extras.options,
         *(("-f", "matroska") if is_matroska(plan.output) else ("-f", "mp4")),
-        f"file:{temporary}",
+        f"file:{task.temporary}",
     ]
 
 
-def _stream_inputs(plan: MergePlan, temporary: str, container: str, uniform: bool) -> Iterator[list[str]]:
+def _stream_inputs(task: Task) -> Iterator[list[str]]:
+    plan = task.plan
     if len(plan.segments) > 1:
-        convert = ["-auto_convert", "0"] if uniform else []
-        yield _input("concat", segment_list_path(plan, temporary), "-safe", "1", *convert)
+        convert = ["-auto_convert", "0"] if task.uniform else []
+        yield _input("concat", segment_list_path(plan, task.temporary), "-safe", "1", *convert)
         return
     for path in (*plan.segments, plan.video, plan.audio):
         if path:
-            yield _input(container, path)
+            yield _input(task.container, path)
 
 
 def _input(form: str, path: str, *options: str) -> list[str]:
     return ["-protocol_whitelist", "file", "-f", form, *options, "-i", f"file:{path}"]
 
 
-def _stream_maps(plan: MergePlan) -> list[str]:
+def _stream_maps(plan: MergePlan, first: int) -> list[str]:
     if plan.segments:
-        wanted = {"video": ["0:v:0"], "audio": ["0:a:0"], "both": ["0:v:0?", "0:a:0?"]}
-        return wanted[plan.streams]
+        wanted = {"video": ["v:0"], "audio": ["a:0"], "both": ["v:0?", "a:0?"]}
+        return [f"{first}:{stream}" for stream in wanted[plan.streams]]
     if plan.video:
-        return ["0:v:0", *(["1:a:0"] if plan.audio else [])]
-    return ["0:a:0"]
+        return [f"{first}:v:0", *([f"{first + 1}:a:0"] if plan.audio else [])]
+    return [f"{first}:a:0"]
 
 
 def _video_tag(codec: str, matroska: bool) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ that owns it, so that `remove_leftovers` can tell what a dead worker left from w
 scratch folder is on another disk than the output, the proved file is copied over and read back before it gets its name.
 A name is given to a file only where it is free: what stands there is finished work, and is never overwritten.
 
-At most one ffmpeg runs for each processor. On Linux they are started by a process of their own, `merge_starter.py`.
+At most one ffmpeg runs for each processor, and makes several small files where they wait for it (`merge_turns.py`). On
+Linux ffmpegs are started by a process of their own, `merge_starter.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -41,6 +42,7 @@ import merge_starter
 from errors import DiskFull, MergeError, NameTaken, StaleToken, UsageError
 from i18n import _
 from merge_command import (
+    Task,
     ffmpeg_arguments,
     list_of_chapters,
     list_of_chapters_path,
@@ -48,8 +50,9 @@ from merge_command import (
     segment_list_path,
     without_extras,
 )
-from merge_proof import check_inputs, check_output, write_failure
-from model import KIB, MIB, Merged, MergePlan
+from merge_proof import Inputs, check_inputs, check_output, write_failure
+from merge_turns import SharedRunFailed, Turns
+from model import CHUNK_BYTES, KIB, MIB, Merged, MergePlan
 
 if sys.platform != "win32":
     import fcntl
@@ -59,6 +62,9 @@ log = logging.getLogger(__name__)
 MIN_TIMEOUT_SECONDS = 60.0
 MERGE_BYTES_PER_SECOND = 1 * MIB
 """The slowest merge that is waited for; a disk that reads, writes and rewrites 30 MiB/s does ten of them."""
+
+SHARED_BYTES = CHUNK_BYTES
+"""Merges of no more may share an ffmpeg: they take less time than its start."""
 
 STDERR_BYTES = 64 * KIB
 MOVE_BYTES = 1 * MIB
@@ -162,22 +168,25 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
 
 async def _merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool]) -> Merged:
     inputs = await asyncio.to_thread(check_inputs, plan)
+    shares = inputs.size_bytes <= SHARED_BYTES and len(plan.segments) < 2
+    try:
+        return await _make(ffmpeg, plan, inputs, may_publish, shares)
+    except SharedRunFailed:
+        log.debug("%s: merged once more, alone", plan.output)
+    return await _make(ffmpeg, plan, inputs, may_publish, shares=False)
+
+
+async def _make(ffmpeg: str, plan: MergePlan, inputs: Inputs, may_publish: Callable[[], bool], shares: bool) -> Merged:
     output = Path(plan.output)
     scratch = Path(plan.scratch) if plan.scratch else output.parent
     with contextlib.ExitStack() as files:
-        async with _turn() as processor:
+        async with _limits().turns.take(ffmpeg if shares else "") as turn:
             is_one_disk = _can_rename(scratch, output.parent)
             if not is_one_disk:
                 _check_room(output.parent, inputs.size_bytes)  # now, not when the work is done
             temporary, lock = files.enter_context(_temporary_file(scratch, inputs.size_bytes))
             files.enter_context(_list_files(plan, temporary))
-            command = ffmpeg_arguments(
-                ffmpeg, plan, str(temporary), inputs.video_codec, inputs.container, inputs.uniform, inputs.cover
-            )
-            timeout_seconds = max(MIN_TIMEOUT_SECONDS, inputs.size_bytes / MERGE_BYTES_PER_SECOND)
-            names = (str(scratch), *plan.segments, plan.video, plan.audio, plan.cover)
-            names += tuple(subtitle.path for subtitle in plan.subtitles)
-            await _run(command, timeout_seconds, names, processor)
+            await turn.run(_Order(ffmpeg, plan, inputs, str(temporary), scratch))
         merged = await asyncio.to_thread(check_output, temporary, plan, inputs, is_one_disk)
         if not is_one_disk:
             proved = temporary
@@ -191,10 +200,45 @@ async def _merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool]) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Limits:
-    """What the merges of one event loop share: a processor for each ffmpeg, and one copy to another disk at a time."""
+class _Order:
+    """What an ffmpeg is to make: ``plan``, whose inputs are like that, into the file ``temporary``."""
 
-    processors: asyncio.Queue[int]
+    ffmpeg: str
+    plan: MergePlan
+    inputs: Inputs
+    temporary: str
+    scratch: Path
+
+    @property
+    def task(self) -> Task:
+        """The same for the command."""
+        inputs = self.inputs
+        return Task(self.plan, self.temporary, inputs.video_codec, inputs.container, inputs.uniform, inputs.cover)
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long it may take."""
+        return max(MIN_TIMEOUT_SECONDS, self.inputs.size_bytes / MERGE_BYTES_PER_SECOND)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that ffmpeg may quote."""
+        plan = self.plan
+        subtitles = (subtitle.path for subtitle in plan.subtitles)
+        return (str(self.scratch), *plan.segments, plan.video, plan.audio, plan.cover, *subtitles)
+
+
+async def _run_orders(orders: Sequence[_Order], processor: int) -> None:
+    command = ffmpeg_arguments(orders[0].ffmpeg, [order.task for order in orders])
+    timeout_seconds = max(order.timeout_seconds for order in orders)
+    await _run(command, timeout_seconds, tuple(name for order in orders for name in order.names), processor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What the merges of one event loop share: their turns, and one copy to another disk at a time."""
+
+    turns: Turns[_Order]
     copying: asyncio.Lock
 
 
@@ -204,10 +248,7 @@ _LIMITS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Limits] = weakref
 def _limits() -> _Limits:
     loop = asyncio.get_running_loop()
     if loop not in _LIMITS:
-        processors: asyncio.Queue[int] = asyncio.Queue()
-        for processor in _processors():
-            processors.put_nowait(processor)
-        _LIMITS[loop] = _Limits(processors, asyncio.Lock())
+        _LIMITS[loop] = _Limits(Turns(_processors(), _run_orders), asyncio.Lock())
     return _LIMITS[loop]
 
 
@@ -218,17 +259,6 @@ def _processors() -> list[int]:
     numbers = sorted(os.sched_getaffinity(0))
     first = os.getpid() % len(numbers)  # several workers of one machine begin at different ones
     return numbers[first:] + numbers[:first]
-
-
-@contextlib.asynccontextmanager
-async def _turn() -> AsyncIterator[int]:
-    """Wait for a processor that no other ffmpeg of ours is on, first come, first served; nothing is on disk before."""
-    processors = _limits().processors
-    processor = await processors.get()
-    try:
-        yield processor
-    finally:
-        processors.put_nowait(processor)
 
 
 def _can_rename(source: Path, target: Path) -> bool:

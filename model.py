@@ -14,6 +14,8 @@ MIB = 1024 * KIB
 
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
+MERGED_TOGETHER = 4
+"""Small files that one ffmpeg makes at most: more gain little, and the first one waits for the last."""
 
 JOB_ID_CHARACTERS = 1300
 """The id of a search has its words in it, percent-encoded: 100 characters, at most 12 each."""
@@ -268,6 +270,7 @@ class Walk:
 class ListedPage:
     """What the ledger of a source is told of one page of its listing, beside the ids that are queued.
 
+    Of a watched video it is its title, and in ``announced`` how many pages it has.
     ``page`` counts from 1 in each pass: a page that is told twice counts once. ``skipped`` are listed but not wished;
     ``ended`` says of the last page why it is the last: ``end`` of the listing, or ``wished``.
     """

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MARK_BYTES = MIB
-"""An open chunk is claimed each time it has grown by this: what a killed process fetches again at most."""
+"""An open chunk is claimed before it has grown by more than this, which a killed process would fetch again."""
 
 RESERVE_BYTES = 64 * MIB
 """Room that is left on the disk: a disk filled to the last byte takes other programs down with us."""
@@ -507,7 +507,8 @@ class PartFile:
         self.held_bytes += len(data)
         if not chunk.missing_bytes:
             self._finish(chunk)
-        elif chunk.at - chunk.marked >= MARK_BYTES:
+        elif chunk.at - chunk.marked + len(data) > MARK_BYTES:
+            # Another piece of this size would be in the file, and unclaimed, before it is counted here.
             self._mark(chunk)
 
     def set_size(self, size_bytes: int) -> None:

@@ -171,6 +171,8 @@ class QueueClient:
             }
             if start != starts[-1]:
                 body["more"] = True
+            elif len(starts) > 1:  # how many there are altogether, for who watches it
+                body["ledger"] = {"page": 1, "announced": len(pages)}
             answer = _understood(_EXPANDED, await self._post("/expand", body, lease.lease_seconds))
             added += answer["added"]
             known += answer["known"]

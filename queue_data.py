@@ -38,6 +38,7 @@ FOLDED_BYTES = 48
 LOOKED_AT = 1000
 """A call looks at so many entries at most, save leases: there are no more of them than machines can hold."""
 LEASES_AT_MOST = 20_000
+GROUPS_AT_MOST = 200
 
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 _CANCELLED_REASON = _("It was cancelled.")
@@ -196,6 +197,43 @@ def _seconds_until(due_ms: float | None, at: float) -> float | None:
     return None if due_ms is None else round(max(0.0, due_ms / 1000 - at), 1)
 
 
+_LEDGER: dict[str, Any] = {
+    "title": "",
+    "announced": None,
+    "pages_expected": None,
+    "pages_read": 0,
+    "listed": 0,
+    "queued": 0,
+    "known": 0,
+    "unavailable": {},
+    "complete": False,
+    "ended": "",
+    "cursor": "",
+    "started": None,
+    "finished": None,
+    "checked": None,
+    "full_pass": None,
+    "watched": 0,
+}
+"""What is shown of a source's ledger, and what stands for what is not known yet."""
+
+
+def ledger_item(
+    source: str, ledger: Mapping[str, Any], state: str, tries: Mapping[str, Any], category: str
+) -> dict[str, Any]:
+    """Return what is told of a source; ``category`` is where its videos go that has none of its own."""
+    failed = state in ("delayed", "dead")
+    return {
+        "source": source,
+        "state": state,
+        "code": tries.get("code", "") if failed else "",
+        "reason": reason_of(tries) if failed else "",
+        "category": ledger.get("category") or category,
+        "wishes": ledger.get("wishes") or {},
+        **{name: ledger.get(name, default) for name, default in _LEDGER.items()},
+    }
+
+
 # ------------------------------------------------------------------------------------------ failures
 
 
@@ -333,6 +371,41 @@ class JobViews:
             "cancelled": False,
             "errors": _errors(told),
         }
+
+    # -------------------------------------------------------------------------------- those that failed
+
+    def failed(self, after: str, limit: int, code: str | None) -> tuple[list[dict[str, Any]], str | None]:
+        """Return dead and delayed jobs in the order of their codes and ids, and where to go on (None at the end)."""
+        (members,) = self._look(
+            lambda pipe: pipe.zrangebylex(key("failures"), *failure_range(code, after), 0, limit + 1)
+        )
+        following = failure_cursor(members[limit - 1]) if len(members) > limit else None
+        ids = [member.rpartition("\0")[2] for member in members[:limit]]
+        if not ids:
+            return [], None
+        texts, due, (seconds, micros) = self._look(
+            lambda pipe: pipe.hmget(key("tries"), ids).zmscore(key("delayed"), ids).time()
+        )
+        at = seconds + micros / 1e6
+        return [
+            failed_item(url, as_dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
+        ], following
+
+    def failure_groups(self) -> list[dict[str, Any]]:
+        """Return how many jobs are dead and delayed of each code, with the reason of one of them, most first."""
+        groups: dict[str, dict[str, Any]] = {}
+        (kinds,) = self._look(lambda pipe: pipe.hgetall(key("kinds")))
+        for name, count in kinds.items():
+            state, _mark, code = name.partition(":")
+            groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0})[state] = int(count)
+        found = sorted(groups.values(), key=lambda group: (-group["dead"] - group["delayed"], group["code"]))
+        found = found[:GROUPS_AT_MOST]
+        samples = self._look(
+            lambda pipe: [pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found]
+        )
+        ids = [members[0].rpartition("\0")[2] if members else "" for members in samples]
+        (texts,) = self._look(lambda pipe: pipe.hmget(key("tries"), ids)) if ids else ([],)
+        return [{**group, "reason": reason_of(as_dict(text))} for group, text in zip(found, texts, strict=True)]
 
     # -------------------------------------------------------------------------------- many
 

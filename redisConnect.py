@@ -10,7 +10,6 @@ An answer means that the change is on disk: the engine runs with ``appendfsync a
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import random
@@ -20,20 +19,18 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import redis
-from redis.backoff import ConstantBackoff
 from redis.exceptions import NoScriptError
-from redis.retry import Retry
 
 import retry
 import series
 from config import Settings
-from embedded_valkey import EmbeddedValkey
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
+from notices import Change, EndedSource, Seen, SeenWorker
 from parse_ import parse_job_id
 from queue_data import (
     CANCELLED,
@@ -48,23 +45,28 @@ from queue_data import (
     containers_of,
     done_key,
     ended_key,
-    failed_item,
     failure_cursor,
     failure_range,
     folded_prefix,
     identity_of,
     key,
-    reason_of,
+    ledger_item,
     record_key,
     risk_key,
     success_item,
 )
+from redis_engine import connect_embedded, connect_url, engine_errors, memory_is_full, nothing
 
 log = logging.getLogger(__name__)
 
+NOTICES_AN_HOUR = 20
+WITHHELD_LIMIT = 50
+RECENT_STEPS = 60
+"""Ten minutes."""
+SOON_MS = 600_000
+"""A delayed job that is due within this will be work."""
 HEARD_SECONDS = 30.0
 """A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
-
 ORDER_SECONDS, LOGIN_SECONDS = 86400, 600
 """As ``lua/common.lua`` has it: what is older is not meant any more."""
 STEERED_AT_ONCE = 100
@@ -73,9 +75,6 @@ ACTIONS = 1000
 ACTION_CHARACTERS = 300
 
 _LUA = Path(__file__).resolve().parent / "lua"
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_Verb = Callable[Concatenate["Queue", _P], _R]
 
 
 def open_queue(settings: Settings) -> Queue:
@@ -84,9 +83,9 @@ def open_queue(settings: Settings) -> Queue:
     Raises EngineError with one sentence when the engine cannot be reached or started.
     """
     if settings.redis_url:
-        queue = Queue(_connect_url(settings.redis_url), settings)
+        queue = Queue(connect_url(settings.redis_url), settings)
     else:
-        connection, close = _connect_embedded(settings.data_dir)
+        connection, close = connect_embedded(settings.data_dir)
         queue = Queue(connection, settings, close, place=str(settings.data_dir))
     try:
         try:
@@ -102,97 +101,6 @@ def open_queue(settings: Settings) -> Queue:
     return queue
 
 
-def _nothing() -> None:
-    return None
-
-
-def _connect_url(url: str) -> redis.Redis:
-    try:
-        pool = redis.ConnectionPool.from_url(url, **_options(retries=1))
-    except ValueError as error:
-        raise EngineError(_("REDIS_URL cannot be used: {problem}").format(problem=error)) from None
-    return redis.Redis(connection_pool=pool)
-
-
-def _connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
-    engine = EmbeddedValkey(data_dir)
-
-    class Connection(redis.UnixDomainSocketConnection):
-        """Starts the server again where it is gone, before it connects."""
-
-        def _connect(self) -> Any:
-            address = engine.ensure()
-            self.path, self.password = address.path, address.password
-            return super()._connect()  # type: ignore[no-untyped-call]
-
-    try:
-        address = engine.ensure()
-    except BaseException:
-        engine.close()
-        raise
-    pool = redis.ConnectionPool(
-        connection_class=Connection, path=address.path, password=address.password, **_options(retries=20)
-    )
-    return redis.Redis(connection_pool=pool), engine.close
-
-
-class _Patience(Retry):
-    """Tries again what may pass; a password that was refused will be refused again."""
-
-    def call_with_retry(
-        self,
-        do: Callable[[], _R],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> _R:
-        def may_pass(error: Exception) -> bool:
-            if isinstance(error, redis.AuthenticationError):
-                return False
-            return is_retryable is None or is_retryable(error)
-
-        return super().call_with_retry(do, fail, may_pass, with_failure_count)
-
-
-def _options(retries: int) -> dict[str, Any]:
-    """Return the driver's options. It retries a connection within each retry of a command: the number counts twice."""
-    return {
-        "decode_responses": True,
-        "encoding_errors": "replace",  # half a surrogate pair in a title must not stop a job
-        "socket_timeout": 15,
-        "socket_connect_timeout": 3,
-        "health_check_interval": 30,
-        # Every verb may be repeated: its token or request id makes the answer the same.
-        "retry": _Patience(ConstantBackoff(0.05), retries),
-    }
-
-
-def _engine_errors(verb: _Verb[_P, _R]) -> _Verb[_P, _R]:
-    """Turn whatever the driver raises into one EngineError with a sentence."""
-
-    @functools.wraps(verb)
-    def guarded(self: Queue, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return verb(self, *args, **kwargs)
-        except redis.AuthenticationError:
-            raise EngineError(_("Redis refused the password: correct REDIS_URL.")) from None
-        except redis.OutOfMemoryError:
-            raise self._memory_is_full() from None
-        except redis.RedisError as error:
-            if str(error).startswith("MISCONF"):
-                raise EngineFull(
-                    _(
-                        "Redis or Valkey ({place}) cannot write to its disk, and refuses every change until it can:"
-                        " make room there. It says: {problem}"
-                    ).format(place=self.place, problem=error)
-                ) from None
-            raise EngineError(
-                _("Redis or Valkey cannot be used now ({place}): {problem}").format(place=self.place, problem=error)
-            ) from None
-
-    return guarded
-
-
 class Queue:
     """The verbs of the queue. Safe from many threads; every call may be repeated.
 
@@ -203,7 +111,7 @@ class Queue:
         self,
         connection: redis.Redis,
         settings: Settings,
-        close: Callable[[], None] = _nothing,
+        close: Callable[[], None] = nothing,
         draw: retry.Draw = random.random,
         place: str = "",
     ) -> None:
@@ -233,7 +141,7 @@ class Queue:
 
     # -------------------------------------------------------------------------------- what users ask for
 
-    @_engine_errors
+    @engine_errors
     def add(
         self,
         ids: Sequence[str],
@@ -243,16 +151,17 @@ class Queue:
         request: str = "",
         wishes: Mapping[str, Any] | None = None,
         again: bool = False,
+        watch: int = 0,
     ) -> Added:
         """Queue containers, each once; with ``refresh`` known ones are asked again for new pages.
 
         ``request`` is a random id that makes a repeated call count the same. ``wishes`` (since, match, limit and
         oldest_first of model.Walk) are for the sources among the ids; with ``again`` known sources are read again.
-        At most a few thousand ids.
+        With ``watch`` all of them are, from now on, every so many seconds. At most a few thousand ids.
         """
         keys = [answer_key(request or secrets.token_hex(8))]
         renewed = "all" if refresh else "sources" if again else ""
-        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes)]
+        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes), str(watch)]
         for text in ids:
             identity = identity_of(_container(text))
             keys += [bucket("seen", identity), bucket("closed", identity)]
@@ -260,20 +169,20 @@ class Queue:
         added, known = self._run("add", keys, args)
         return Added(int(added), int(known))
 
-    @_engine_errors
+    @engine_errors
     def redrive(self, urls: Sequence[str]) -> int:
         """Give the named dead or delayed jobs all their attempts back, now; return how many there were."""
         for url in urls:
             parse_job_id(url)
         return sum(int(self._run("redrive", [], urls[i : i + 100])) for i in range(0, len(urls), 100))
 
-    @_engine_errors
+    @engine_errors
     def redrive_all(self) -> int:
         """Give every dead job that was not cancelled all its attempts back, now; return how many there were."""
         codes = [name.removeprefix("dead:") for name in self._redis.hkeys(key("kinds")) if name.startswith("dead:")]
         return sum(self._redrive_kind(code) for code in codes if code != CANCELLED)
 
-    @_engine_errors
+    @engine_errors
     def redrive_code(self, code: str) -> int:
         """Give every dead job of that code all its attempts back, now; return how many there were."""
         return self._redrive_kind(code)
@@ -288,7 +197,7 @@ class Queue:
             moved += int(self._run("redrive", [], dead))
         return moved
 
-    @_engine_errors
+    @engine_errors
     def cancel(self, urls: Sequence[str]) -> int:
         """Bury jobs with the code ``cancelled``, wherever they are; return how many were there.
 
@@ -296,7 +205,7 @@ class Queue:
         """
         return self._run_places("cancel", urls)
 
-    @_engine_errors
+    @engine_errors
     def first(self, urls: Sequence[str]) -> int:
         """Let jobs that wait come next, in this order, the delayed ones too; return how many there were."""
         backwards = [urls[start : start + 100] for start in range(0, len(urls), 100)][::-1]
@@ -314,7 +223,7 @@ class Queue:
             changed += int(self._run(script, keys, args))
         return changed
 
-    @_engine_errors
+    @engine_errors
     def forget(self, urls: Sequence[str]) -> int:
         """Let dead and done jobs leave the queue's memory, so that they may be added again; return how many there were.
 
@@ -340,7 +249,7 @@ class Queue:
 
     # -------------------------------------------------------------------------------- sources
 
-    @_engine_errors
+    @engine_errors
     def claim(
         self,
         source: str,
@@ -367,39 +276,43 @@ class Queue:
         answer = json.loads(self._run("claim", keys, args))
         return answer if isinstance(answer, str) else self._lease(*answer)
 
-    @_engine_errors
-    def watch(self, source: str, seconds: int) -> int:
-        """Have a source read again that often by itself, or with 0 no more; return what was set before."""
-        return int(self._run("watch", [], [str(_container(source)), seconds]))
+    @engine_errors
+    def watch(self, url: str, seconds: int) -> int:
+        """Have a source or a video read again that often by itself, or with 0 no more; return what was set before.
 
-    @_engine_errors
+        A video is asked for new pages once a day at most.
+        """
+        return int(self._run("watch", [], [str(_container(url)), seconds]))
+
+    @engine_errors
     def revisit(self) -> int:
-        """Queue watched sources whose time has come, a bounded number of them; return how many."""
+        """Queue watched sources and videos whose time has come, a bounded number of them; return how many."""
         seconds, micros = self._redis.time()
         due = self._redis.zrangebyscore(key("watch"), "-inf", seconds * 1000 + micros // 1000, 0, 100)
         if not due:
             return 0
         keys, args = [], []
-        for source in due:
-            identity = identity_of(_container(source))
+        for url in due:
+            identity = identity_of(_container(url))
             keys += [bucket("seen", identity), bucket("closed", identity)]
-            args += [source, identity.member]
+            args += [url, identity.member]
         return int(self._run("revisit", keys, args))
 
-    @_engine_errors
+    @engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Return the ledgers of sources in the order of their ids, and where to go on (None at the end)."""
+        """Return the ledgers of sources and watched videos in the order of ids, and where to go on."""
         ids = sorted(self._redis.hkeys(key("ledger")))
         first = bisect_right(ids, after)
         following = ids[first + limit - 1] if len(ids) > first + limit else None
         ids = ids[first : first + limit]
         if not ids:
             return [], None
+        closed_at = [(bucket("closed", one), one.member) for one in map(identity_of, map(_container, ids))]
         texts, tries, leased, delayed, dead, *closed = self._look(
             lambda pipe: (
                 pipe.hmget(key("ledger"), ids).hmget(key("tries"), ids),
                 pipe.zmscore(key("leased"), ids).zmscore(key("delayed"), ids).zmscore(key("dead"), ids),
-                [pipe.sismember(bucket("closed", identity_of(_container(source))), source) for source in ids],
+                [pipe.sismember(place, member) for place, member in closed_at],
             )
         )
         places = {"leased": leased, "delayed": delayed, "dead": dead, "closed": [one or None for one in closed]}
@@ -408,25 +321,13 @@ class Queue:
             for index in range(len(ids))
         ]
         return [
-            self._ledger(source, as_dict(text), state, as_dict(failure))
+            ledger_item(source, as_dict(text), state, as_dict(failure), self._category)
             for source, text, state, failure in zip(ids, texts, states, tries, strict=True)
         ], following
 
-    def _ledger(self, source: str, ledger: dict[str, Any], state: str, tries: dict[str, Any]) -> dict[str, Any]:
-        failed = state in ("delayed", "dead")
-        return {
-            "source": source,
-            "state": state,
-            "code": tries.get("code", "") if failed else "",
-            "reason": reason_of(tries) if failed else "",
-            "category": ledger.get("category") or self._category,
-            "wishes": ledger.get("wishes") or {},
-            **{name: ledger.get(name, default) for name, default in _LEDGER.items()},
-        }
-
     # -------------------------------------------------------------------------------- what workers do
 
-    @_engine_errors
+    @engine_errors
     def lease(
         self,
         worker: str,
@@ -450,7 +351,7 @@ class Queue:
         found = self._run("lease", keys, [*arguments, *nonces, *named, *sizes])
         return tuple(self._lease(*fields) for fields in found)
 
-    @_engine_errors
+    @engine_errors
     def expand(
         self,
         url: str,
@@ -468,7 +369,7 @@ class Queue:
         container = _container(url)
         identity = identity_of(container)
         own = key(f"listed:{url}") if container.is_source else bucket("paged", identity)
-        keys = [answer_key(token), bucket("closed", identity), own]
+        keys = [answer_key(token), bucket("closed", identity), own, key("ended")]
         args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
         told = ledger or ListedPage(0)
         args += [
@@ -486,7 +387,7 @@ class Queue:
         ended = rest == [True]
         return Expanded(added, known, self._lease(*rest[0]) if rest and not ended else None, ended)
 
-    @_engine_errors
+    @engine_errors
     def heartbeat(
         self,
         worker: str,
@@ -504,7 +405,7 @@ class Queue:
             args += [url, token, int(done_bytes), title, folded_prefix(title)]
         return list(self._run("heartbeat", [], args))
 
-    @_engine_errors
+    @engine_errors
     def tell_risk(self, marks: Sequence[str], kind: str, seconds: float) -> None:
         """Remember for a while that the site asked a worker for less; ``marks`` are its address and its account."""
         told_ms = round(seconds * 1000)
@@ -517,7 +418,7 @@ class Queue:
                     pipe.set(risk_key(mark), kind, px=told_ms)
             pipe.execute()
 
-    @_engine_errors
+    @engine_errors
     def risk_seconds(self, marks: Sequence[str]) -> float:
         """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -525,7 +426,7 @@ class Queue:
                 pipe.pttl(risk_key(mark))
             return float(max(0, *pipe.execute())) / 1000
 
-    @_engine_errors
+    @engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
         """Tell whether all these pages are recorded as done, or were forgotten on purpose; else data were lost."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -534,7 +435,7 @@ class Queue:
             found = pipe.execute()
         return all(done or since is not None for done, since in zip(found[::2], found[1::2], strict=True))
 
-    @_engine_errors
+    @engine_errors
     def replay(self, worker: str, results: Sequence[tuple[str, Result]]) -> int:
         """Record what a worker finished and this queue has lost; return how many pages were not recorded.
 
@@ -549,7 +450,7 @@ class Queue:
             args += [url, str(job.cid), *_told(result)]
         return int(self._run("replay", keys, args))
 
-    @_engine_errors
+    @engine_errors
     def ack(self, url: str, token: str, result: Result) -> str:
         """Record a page as done; return its state."""
         job = parse_job_id(url)
@@ -558,7 +459,7 @@ class Queue:
         keys = [answer_key(token), done_key(job), record_key(job)]
         return self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)]), url)
 
-    @_engine_errors
+    @engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
         """Record a failed attempt; return the state that follows from its class: delayed, dead or ready."""
         waits = failure.kind == "waiting"
@@ -571,17 +472,17 @@ class Queue:
         args += [round(delay * 1000) for delay in delays]
         return self._current(self._run("nack", [answer_key(token)], args), url)
 
-    @_engine_errors
+    @engine_errors
     def release(self, url: str, token: str) -> str:
         """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
         return self._current(self._run("release", [answer_key(token)], [url, token]), url)
 
-    @_engine_errors
+    @engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
         return int(self._run("sweep", [key("orders")], [self._lease_ms, self._affinity_ms]))
 
-    @_engine_errors
+    @engine_errors
     def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
         """Return jobs that died of the deaths of their workers since ``after_ms``, and from when to ask next.
 
@@ -597,7 +498,7 @@ class Queue:
         codes = [as_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
 
-    @_engine_errors
+    @engine_errors
     def sample(self) -> bool:
         """Note how fast the farm is and what it finished since the last step; return whether that was due.
 
@@ -620,9 +521,110 @@ class Queue:
             speed += sum(as_dict(text).get("speed_bytes_per_second", 0) for text in texts)
         return round(speed)
 
+    # -------------------------------------------------------------------------------- what people are told
+
+    @engine_errors
+    def seen(self, watched_seconds: float) -> tuple[Seen, dict[str, str]]:
+        """Return what notices are made of, and what is remembered of those before.
+
+        ``watched_seconds`` is for how long workers could be heard without a break: no silence is longer.
+        """
+        said, beats, holds, totals, texts, soon, time = self._look(
+            lambda pipe: (
+                pipe.hgetall(key("noticed")).zrange(key("workers"), 0, -1, withscores=True).hgetall(key("holds")),
+                pipe.hmget(key("totals"), "done", "replayed", "replayed_at"),
+                pipe.hvals(_ring(series.HOUR)).zrange(key("delayed"), 0, 0, withscores=True).time(),
+            )
+        )
+        at_ms, counts = time[0] * 1000 + time[1] // 1000, self.counts()
+        recent = [
+            step
+            for step in series.read_steps(series.RINGS[series.HOUR], texts, time[0])
+            if step.number >= time[0] // series.RINGS[series.HOUR].step_seconds - RECENT_STEPS
+        ]
+        ended, until = self._ended(said.get("ended", ""))
+        is_soon = bool(soon) and soon[0][1] < at_ms + SOON_MS
+        done, replayed, replayed_at = (int(total or 0) for total in totals)
+        return Seen(
+            at_seconds=time[0],
+            workers=self._seen_workers(beats, holds, at_ms, watched_seconds),
+            lost_after_seconds=max(15.0, 3 * self._lease_seconds),
+            failures=sum(step.failures for step in recent),
+            finished=sum(step.finished for step in recent),
+            open_jobs=counts.ready + counts.leased + (counts.delayed if is_soon else 0),
+            waiting_jobs=counts.delayed,
+            done=done,
+            dead=counts.dead,
+            replayed=replayed,
+            replayed_seconds=max(0.0, (at_ms - replayed_at) / 1000),
+            ended=ended,
+            ended_until=until,
+        ), said
+
+    def _seen_workers(
+        self, beats: list[tuple[str, float]], holds: Mapping[str, str], at_ms: int, watched_seconds: float
+    ) -> list[SeenWorker]:
+        workers = []
+        for i in range(0, len(beats), 100):  # a large answer would hold up the engine
+            part = beats[i : i + 100]
+            texts = self._redis.hmget(key("status"), [name for name, _score in part])
+            for (name, score), text in zip(part, texts, strict=True):
+                status = as_dict(text)
+                silent_seconds = min(watched_seconds, max(0.0, (at_ms - score) / 1000))
+                if "state" in status:  # who only ever asked for jobs is no machine that could be lost
+                    has_ended = status["state"] == "ended" and name not in holds
+                    free, risk = status.get("disk_free_bytes"), status.get("risk", "")
+                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk))
+        return workers
+
+    def _ended(self, after: str) -> tuple[list[EndedSource], str]:
+        """Return the sources that ended after a place in their stream, and the place after them."""
+        if not after:
+            newest = self._redis.xrevrange(key("ended"), count=1)
+            return [], newest[0][0] if newest else "0-0"
+        entries = self._redis.xrange(key("ended"), f"({after}", "+")
+        sources = [
+            EndedSource(
+                entry["source"],
+                entry["title"],
+                entry["complete"] == "1",
+                *(int(entry[name]) for name in ("listed", "queued", "unavailable")),
+            )
+            for _id, entry in entries
+        ]
+        return sources, entries[-1][0] if entries else after
+
+    @engine_errors
+    def change_noticed(self, changes: Sequence[Change]) -> list[str]:
+        """Remember changes; return the subjects of those that no other server was quicker with."""
+        args = [text for change in changes for text in (change.subject, change.before, change.after)]
+        return list(self._run("notice", [key("noticed")], args))
+
+    @engine_errors
+    def may_notify(self, text: str) -> bool:
+        """Tell whether a notice may go out in this hour; else it is withheld, until ``withheld`` gives it out."""
+        seconds, _micros = self._redis.time()
+        sent = key(f"notified:{seconds // 3600}")
+        with self._redis.pipeline(transaction=False) as pipe:
+            count, _set = pipe.incr(sent).expire(sent, 7200).execute()
+        if count <= NOTICES_AN_HOUR:
+            return True
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(key("withheld"), text).ltrim(key("withheld"), -WITHHELD_LIMIT, -1).execute()
+        return False
+
+    @engine_errors
+    def withheld(self) -> list[str]:
+        """Return what was withheld, once, when a new hour has begun; the last notices where there were too many."""
+        (seconds, _micros), length = self._look(lambda pipe: pipe.time().llen(key("withheld")))
+        if not length or int(self._redis.get(key(f"notified:{seconds // 3600}")) or 0) >= NOTICES_AN_HOUR:
+            return []
+        with self._redis.pipeline(transaction=True) as pipe:
+            return list(pipe.lrange(key("withheld"), 0, -1).delete(key("withheld")).execute()[0])
+
     # -------------------------------------------------------------------------------- what people order
 
-    @_engine_errors
+    @engine_errors
     def steer(
         self, workers: Sequence[str] | None, working: Mapping[str, Any], who: str, login: str = ""
     ) -> tuple[list[str], list[str]]:
@@ -639,20 +641,20 @@ class Queue:
             )
         return [worker for worker in named if worker not in unknown], list(unknown)
 
-    @_engine_errors
+    @engine_errors
     def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
         """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
         if not self._redis.hexists(key("orders"), worker):  # nearly always
             return None
         return _order(self._run("obey", [key("orders")], [worker, obeyed]))
 
-    @_engine_errors
+    @engine_errors
     def note_action(self, who: str, what: str, about: str) -> None:
         """Write down what somebody did. The last thousand actions are kept; a repeated call may be there twice."""
         fields = {"who": who[:ACTION_CHARACTERS], "what": what, "about": about[:ACTION_CHARACTERS]}
         self._redis.xadd(key("actions"), fields, maxlen=ACTIONS, approximate=True)
 
-    @_engine_errors
+    @engine_errors
     def actions(self, limit: int) -> list[dict[str, Any]]:
         """Return what people did, the newest first."""
         entries = self._redis.xrevrange(key("actions"), count=limit)
@@ -660,26 +662,26 @@ class Queue:
 
     # -------------------------------------------------------------------------------- what people look at
 
-    @_engine_errors
+    @engine_errors
     def history(self, name: str) -> tuple[int, list[series.Point]]:
         """Return the seconds of a step and the points of a range, one of ``series.RINGS``."""
         ring = series.RINGS[name]
         texts, (seconds, _micros) = self._look(lambda pipe: pipe.hvals(_ring(name)).time())
         return ring.step_seconds, series.points(ring, series.read_steps(ring, texts, seconds))
 
-    @_engine_errors
+    @engine_errors
     def time_left_seconds(self) -> int | None:
         """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
-        ready, kept, suspect, leased, texts, (seconds, _micros) = self._look(
+        ready, kept, suspect, leased, stale, texts, (seconds, _micros) = self._look(
             lambda pipe: (
                 pipe.llen(key("ready")).zcard(key("kept")).llen(key("suspect")).zcard(key("leased")),
-                pipe.hvals(_ring(series.HOUR)).time(),
+                pipe.hget(key("totals"), "stale").hvals(_ring(series.HOUR)).time(),
             )
         )
         steps = series.read_steps(series.RINGS[series.HOUR], texts, seconds)
-        return series.seconds_left(ready + kept + suspect + leased, steps, seconds)
+        return series.seconds_left(ready - int(stale or 0) + kept + suspect + leased, steps, seconds)
 
-    @_engine_errors
+    @engine_errors
     def counts(self) -> Counts:
         """Return how many jobs are in each state, in one consistent look."""
         ready, kept, suspect, leased, delayed, dead, totals = self._look(
@@ -692,7 +694,7 @@ class Queue:
         done, stale = (int(total or 0) for total in totals)
         return Counts(ready - stale + kept + suspect, leased, delayed, done, dead)
 
-    @_engine_errors
+    @engine_errors
     def replayed(self) -> tuple[int, float] | None:
         """Return how many results were recorded by ``replay``, and how many seconds ago the last; None if none was."""
         (count, at), (seconds, _micros) = self._look(
@@ -700,20 +702,20 @@ class Queue:
         )
         return (int(count), max(0.0, seconds - int(at) / 1000)) if count else None
 
-    @_engine_errors
+    @engine_errors
     def next_due_seconds(self) -> float | None:
         """Return how long until the first delayed job is due, None where none is delayed."""
         first, (seconds, micros) = self._look(lambda pipe: pipe.zrange(key("delayed"), 0, 0, withscores=True).time())
         return max(0.0, first[0][1] / 1000 - seconds - micros / 1e6) if first else None
 
-    @_engine_errors
+    @engine_errors
     def worker_count(self) -> int:
         """Return how many workers were heard of within three lease times, at least two minutes."""
         seconds, _micros = self._redis.time()
         horizon = max(120.0, 3 * self._lease_seconds)
         return int(self._redis.zcount(key("workers"), (seconds - horizon) * 1000, "+inf"))
 
-    @_engine_errors
+    @engine_errors
     def workers(self, limit: int = 200) -> list[dict[str, Any]]:
         """Return the workers seen last: name, seconds since then, and the status they sent themselves."""
         seen, (seconds, micros) = self._look(
@@ -734,7 +736,7 @@ class Queue:
             for (name, score), text, order in zip(seen, texts, orders, strict=True)
         ]
 
-    @_engine_errors
+    @engine_errors
     def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return finished pages in the order in which they were, and where to go on (None at the end)."""
         start = "-"
@@ -746,46 +748,25 @@ class Queue:
         following = entries[limit - 1][0] if len(entries) > limit else None
         return [success_item(*entry) for entry in entries[:limit]], following
 
-    @_engine_errors
+    @engine_errors
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
         """Return the pages finished last, the newest first."""
         return [success_item(*entry) for entry in self._redis.xrevrange(key("success"), count=limit)]
 
-    @_engine_errors
+    @engine_errors
     def failed(self, after: str, limit: int, code: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
         """Return dead and delayed jobs in the order of their codes and ids, and where to go on (None at the end).
 
         With ``code`` only those that failed with it.
         """
-        members = self._redis.zrangebylex(key("failures"), *failure_range(code, after), 0, limit + 1)
-        following = failure_cursor(members[limit - 1]) if len(members) > limit else None
-        ids = [member.rpartition("\0")[2] for member in members[:limit]]
-        if not ids:
-            return [], None
-        texts, due, (seconds, micros) = self._look(
-            lambda pipe: pipe.hmget(key("tries"), ids).zmscore(key("delayed"), ids).time()
-        )
-        at = seconds + micros / 1e6
-        return [
-            failed_item(url, as_dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
-        ], following
+        return self._views.failed(after, limit, code)
 
-    @_engine_errors
+    @engine_errors
     def failure_groups(self) -> list[dict[str, Any]]:
         """Return how many jobs are dead and delayed of each code, with the reason of one of them, most first."""
-        groups: dict[str, dict[str, Any]] = {}
-        for name, count in self._redis.hgetall(key("kinds")).items():
-            state, _mark, code = name.partition(":")
-            groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0})[state] = int(count)
-        found = sorted(groups.values(), key=lambda group: (-group["dead"] - group["delayed"], group["code"]))[:200]
-        samples = self._look(
-            lambda pipe: [pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found]
-        )
-        ids = [members[0].rpartition("\0")[2] if members else "" for members in samples]
-        texts = self._redis.hmget(key("tries"), ids) if ids else []
-        return [{**group, "reason": reason_of(as_dict(text))} for group, text in zip(found, texts, strict=True)]
+        return self._views.failure_groups()
 
-    @_engine_errors
+    @engine_errors
     def jobs(
         self, state: str = "", category: str = "", source: str = "", find: str = "", after: str = "", limit: int = 100
     ) -> tuple[list[dict[str, Any]], str | None]:
@@ -810,21 +791,21 @@ class Queue:
         except ValueError:
             return None  # it is no id
 
-    @_engine_errors
+    @engine_errors
     def job(self, url: str) -> dict[str, Any] | None:
         """Return one job and the last failures that it had, None where it was never added."""
         return self._views.life(url)
 
-    @_engine_errors
+    @engine_errors
     def ping(self) -> None:
         """Raise EngineError where the engine is away, EngineFull where it takes nothing more."""
         self._redis.ping()  # is refused already by an engine that cannot write to its disk
         memory = self._redis.info("memory")
         used_bytes = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
         if memory.get("maxmemory_policy", "noeviction") == "noeviction" and 0 < memory.get("maxmemory", 0) < used_bytes:
-            raise self._memory_is_full()
+            raise memory_is_full(self.place)
 
-    @_engine_errors
+    @engine_errors
     def unsafe(self) -> list[str]:
         """Return a sentence for each way in which this engine may lose what was accepted."""
         found = []
@@ -840,7 +821,7 @@ class Queue:
             found.append(_("Redis may evict jobs when memory is short. Set: maxmemory-policy noeviction"))
         return found
 
-    @_engine_errors
+    @engine_errors
     def adopt(self) -> None:
         """Put what an earlier version has written where this one looks for it: once, and in bounded steps."""
         while ids := self._redis.zrange(key("failed"), 0, 499):
@@ -881,14 +862,6 @@ class Queue:
                         raise
                     # Redis 7 begins no transaction where memory is full, not even one that only reads.
         raise AssertionError
-
-    def _memory_is_full(self) -> EngineFull:
-        return EngineFull(
-            _(
-                "The memory of Redis or Valkey ({place}) is full: it takes no new jobs. Raise its maxmemory. What was"
-                " accepted is safe."
-            ).format(place=self.place)
-        )
 
     def _origin(
         self, category: str, source: str, refresh: bool = False, wishes: Mapping[str, Any] | None = None
@@ -937,27 +910,6 @@ def _page_job(container: JobId, page: Page) -> JobId:
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
-
-
-_LEDGER: dict[str, Any] = {
-    "title": "",
-    "announced": None,
-    "pages_expected": None,
-    "pages_read": 0,
-    "listed": 0,
-    "queued": 0,
-    "known": 0,
-    "unavailable": {},
-    "complete": False,
-    "ended": "",
-    "cursor": "",
-    "started": None,
-    "finished": None,
-    "checked": None,
-    "full_pass": None,
-    "watched": 0,
-}
-"""What is shown of a source's ledger, and what stands for what is not known yet."""
 
 
 def _order(text: str | None) -> dict[str, Any] | None:

@@ -28,6 +28,12 @@ def log_path(data_dir: Path, server_url: str, worker: str) -> Path:
     return data_dir / f"results-{sha256(f'{server_url} {worker}'.encode()).hexdigest()[:16]}.jsonl"
 
 
+def all_results(data_dir: Path) -> Iterator[tuple[str, Result]]:
+    """Yield id and result of each page that a worker of this data folder has noted, of all workers and servers."""
+    for path in sorted(data_dir.glob("results-*.jsonl")):
+        yield from ResultLog(path).oldest_first()
+
+
 class ResultLog:
     """The pages that one worker has finished, and which of them the queue is to be asked about.
 

@@ -7,6 +7,10 @@ downloaded at the same time. Ctrl-C gives all jobs back at once and keeps what i
 
     python run.py --login
     python run.py --logout
+
+--extras downloads no video: it lays what BILI_EXTRAS names beside those that are here already.
+
+    python run.py --extras
 """
 
 from __future__ import annotations
@@ -30,32 +34,30 @@ from hashlib import sha256
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.console import Console, Group
-from rich.live import Live
-from rich.logging import RichHandler
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 import account
 import config
 from bili_client import BiliClient, make_session
-from board import Board, JobView
 from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
 from connections import Connections
 from download_scheduler import Scheduler
 from download_stream_file import Wire
-from errors import DownloaderError, UsageError
+from errors import CircumstanceError, DownloaderError, UsageError
+from extras import BESIDE, Extras
 from i18n import _
+from late_extras import Laid, MediaDoor, lay_late
+from live_lines import LiveLines, reflows
+from log_setup import start_logging
 from media_client import MediaClient
 from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from mirrors import Health, media_allowed
-from model import MIB, StreamProgress
-from part_file import discard_old_parts
+from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
 from queue_client import QueueClient, make_server_session
 from speed_limit import SpeedLimit
 from steering import QrLogin
+from terminal import Terminal
 
 log = logging.getLogger("run")
 
@@ -66,42 +68,28 @@ KEEP_SECONDS = 60.0
 """Between two looks at the mirrors' health that outlive a kill."""
 EXIT_USAGE = 2
 EXIT_NO_LOGIN = 1
-
-_WORDS = {
-    "starting": _("starting"),
-    "running": _("running"),
-    "paused": _("paused"),
-    "parked": _("parked"),
-    "draining": _("draining"),
-    "drained": _("drained"),
-    "stopping": _("stopping"),
-    "describing": _("reading"),
-    "listing": _("reading a list"),
-    "waiting": _("waiting"),
-    "downloading": _("downloading"),
-    "merging": _("merging"),
-    "recording": _("recording"),
-}
-"""The states of a worker and the stages of a job, for people."""
+EXIT_SOME_FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker; return the exit status."""
     options = _parser().parse_args(arguments)
-    console = Console(stderr=not sys.stdout.isatty())
-    _log_to(console)
+    terminal = Terminal(Console(stderr=not sys.stdout.isatty()), reflows(os.environ))
     try:
         settings = config.load(os.environ)
+        start_logging(settings, terminal.handler)
         if options.login or options.logout:
             return asyncio.run(_log_in(settings)) if options.login else _log_out(settings)
         account.load(settings)  # one that cannot be used is said before anything begins
+        if options.extras:
+            return asyncio.run(_lay_extras(settings))
         ffmpeg = find_ffmpeg(config.ROOT, os.environ)
         log.info("ffmpeg: %s", probe_ffmpeg(ffmpeg))
         settings, name_lock = _claim_name(settings)
         with name_lock:
             _prepare_folders(settings)
             gc.freeze()  # what was imported stays: the collector need not look through it again and again
-            return asyncio.run(_work(settings, ffmpeg, console, options.wait if options.until_empty else None))
+            return asyncio.run(_work(settings, ffmpeg, terminal, options.wait if options.until_empty else None))
     except DownloaderError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
@@ -131,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         "--login", action="store_true", help=_("log in with a QR code, keep the account on this machine, and end")
     )
     either.add_argument("--logout", action="store_true", help=_("delete the account that --login has kept, and end"))
+    either.add_argument(
+        "--extras",
+        action="store_true",
+        help=_("lay what BILI_EXTRAS names beside the videos that are here already, and end"),
+    )
     return parser
 
 
@@ -158,6 +151,30 @@ def _log_out(settings: Settings) -> int:
     return 0
 
 
+async def _lay_extras(settings: Settings) -> int:
+    """Lay what is missing beside the finished pages of this machine; return the exit status."""
+    beside = tuple(extra for extra in settings.extras if extra in BESIDE)
+    if not beside:
+        sentence = _("BILI_EXTRAS names nothing that lies beside a video; such are: {names}")
+        raise UsageError(sentence.format(names=", ".join(BESIDE)))
+    _prepare_folders(settings)
+    settings = replace(settings, extras=beside)
+    laid = Laid()
+    async with (
+        make_session(settings) as site_session,
+        MediaClient(settings, media_allowed(MEDIA_SUFFIXES, settings.stand_in_hosts)) as media_client,
+    ):
+        site = BiliClient(settings, site_session)
+        try:
+            await lay_late(Extras(settings, site, MediaDoor(media_client)), site, laid)
+        except CircumstanceError as error:
+            log.warning(_("%s; the same command goes on where it stopped, later"), error)
+            laid.failed += 1
+        finally:
+            _say(str(laid))
+    return EXIT_SOME_FAILED if laid.failed else 0
+
+
 def _say(sentence: str) -> None:
     print(sentence, flush=True)
 
@@ -169,16 +186,6 @@ def _show_code(link: str) -> None:
         picture.encode(sys.stdout.encoding or "ascii")
         if sys.stdout.isatty():
             _say(picture)
-
-
-def _log_to(console: Console) -> None:
-    """Log above the bars on a terminal, plain lines elsewhere."""
-    handler: logging.Handler
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _claim_name(settings: Settings) -> tuple[Settings, FileLock]:
@@ -228,7 +235,7 @@ def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
     return sentence.format(folder=folder, problem=error.strerror, setting=setting)
 
 
-async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_seconds: float | None) -> int:
+async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty_seconds: float | None) -> int:
     running = asyncio.Event()
     instance = new_instance(time.time())
     for folder in {settings.scratch_dir, settings.download_dir / PARTS_FOLDER}:  # the setting may be a new one
@@ -254,11 +261,10 @@ async def _work(settings: Settings, ffmpeg: str, console: Console, until_empty_s
             qr_login=QrLogin(settings, passport, site.login),
         )
         _stop_on_signals(scheduler)
+        _draw_anew_on_signals(terminal.lines)
         log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
         async with _kept_login(Keeper(settings, passport, site.login, site.check_login)):
-            if not console.is_terminal:
-                return await scheduler.run(until_empty_seconds)
-            with Screen(scheduler.board, console):
+            with terminal.bars(scheduler.board, lambda: free_disk_bytes(settings.download_dir)):
                 return await scheduler.run(until_empty_seconds)
 
 
@@ -328,84 +334,10 @@ def _stop_on_signals(scheduler: Scheduler) -> None:
             signal.signal(getattr(signal, name), on_signal)
 
 
-class Screen(Live):
-    """The terminal: drawn four times a second at most, and only when something has changed.
-
-    A worker that has nothing to do would spend most of its time on drawing the same again.
-    """
-
-    def __init__(self, board: Board, console: Console) -> None:
-        super().__init__(get_renderable=lambda: _screen(board), console=console, refresh_per_second=4, transient=True)
-        self._board = board
-        self._drawn: object = None
-
-    def refresh(self) -> None:
-        """Draw, unless it would be the same again."""
-        board = self._board
-        jobs = [
-            (view.title, view.stage, *view.streams.values(), *view.speeds.values())
-            for view in list(board.jobs.values())
-        ]
-        speed = _rate(board.speed_bytes_per_second)
-        now = (jobs, board.state, board.note, board.done, board.failed, speed, self.console.size)
-        if now != self._drawn:
-            self._drawn = now
-            super().refresh()
-
-
-def _screen(board: Board) -> Group:
-    """Return what the terminal shows now: a bar for each stream of each job, and the totals."""
-    table = Table.grid(padding=(0, 1), expand=True)
-    for ratio in (4, 3):
-        table.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for view in list(board.jobs.values()):
-        _add_rows(table, view)
-    totals = _("{state} · jobs: {jobs} · {speed} · done: {done} · failed: {failed}").format(
-        state=_WORDS.get(board.state, board.state),
-        jobs=len(board.jobs),
-        speed=_rate(board.speed_bytes_per_second),
-        done=board.done,
-        failed=board.failed,
-    )
-    lines = [Text(totals, style="bold", no_wrap=True, overflow="ellipsis")]
-    if board.note:
-        lines.append(Text(_printable(board.note), style="yellow"))
-    return Group(table, *lines)
-
-
-def _add_rows(table: Table, view: JobView) -> None:
-    title = Text(_printable(view.title or view.url))
-    streams = list(view.streams.values()) if view.stage == "downloading" else []
-    if not streams:
-        table.add_row(title, Text(_WORDS.get(view.stage, view.stage), style="dim"), "", "")
-    for stream in streams:
-        table.add_row(title, *_bar(stream, view.speeds.get(stream.name, 0.0)))
-        title = Text("")
-
-
-def _bar(stream: StreamProgress, speed: float) -> tuple[ProgressBar, Text, Text]:
-    total = stream.total_bytes
-    bar = ProgressBar(total=total or 1, completed=stream.done_bytes if total else 0, pulse=not total)
-    size = f"{stream.done_bytes / MIB:.1f}/{total / MIB:.1f} MiB" if total else "?"
-    return bar, Text(f"{size} {_time_left(stream, speed)}"), Text(_printable(stream.mirror), style="dim")
-
-
-def _time_left(stream: StreamProgress, speed: float) -> str:
-    if not stream.total_bytes or speed < 1:
-        return "--:--"
-    seconds = min(359999, int((stream.total_bytes - stream.done_bytes) / speed))
-    return f"{_rate(speed)} {seconds // 60:02d}:{seconds % 60:02d}"
-
-
-def _rate(bytes_per_second: float) -> str:
-    return f"{bytes_per_second / MIB:.1f} MiB/s"
-
-
-def _printable(text: str) -> str:
-    """Return text without control characters: a title must not command the terminal."""
-    return "".join(character for character in text if character.isprintable())
+def _draw_anew_on_signals(lines: LiveLines) -> None:
+    """Draw below what the shell has written while the worker was stopped (Ctrl-Z, then fg)."""
+    if hasattr(signal, "SIGCONT"):
+        signal.signal(signal.SIGCONT, lambda _number, _frame: lines.begin_anew())
 
 
 if __name__ == "__main__":

@@ -14,18 +14,23 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import waitress
 
 from config import Settings, is_loopback, load
-from errors import EngineError, UsageError
+from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
+from log_setup import start_logging
 from model import MIB
+from notices import notices
+from notify import Notifier
 from redisConnect import Queue, open_queue
+from status_table import show_status
 from web import create_app
 
 log = logging.getLogger(__name__)
@@ -66,6 +71,61 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
             if away:
                 log.warning(_("Redis or Valkey is back"))
             away = False
+
+
+class Watch:
+    """Looks at the farm every few seconds and says what is worth a message, in a thread of its own.
+
+    Several servers may do so: the queue remembers what was said, and by whom it is said is who is quicker.
+    """
+
+    PERIOD_SECONDS = 10.0
+    JUMP_SECONDS = 30.0
+    """Where Redis' clock and ours go apart by more, one of them has jumped."""
+
+    def __init__(self, queue: Queue, send: Callable[[str, bool], list[str]]) -> None:
+        self._queue = queue
+        self._send = send
+        self._since: float | None = None
+        self._apart = 0.0
+        self._problems: list[str] = []
+
+    def run(self, ended: threading.Event, period_seconds: float = PERIOD_SECONDS) -> None:
+        """Look again and again until ``ended``; while the engine is away nothing is seen, nor said."""
+        while not ended.wait(period_seconds):
+            try:
+                self.look()
+            except EngineError:  # the tick says so
+                self._since = None
+
+    def look(self) -> None:
+        """Look once; what a server cannot have heard while it, or Redis, was away is no silence of a worker."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        seen, said = self._queue.seen(now - self._since)
+        apart = seen.at_seconds - now
+        if abs(apart - self._apart) > self.JUMP_SECONDS:
+            self._since, self._apart = now, apart
+            return
+        self._apart = apart
+        if withheld := self._queue.withheld():
+            self._say("\n".join([_("More than may be said in an hour:"), *withheld]), False)
+        for notice in notices(seen, said):
+            made = self._queue.change_noticed(notice.changes)
+            if made and notice.say is not None:
+                self._say(notice.say([subject.partition(" ")[2] for subject in made]), notice.is_good)
+
+    def _say(self, text: str, is_good: bool) -> None:
+        with suppress(EngineFull):  # there is no room to count it; what is remembered is said once all the same
+            if not self._queue.may_notify(text):
+                return
+        problems = self._send(text, is_good)
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("%s", problem)
+        if self._problems and not problems:
+            log.warning(_("Notices arrive again"))
+        self._problems = problems
 
 
 def listen(app: Any, host: str, port: int) -> Any:
@@ -171,7 +231,19 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--port", type=_port, default=8080, help=_("port; 0 is any that is free (default: %(default)s)")
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--test-notification",
+        action="store_true",
+        help=_("send a notice to each address of BILI_NOTIFY, say whether it arrived, and end"),
+    )
+    parser.add_argument(
+        "--status", action="store_true", help=_("show what the running server at BILI_SERVER_URL tells, and end")
+    )
+    parser.add_argument("--json", action="store_true", help=_("with --status: as JSON, for scripts"))
+    arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.status:
+        parser.error(_("--json belongs to --status"))
+    return arguments
 
 
 def _port(text: str) -> int:
@@ -180,12 +252,26 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _test_notification(settings: Settings) -> int:
+    if not settings.notify:
+        raise UsageError(_("BILI_NOTIFY is not set: there is nobody to be told"))
+    problems = Notifier(settings.notify).send(_("This is a test: notices arrive."), is_good=True)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print(_("The notice was taken by each address of BILI_NOTIFY."))
+    return 1 if problems else 0
+
+
 def _serve(settings: Settings, queue: Queue, host: str, port: int) -> None:
+    notifier = Notifier(settings.notify) if settings.notify else None
     server = listen(create_app(settings, queue), host, port)
     _end_on_signals()
     ended = threading.Event()
     ticking = threading.Thread(target=tick, args=(queue, ended), name="tick", daemon=True)
     ticking.start()
+    if notifier is not None:
+        threading.Thread(target=Watch(queue, notifier.send).run, args=(ended,), name="watch", daemon=True).start()
     print(_("Queue server and dashboard: {urls}").format(urls=" ".join(listening_urls(server))))
     print(_("The queue is kept in {place}").format(place=queue.place if settings.redis_url else settings.data_dir))
     if settings.token:
@@ -202,14 +288,19 @@ def _serve(settings: Settings, queue: Queue, host: str, port: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until a signal ends it; return the exit status, 2 where it could not start."""
     arguments = _parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
     try:
         settings = load(os.environ)
+        if arguments.status:
+            show_status(settings, arguments.json)
+            return 0
+        start_logging(settings)
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
+        if arguments.test_notification:
+            return _test_notification(settings)
         _demand_token(arguments.host, settings)
         with closing(open_queue(settings)) as queue:
             _serve(settings, queue, arguments.host, arguments.port)
-    except (UsageError, EngineError) as error:
+    except (UsageError, EngineError, ServerError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -55,6 +55,7 @@ class Listings:
         return {
             "/x/space/wbi/arc/search": self.signed(self._uploads),
             "/x/space/wbi/acc/info": self.signed(self._account),
+            "/x/polymer/web-space/seasons_series_list": self._signed_or_not(self._lists),
             "/x/polymer/web-space/seasons_archives_list": self._signed_or_not(self._collection),
             "/x/series/series": self._series,
             "/x/series/archives": self._series_videos,
@@ -198,41 +199,51 @@ class Listings:
         page, size = _number(request, "page_num", 1), _number(request, "page_size", 30)
         videos = collection.videos(self._videos)
         shown = _cut(videos, page, size)
-        meta = {
-            "category": 0,
-            "cover": COVER,
-            "description": "",
-            "mid": collection.mid,
-            "name": f"合集·{collection.title}",
-            "title": collection.title,
-            "ptime": shelves.PUBLISHED,
-            "season_id": collection.number,
-            "total": len(videos),
-        }
+        meta = {**self._about_list(collection, "season_id"), "title": collection.title}
         about = {"page_num": page, "page_size": size, "total": len(videos)}
         archives = [self._archive(record) for record in shown]
         return ok({"aids": [record.aid for record in shown], "archives": archives, "meta": meta, "page": about})
+
+    def _about_list(self, one: Collection, id_name: str) -> Json:
+        """Return what is said of a collection or a series wherever it is named."""
+        about = {"mid": one.mid, "cover": COVER, "description": "", "total": len(one.videos(self._videos))}
+        if id_name == "season_id":
+            own = {"category": 0, "name": f"合集·{one.title}", "ptime": shelves.PUBLISHED}
+        else:
+            times = dict.fromkeys(("ctime", "mtime", "last_update_ts"), shelves.PUBLISHED)
+            texts = {"name": one.title, "creator": "", "keywords": [""], "raw_keywords": ""}
+            own = {"category": 1, "state": 2, **times, **texts}
+        return {id_name: one.number, **about, **own}
+
+    def _lists(self, request: web.Request) -> Json:
+        """Answer with collections before series; who was never there has none, as on the real site."""
+        mid, page, size = _number(request, "mid"), _number(request, "page_num", 1), _number(request, "page_size", 20)
+        if not mid or not page or not 1 <= size <= 20:
+            return BAD_REQUEST
+        if mid == shelves.SECRETIVE_MID:
+            return refused(53013, "用户隐私设置未公开")
+        shelf = [("season_id", one) for one in shelves.COLLECTIONS] + [("series_id", one) for one in shelves.SERIES]
+        own = [(id_name, one) for id_name, one in shelf if one.mid == mid]
+        shown: dict[str, list[Json]] = {"season_id": [], "series_id": []}
+        for id_name, one in _cut(own, page, size):
+            first = one.videos(self._videos)[:5]
+            shown[id_name].append(
+                {
+                    "archives": [self._archive(record) for record in first],
+                    "meta": self._about_list(one, id_name),
+                    "recent_aids": [record.aid for record in first],
+                }
+            )
+        about = {"page_num": page, "page_size": size, "total": len(own)}
+        lists = {"page": about, "seasons_list": shown["season_id"], "series_list": shown["series_id"]}
+        return ok({"items_lists": lists})
 
     def _series(self, request: web.Request) -> Json:
         series = _find(shelves.SERIES, _number(request, "series_id"))
         if series is None:
             return NOT_FOUND
         videos = series.videos(self._videos)
-        meta = {
-            "series_id": series.number,
-            "mid": series.mid,
-            "name": series.title,
-            "description": "",
-            "keywords": [""],
-            "creator": "",
-            "state": 2,
-            "last_update_ts": shelves.PUBLISHED,
-            "total": len(videos),
-            "ctime": shelves.PUBLISHED,
-            "mtime": shelves.PUBLISHED,
-            "raw_keywords": "",
-            "category": 1,
-        }
+        meta = self._about_list(series, "series_id")
         return ok({"meta": meta, "recent_aids": [record.aid for record in videos[:6]]})
 
     def _series_videos(self, request: web.Request) -> Json:
@@ -530,7 +541,7 @@ def _media(entry: Favourite) -> Json:
 
 # ------------------------------------------------------------------------------------------ faults
 
-_LISTS = ("vlist", "archives", "medias", "items", "episodes", "list", "result")
+_LISTS = ("vlist", "series_list", "archives", "medias", "items", "episodes", "list", "result")
 
 
 def spoil(response: web.StreamResponse, kind: str) -> web.StreamResponse:

@@ -20,6 +20,7 @@ from typing import Any
 from aiohttp import web
 
 Json = dict[str, Any]
+Form = Mapping[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 WAITING, SCANNED, EXPIRED, DONE = 86101, 86090, 86038, 0
@@ -115,8 +116,12 @@ class Passport:
 
     def add_routes(self, app: web.Application, prefix: str) -> None:
         """Add the routes of the login host, the page that renews logins, and the ticket."""
-        get = {"qrcode/generate": self._generate, "qrcode/poll": self._poll, "cookie/info": self._cookie_info}
-        post = {"cookie/refresh": self._refresh, "confirm/refresh": self._confirm}
+        get: Mapping[str, Handler] = {
+            "qrcode/generate": self._generate,
+            "qrcode/poll": self._poll,
+            "cookie/info": self._cookie_info,
+        }
+        post = {"cookie/refresh": self._for_logins(self._refresh), "confirm/refresh": self._for_logins(self._confirm)}
         for name, handler in get.items():
             app.router.add_get(f"{prefix}/passport{LOGIN}/{name}", handler)
         for name, handler in post.items():
@@ -157,13 +162,21 @@ class Passport:
         page = f'<!DOCTYPE html><title>Correspond</title><body><div id="1-name">{csrf}</div></body>'
         return web.Response(text=page, content_type="text/html")
 
-    async def _refresh(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        session = self._session(request.cookies.get("SESSDATA", ""))
-        if session is None or not self.knows(session.values["SESSDATA"]):
-            return _json(_no(-101, "账号未登录"))
-        if form.get("csrf") != session.values["bili_jct"]:
-            return _json(_no(-111, "csrf 校验失败"))
+    def _for_logins(self, answer: Callable[[Session, Form], web.StreamResponse]) -> Handler:
+        """Return the handler of a form that is taken from a login only, with the token of that login."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            form = await request.post()
+            session = self._session(request.cookies.get("SESSDATA", ""))
+            if session is None or not self.knows(session.values["SESSDATA"]):
+                return _json(_no(-101, "账号未登录"))
+            if form.get("csrf") != session.values["bili_jct"]:
+                return _json(_no(-111, "csrf 校验失败"))
+            return answer(session, form)
+
+        return handle
+
+    def _refresh(self, session: Session, form: Form) -> web.StreamResponse:
         if form.get("refresh_csrf") not in self.csrfs or form.get("refresh_token") != session.refresh_token:
             return _json(_no(86095, "refresh_csrf 错误或 refresh_token 与 cookie 不匹配"))
         self.csrfs.discard(str(form["refresh_csrf"]))
@@ -171,13 +184,7 @@ class Passport:
         answer = _ok({"status": 0, "message": "", "refresh_token": fresh.refresh_token})
         return _with_cookies(_json(answer), fresh)
 
-    async def _confirm(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        session = self._session(request.cookies.get("SESSDATA", ""))
-        if session is None or not self.knows(session.values["SESSDATA"]):
-            return _json(_no(-101, "账号未登录"))
-        if form.get("csrf") != session.values["bili_jct"]:
-            return _json(_no(-111, "csrf 校验失败"))
+    def _confirm(self, session: Session, form: Form) -> web.StreamResponse:
         old = next((one for one in self.sessions if one.refresh_token == form.get("refresh_token")), None)
         if old is None or not old.is_alive or old.refresh_token != session.succeeds:
             return _json(_no(-400, "请求错误"))

@@ -15,7 +15,7 @@ from demo.catalogue import EPISODES, EXTRA_EPISODES, MEDIA_ID, RISKY, SEASON_ID,
 from demo.crowd import AID_STEP, CROWD_MID, FIRST_AID, FIRST_LARGE_AID
 
 SMALL_MID, EMPTY_MID, SECRETIVE_MID, ACCOUNT_MID = 10001, 30000, 30001, 10086
-"""An uploader of the catalogue's videos, one without any, one who hides the favourites, and whoever logs in."""
+"""An uploader of the catalogue's videos, one without any, one who hides favourites and lists, and whoever logs in."""
 
 UPLOADERS = {
     SMALL_MID: "示例UP主",
@@ -84,6 +84,7 @@ COLLECTIONS = (
 SERIES = (
     Collection(5001, SMALL_MID, "示例系列", ("rich", "many-pages", "no-audio")),
     Collection(5002, CROWD_MID, "人群的系列", each=1),
+    *(Collection(number, CROWD_MID, f"系列{number}", ("plain",)) for number in range(5101, 5121)),
 )
 
 
@@ -241,6 +242,10 @@ def found_in(videos: Sequence[VideoRecord]) -> dict[str, list[str]]:
         for mid in UPLOADERS
         if mid != SECRETIVE_MID
     }
+    for mid in UPLOADERS:
+        if mid != SECRETIVE_MID:
+            seasons, series = ([one.number for one in shelf if one.mid == mid] for shelf in (COLLECTIONS, SERIES))
+            listings[f"lists:{mid}"] = [*(f"season:{n}" for n in seasons), *(f"series:{n}" for n in series)]
     episodes = [f"ep{record.ep_id}" for record in (*EPISODES, *EXTRA_EPISODES)]
     listings |= {f"ss{SEASON_ID}": episodes, f"md{MEDIA_ID}": episodes}
     for course in COURSES:

@@ -5,6 +5,6 @@ The converters (`danmaku`, `subtitles`, `nfo`) take what the site answers and re
 
 from __future__ import annotations
 
-from extras.gather import Companions, Embedding, Extras
+from extras.gather import BESIDE, Companions, Embedding, Extras
 
-__all__ = ["Companions", "Embedding", "Extras"]
+__all__ = ["BESIDE", "Companions", "Embedding", "Extras"]

@@ -16,8 +16,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 import biliass
 
-from extras.answers import clean_text, envelope
-from parse_ import reads_site
+from extras.answers import clean_text
+from parse_ import envelope, reads_site
 
 SEGMENT_SECONDS = 360.0
 MAX_BYTES = 64 * 1024 * 1024

@@ -36,6 +36,9 @@ IMAGE_KINDS = ("jpg", "png", "webp", "gif", "avif")
 EMBEDDED_KINDS = frozenset({"jpg", "png"})
 """What players show when it is in an mp4."""
 
+BESIDE = ("danmaku", "danmaku-xml", "cover-file", "subtitles", "nfo", "json")
+"""What lies beside the file. Everything else goes into it, and comes with its merge or not at all."""
+
 _Value = TypeVar("_Value")
 
 
@@ -87,6 +90,27 @@ class Extras:
             yield companions
         finally:
             await companions.end()
+
+    def may_miss(self, relative: PurePosixPath) -> bool:
+        """Tell whether something that is wanted may be missing beside a file, by the names of what is there.
+
+        A page without any subtitle is taken for one that misses them: only the site knows how many there are.
+        """
+        folder = (self.settings.download_dir / relative).parent
+        images = [f"{place}.{kind}" for place in ("-poster", "-thumb") for kind in IMAGE_KINDS]
+        own = {"cover-file": images, "json": [".info.json"]} | {
+            **{"danmaku": [".danmaku.ass"], "danmaku-xml": [".danmaku.xml"], "nfo": [".nfo"]},
+        }
+        shared = {"cover-file": [f"poster.{kind}" for kind in IMAGE_KINDS], "json": ["video.info.json"]}
+        for extra in set(self.settings.extras) & set(own):
+            names = [companion_path(relative, ending).name for ending in own[extra]] + shared.get(extra, [])
+            if not any((folder / name).exists() for name in names):
+                return True
+        return "subtitles" in self.settings.extras and not self._has_subtitles(relative)
+
+    def _has_subtitles(self, relative: PurePosixPath) -> bool:
+        beside = (self.settings.download_dir / relative).parent.iterdir()
+        return any(path.name.startswith(f"{relative.stem}.") and path.suffix == ".srt" for path in beside)
 
     async def fetch(self, url: str, most_bytes: int) -> bytes:
         """Return a small file of a media host: no cookie goes there, and no more than ``most_bytes`` comes from it."""
@@ -223,19 +247,26 @@ class Companions:
 
     # -------------------------------------------------------------------------------- beside the file
 
-    async def lay_beside(self, relative: PurePosixPath) -> None:
-        """Write what is wanted beside the file at ``relative``; what cannot be had is said, and left out."""
+    async def lay_beside(self, relative: PurePosixPath) -> int:
+        """Write what is wanted beside the file at ``relative``; what cannot be had is said, and left out.
+
+        Return how many files were written.
+        """
         wanted = self._files(relative)
         if "subtitles" in self._wants:
             wanted += await self._tried("subtitles", lambda: self._subtitle_files(relative)) or []
         if wanted:
             self._extras.sweep((self._settings.download_dir / relative).parent)
         said: set[str] = set()
+        written = 0
         for one in wanted:
             if self._stands(one) or one.extra in said:
                 continue
             if await self._tried(one.extra, partial(self._write, one)) is None:
                 said.add(one.extra)
+            else:
+                written += 1
+        return written
 
     async def _write(self, wanted: _Wanted) -> bool:
         data = await wanted.make()

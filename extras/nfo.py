@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from xml.etree import ElementTree
 
-from extras.answers import clean_text, envelope
+from extras.answers import clean_text
 from model import Page, Video
-from parse_ import reads_site
+from parse_ import as_object, envelope, reads_site
 
 _BEIJING = timezone(timedelta(hours=8))
 _PERSONAL = frozenset(
@@ -116,7 +116,7 @@ def file_tags(video: Video, page: Page) -> tuple[tuple[str, str], ...]:
 @reads_site
 def info_json(view: str) -> str:
     """Return the site's description of a video without what it says of the account, and without signed addresses."""
-    return json.dumps(_kept(envelope(view)), ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(_kept(as_object(envelope(view).get("data"))), ensure_ascii=False, indent=1) + "\n"
 
 
 def _kept(node: Any) -> Any:

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from extras.answers import Object, clean_text, envelope
+from extras.answers import Object, clean_text
 from model import Chapter
-from parse_ import as_objects, reads_site
+from parse_ import as_object, as_objects, envelope, reads_site
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_SUBTITLES = 64
@@ -56,7 +56,7 @@ def parse_player(text: str, aid: int, cid: int) -> Player:
     their addresses tell: the name is aid and cid, then 32 digits of a hash. Such are left out, and counted. Those that
     people wrote come first: players show the first track by themselves.
     """
-    data = envelope(text)
+    data = as_object(envelope(text).get("data"))
     listed = data.get("subtitle")  # a list, not an object, on some answers
     items = as_objects(listed.get("subtitles")) if isinstance(listed, dict) else []
     offered = [_subtitle(item) for item in items[:MAX_SUBTITLES]]

@@ -1,14 +1,18 @@
 -- add: containers that a user asks for, each once. KEYS: the common ones, answer:<request>, then for each id its
--- seen and its closed bucket. ARGV: all to ask known ones again for new pages, sources to read known sources again, origin as JSON or '', the same for
--- sources, then id and member of each. Answers {added, known}.
+-- seen and its closed bucket. ARGV: all to ask known ones again for new pages, sources to read known sources again,
+-- origin as JSON or '', the same for sources, how often all of them are read again from now on or 0, then id and member
+-- of each. Answers {added, known}.
 
 local answer_key, first_bucket = KEYS[OWN + 1], OWN + 2
-local first_id = 4
+local first_id = 5
+local watch_seconds = tonumber(ARGV[4])
+local category = ARGV[2] ~= '' and cjson.decode(ARGV[2]).category or nil
 
 local given = recall(answer_key, 'add')
 if given then
   return cjson.decode(given)
 end
+local at = now()
 local added, total = 0, (#ARGV - first_id + 1) / 2
 for i = 0, total - 1 do
   local id, member = ARGV[first_id + 2 * i], ARGV[first_id + 2 * i + 1]
@@ -28,6 +32,9 @@ for i = 0, total - 1 do
     local tries = tries_of(id) -- its worker may have read the pages before the new ones were there
     tries.again = true
     save_tries(id, tries)
+  end
+  if watch_seconds > 0 then
+    watch(id, watch_seconds, at, not is_source(id) and category or nil)
   end
   if new then
     added = added + 1

@@ -12,7 +12,7 @@ local EPOCH, FENCE = KEYS[17], KEYS[18] -- STRING, made once; STRING, counts lea
 local SWEPT, GRACE = KEYS[19], KEYS[20] -- STRING: last sweep; until then no lease runs out (both in ms)
 local DEATHS, DRAINING = KEYS[21], KEYS[22] -- ZSET worker and instance -> when it died; worker -> until (all in ms)
 local STARTED = KEYS[23] -- ZSET worker and instance -> when that process was first heard of
-local LEDGER, WATCH = KEYS[24], KEYS[25] -- HASH source -> JSON; ZSET source -> when it is to be read again (in ms)
+local LEDGER, WATCH = KEYS[24], KEYS[25] -- HASH source, or watched video -> JSON; ZSET id -> when it is to be read again (in ms)
 local STALE, KINDS = KEYS[26], KEYS[27] -- HASH id -> entries in READY that do not count; state and code -> how many
 local TITLES, TITLED = KEYS[28], KEYS[29] -- ZSET of folded title \0 id; LIST of those that are done, the oldest first
 local FORGOTTEN = KEYS[30] -- ZSET cid -> when a user had it forgotten
@@ -34,7 +34,8 @@ local ERRORS_LIMIT, ERROR_BYTES = 8, 200 -- so many failures are kept with a job
 local TITLES_LIMIT = 100000 -- so many of the pages that were done last are found by their titles
 local FORGOTTEN_LIMIT = 100000
 local CANCELLED = 'cancelled'
-local FULL_PASS_SECONDS = 24 * 3600 -- a watched source is read to its end so often, in between only its news
+local FULL_PASS_SECONDS = 24 * 3600 -- a watched source is read to its end so often, in between only its news; a video is
+-- asked for new pages so often at most
 
 -- The only clock there is: that of the server.
 local function now()
@@ -518,22 +519,37 @@ local function begin_source(id, origin)
   save_ledger(id, ledger)
 end
 
--- 0 seconds: it is watched no more.
-local function watch(id, seconds, at)
+-- 0 seconds: it is watched no more. What is watched already is not put off by being named again. A video is asked for
+-- new pages once a day at most, and has a ledger as long as it is watched; `category` is where its new pages go, nil for
+-- where they went before.
+local function watch(id, seconds, at, category)
   local ledger = ledger_of(id)
-  ledger.watched = seconds
-  save_ledger(id, ledger)
-  if seconds > 0 then
-    redis.call('ZADD', WATCH, at + seconds * 1000, id)
-  else
+  if seconds > 0 and not is_source(id) then
+    seconds = math.max(seconds, FULL_PASS_SECONDS)
+  end
+  if seconds == 0 and not is_source(id) then
+    redis.call('HDEL', LEDGER, id)
+  elseif ledger.watched ~= seconds or (category and ledger.category ~= category) then
+    ledger.watched, ledger.category = seconds, category or ledger.category
+    save_ledger(id, ledger)
+  end
+  if seconds == 0 then
     redis.call('ZREM', WATCH, id)
+    return
+  end
+  local due, first = redis.call('ZSCORE', WATCH, id), at + seconds * 1000
+  if not due or tonumber(due) > first then
+    redis.call('ZADD', WATCH, first, id)
   end
 end
 
 -- Returns how a watched source is read this time: its news, or once a day all of it, and then known videos that have
--- several pages are asked for more of them.
+-- several pages are asked for more of them. Of a video it is the category only.
 local function revisit_origin(id, at)
   local ledger = ledger_of(id)
+  if not is_source(id) then
+    return ledger.category and cjson.encode({ category = ledger.category }) or ''
+  end
   local origin = { category = ledger.category, wishes = ledger.wishes }
   if ledger.full_pass and math.abs(at / 1000 - ledger.full_pass) < FULL_PASS_SECONDS then
     origin.quick = true

@@ -1,15 +1,17 @@
 -- expand: a leased container becomes a job for each page (and each container) that was never seen.
 -- KEYS: the common ones, answer:<token>, closed:<namespace>:<bucket> of the container, paged:<namespace>:<bucket> of a
--- video or listed:<id> of a source, a seen bucket for each page, and for each container its seen, closed and paged one.
+-- video or listed:<id> of a source, ended, a seen bucket for each page, and for each container its seen, closed and paged
+-- one.
 -- ARGV: id, token, member of the container, 1 if more follows, lease_ms, nonce, number of pages, what the ledger of a
--- source is told as JSON, then id and member of each job, the pages first.
+-- source (of a watched video its title, and how many pages it has) is told as JSON, then id and member of each job, the pages first.
 -- Answers {added, known, {id, token, origin, attempt, ledger} or nothing}, as JSON, or false for a stale token; of a
 -- source that is ended here, whatever was to follow, {added, known, true}.
 
 local answer_key, closed_key, own_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local id, token, member, more = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local lease_ms, nonce, page_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-local first_bucket, first_job = OWN + 4, 9
+local ended_key, first_bucket, first_job = KEYS[OWN + 4], OWN + 5, 9
+local ENDED_LIMIT = 100 -- sources that were read to their end, as many as a message can name
 
 local call = 'expand ' .. id
 local given, is_ours = opened(answer_key, call, id, token)
@@ -83,14 +85,30 @@ local function has_no_more_news(added)
     and (not ledger.announced or ledger.announced <= (ledger.before or 0) + ledger.fresh)
 end
 
+-- That a known list was read again and has nothing new is no news.
+local function tell_end(is_first)
+  if is_first or ledger.queued > 0 then
+    local unavailable = 0
+    for _, count in pairs(ledger.unavailable) do
+      unavailable = unavailable + count
+    end
+    redis.call('XADD', ended_key, 'MAXLEN', ENDED_LIMIT, '*', 'source', id, 'title', ledger.title, 'complete',
+      ledger.complete and 1 or 0, 'listed', ledger.listed, 'queued', ledger.queued, 'unavailable', unavailable)
+  end
+end
+
 local function end_pass()
   local seconds = math.floor(at / 1000)
+  local is_first = not ledger.full_pass
   ledger.checked = seconds
   if not wanted.quick then
     ledger.ended, ledger.finished, ledger.full_pass = news.ended or 'end', seconds, seconds
     redis.call('DEL', own_key)
   end
   ledger.complete = is_all_there()
+  if not wanted.quick then
+    tell_end(is_first)
+  end
   ledger.page, ledger.taken, ledger.cursor, ledger.last = 0, 0, '', nil
   ledger.before, ledger.fresh = nil, nil
   if redis.call('ZSCORE', WATCH, id) then
@@ -181,6 +199,24 @@ if page_count > 1 then
 end
 
 -- ---------------------------------------------------------------------------------- whether it goes on
+
+-- What is told of a watched video: nothing is read in between, so all of its pages are known when the last ones came.
+local function note_visit(text)
+  local video, told, seconds = cjson.decode(text), cjson.decode(ARGV[8]), math.floor(at / 1000)
+  video.queued = video.queued + added
+  if not more then
+    video.title = told.title or video.title
+    video.announced = told.announced or page_count
+    video.listed, video.known = video.announced, known
+    video.complete, video.ended, video.checked, video.full_pass = true, 'end', seconds, seconds
+  end
+  save_ledger(id, video)
+end
+
+local watched_video = not ledger and redis.call('HGET', LEDGER, id)
+if watched_video then
+  note_visit(watched_video)
+end
 
 local ends_early = false
 if ledger then

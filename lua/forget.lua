@@ -20,6 +20,7 @@ local function drop_record(record_key, cid, title_entry, at)
   redis.call('XDEL', SUCCESS, string.find(entry, '-', 1, true) and entry or entry .. '-0')
   redis.call('HDEL', record_key, cid)
   redis.call('HINCRBY', TOTALS, 'done', -1)
+  redis.call('HINCRBY', TOTALS, 'forgotten', 1)
   redis.call('ZREM', TITLES, title_entry)
   -- Workers tell what the queue has lost: this it has not.
   redis.call('ZADD', FORGOTTEN, at, cid)

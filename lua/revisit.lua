@@ -1,5 +1,5 @@
--- revisit: watched sources whose time has come are queued. KEYS: the common ones, then the seen and the closed bucket of
--- each.
+-- revisit: watched sources and videos whose time has come are queued. KEYS: the common ones, then the seen and the
+-- closed bucket of each.
 -- ARGV: id and member of each. Answers how many were queued.
 
 local DEAD_MS = 24 * 3600 * 1000 -- one that has failed for good is tried again after so long
@@ -13,8 +13,12 @@ for i = 1, #ARGV / 2 do
     local new = redis.call('SADD', KEYS[OWN + 2 * i - 1], member) == 1
     if new or redis.call('SREM', KEYS[OWN + 2 * i], member) == 1 then
       local origin = revisit_origin(id, at)
-      begin_source(id, origin)
-      redis.call('HSET', ORIGIN, id, origin)
+      if is_source(id) then
+        begin_source(id, origin)
+      end
+      if origin ~= '' then
+        redis.call('HSET', ORIGIN, id, origin)
+      end
       push_tail(id)
       queued = queued + 1
     elseif died_at and at - tonumber(died_at) > DEAD_MS and tries.code ~= CANCELLED then

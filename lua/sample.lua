@@ -19,9 +19,9 @@ if last_step == step then
   return 0
 end
 
--- What was recorded again was not finished now.
-local totals = redis.call('HMGET', TOTALS, 'done', 'replayed', 'failures')
-local done = tonumber(totals[1] or 0) - tonumber(totals[2] or 0)
+-- What was recorded again was not finished now, and what was forgotten was finished all the same.
+local totals = redis.call('HMGET', TOTALS, 'done', 'replayed', 'failures', 'forgotten')
+local done = tonumber(totals[1] or 0) - tonumber(totals[2] or 0) + tonumber(totals[4] or 0)
 local failures = tonumber(totals[3] or 0)
 redis.call('HSET', sampled, 'step', step, 'done', done, 'failures', failures)
 

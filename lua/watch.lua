@@ -1,4 +1,4 @@
--- watch: a source is to be read again and again, or no more. KEYS: the common ones. ARGV: id, seconds or 0.
+-- watch: a source or a video is to be read again and again, or no more. KEYS: the common ones. ARGV: id, seconds or 0.
 -- Answers how often it was read again before.
 
 local before = ledger_of(ARGV[1]).watched

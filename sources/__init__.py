@@ -13,14 +13,13 @@ from sources.addresses import parse_source
 from sources.lessons import LessonSearch
 from sources.listings import first_cursor, narrow, plan_request, read_page
 from sources.messages import (
-    LEAST_WATCH_SECONDS,
     WALK,
-    WATCH_SECONDS,
     WISHES,
     lease_fields,
     ledger_shape,
     listed_page,
     read_lease,
+    watch_seconds,
 )
 from sources.records import Cursor, ListItem, ListPage, ListRequest, ListWishes
 from sources.submitted import job_address, sort_out
@@ -29,9 +28,7 @@ from sources.walk import IDS_PER_CALL, SourceWalk, Told
 
 __all__ = [
     "IDS_PER_CALL",
-    "LEAST_WATCH_SECONDS",
     "WALK",
-    "WATCH_SECONDS",
     "WISHES",
     "Cursor",
     "LessonSearch",
@@ -57,4 +54,5 @@ __all__ = [
     "read_lease",
     "read_page",
     "sort_out",
+    "watch_seconds",
 ]

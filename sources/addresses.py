@@ -20,7 +20,7 @@ from parse_ import (
     path_below,
     split_address,
 )
-from source_ids import MAX_KEYWORD_CHARACTERS, NAMED, find_source, search_for
+from source_ids import MAX_KEYWORD_CHARACTERS, NAMED, find_source, ranking_of, search_for
 
 SPACE_HOST = "space.bilibili.com"
 SEARCH_HOST = "search.bilibili.com"
@@ -38,6 +38,7 @@ _EXAMPLES: Mapping[str, str] = {
     "mid": "mid:137137",
     "favs": "favs:137137",
     "fav": "fav:1234567",
+    "lists": "lists:137137",
     "season": "season:4259",
     "series": "series:2345",
     "cheese": "cheese:ss123",
@@ -105,6 +106,8 @@ def _with_number(word: str, rest: str) -> str | None:
         return None  # the name of a category, which the settings know
     if word == "fav":
         rest = rest.removeprefix("ml")
+    if word == "rank" and (parts := ranking_of(*f"rank:{rest}".rpartition(":")[::2])) is not None:
+        return str(parts)
     if find_source(f"{word}:{rest}") is not None:
         return f"{word}:{rest}"
     raise ValueError(
@@ -170,7 +173,7 @@ def _space(path: str, query: _Query) -> str:
     if words[0] == "favlist":
         return _favlist(match["mid"], query)
     if words[0] in ("lists", "channel"):
-        return _collection(words, query)
+        return _collection(match["mid"], words, query)
     raise ValueError(
         _("this page of the space lists no videos; all of the uploader's are {address}").format(
             address=f"https://{SPACE_HOST}/{match['mid']}/video"
@@ -185,8 +188,10 @@ def _favlist(mid: str, query: _Query) -> str:
     return _canonical("season:" if is_collection else "fav:", query["fid"])
 
 
-def _collection(words: list[str], query: _Query) -> str:
+def _collection(mid: str, words: list[str], query: _Query) -> str:
     number = words[1] if words[0] == "lists" and len(words) > 1 else query.get("sid", "")
+    if not number and words in (["lists"], ["channel", "series"]):
+        return _canonical("lists:", mid)
     if not number:
         raise ValueError(_("open the collection or series that you want, and take its address"))
     # The type has been seen behind a second question mark as well.

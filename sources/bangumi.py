@@ -18,10 +18,10 @@ from sources.reading import (
     Step,
     answer,
     count,
-    counted_page,
     items_of,
     listed,
     params,
+    totalled_page,
     video_item,
     whole_list,
 )
@@ -109,9 +109,7 @@ def _plan_lessons(place: Place) -> ListRequest:
 @reads_site
 def _read_lessons(place: Place, text: str) -> ListPage:
     data = answer(text, refusals={-404: _NO_COURSE})
-    announced = count(as_object(data["page"])["total"])
-    items = items_of(listed(data.get("items")), _lesson)
-    return counted_page(place, "", items, announced, LESSONS_PAGE_SIZE)
+    return totalled_page(place, data, "items", _lesson, LESSONS_PAGE_SIZE)
 
 
 def _plan_lesson(place: Place) -> ListRequest:

@@ -39,7 +39,7 @@ def _plan_ranking(place: Place) -> ListRequest:
 def _read_ranking(place: Place, text: str) -> ListPage:
     """Return a region's ranking, if it is that region's: an unknown id silently gets the whole site's."""
     items = items_of(listed(answer(text)["list"]), video_item)
-    wanted = set(parse_ranking(text, Category("", place.source.number)))
+    wanted = set(parse_ranking(text, Category("", place.source.number, frozenset(place.source.parts))))
     return whole_list("", tuple(item for item in items if item.id in wanted))
 
 

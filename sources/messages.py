@@ -18,9 +18,7 @@ REASONS_AT_MOST = 50
 _PAGE = number(0, 10**6, whole=True)
 _ITEMS = number(0, 10**9, whole=True)
 
-WATCH_SECONDS = number(0, 31 * 86400, whole=True)
-LEAST_WATCH_SECONDS = 10
-"""0 is not at all."""
+LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 10, 31 * 86400
 
 _WISHES: dict[str, Check] = {
     "since": number(0, 2**40, whole=True),
@@ -33,6 +31,14 @@ WISHES = record({}, **_WISHES)
 
 WALK = record({}, cursor=line(CURSOR_CHARACTERS), page=_PAGE, taken=_ITEMS, quick=flag, **_WISHES)
 """How a source is to be read: it comes with its lease."""
+
+
+def watch_seconds(value: Any) -> int:
+    """Check how often something is to be read again; 0 is not at all."""
+    seconds: int = number(0, MOST_WATCH_SECONDS, whole=True)(value)
+    if 0 < seconds < LEAST_WATCH_SECONDS:
+        raise ValueError(_("0 is expected, or at least {count}").format(count=LEAST_WATCH_SECONDS))
+    return seconds
 
 
 def _reasons(value: Any) -> dict[str, int]:
@@ -56,9 +62,9 @@ def ledger_shape(job_id: Check) -> Check:
     )
 
 
-def listed_page(found: Mapping[str, Any] | None) -> ListedPage | None:
-    """Return the record of a checked ``ledger``."""
-    return None if found is None else ListedPage(**{**found, "skipped": tuple(found.get("skipped", ()))})
+def listed_page(found: Mapping[str, Any], title: str = "") -> ListedPage:
+    """Return the record of a checked ``ledger``; ``title`` is what stands beside it, of a video too."""
+    return ListedPage(**{"page": 0, "title": title, **found, "skipped": tuple(found.get("skipped", ()))})
 
 
 def read_lease(fields: Mapping[str, Any]) -> Lease:
@@ -90,6 +96,10 @@ _ADDRESSES = {
 }
 
 
+_SPACES = {"mid:": "", "favs:": "/favlist", "lists:": "/lists"}
+"""Pages of a user's space."""
+
+
 def source_address(source: str, web_url: str) -> str:
     """Return where a source can be looked at in a browser; of a collection or a series its id alone does not tell."""
     found = find_source(source)
@@ -97,6 +107,6 @@ def source_address(source: str, web_url: str) -> str:
         return web_url
     if found.kind == SEARCH:
         return f"https://search.bilibili.com/video?keyword={source.removeprefix(SEARCH)}"
-    if found.kind in ("mid:", "favs:"):
-        return f"https://space.bilibili.com/{found.number}{'/favlist' if found.kind == 'favs:' else ''}"
+    if found.kind in _SPACES:
+        return f"https://space.bilibili.com/{found.number}{_SPACES[found.kind]}"
     return web_url + _ADDRESSES.get(found.kind, "").format(number=found.number)

@@ -93,6 +93,14 @@ def counted_page(place: Place, title: str, items: tuple[ListItem, ...], announce
     return ListPage(title, items, announced, pages, next_page(place, not items, place.page < pages))
 
 
+def totalled_page(
+    place: Place, data: Object, name: str, read: Callable[[Object], ListItem], size: int, title: str = ""
+) -> ListPage:
+    """Return a page whose answer has its entries in a list of that name, and in ``page.total`` how many there are."""
+    items = items_of(listed(data.get(name)), read)
+    return counted_page(place, title, items, count(as_object(data["page"])["total"]), size)
+
+
 def whole_list(title: str, items: tuple[ListItem, ...]) -> ListPage:
     """Return a listing of one answer, in which the site counts nothing: there is nothing to miss on the way."""
     return ListPage(title, items, None if items else 0, 1, None)

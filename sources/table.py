@@ -76,8 +76,8 @@ def state(item: Mapping[str, Any]) -> str:
         return _("tried again later: {reason}").format(reason=item.get("reason", ""))
     if item["state"] == "leased":
         return _("being read")
-    if item["state"] == "ready":
-        return _("waiting")
+    if item["state"] == "ready" or not item.get("checked"):
+        return _("waiting")  # for a reader, or for the first visit of a watch
     if item.get("complete"):
         return _("complete")
     return _("read as wished") if item.get("ended") == "wished" else _("incomplete")

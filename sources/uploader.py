@@ -1,8 +1,9 @@
-"""What an uploader has put together: all videos, a collection (合集), a series (视频列表).
+"""What an uploader has put together: all videos, a collection (合集), a series (视频列表), all of these two.
 
-Answers as bilibili-API-collect documents them: docs/user/space.md (arc/search, acc/info), docs/video/collection.md
-(seasons_archives_list, x/series/series); x/series/archives and the hidden collections as yt-dlp reads them
-(yt_dlp/extractor/bilibili.py).
+Answers as bilibili-API-collect documents them: docs/user/space.md (arc/search, acc/info, code 53013),
+docs/video/collection.md (seasons_archives_list, x/series/series; home/seasons_series, whose form seasons_series_list
+has; that its total counts lists is what other clients of it take it for); x/series/archives and the hidden collections
+as yt-dlp reads them (yt_dlp/extractor/bilibili.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sources.reading import (
     items_of,
     listed,
     params,
+    totalled_page,
     video_item,
 )
 from sources.records import ListItem, ListPage, ListRequest
@@ -32,7 +34,12 @@ PAGE_SIZE = 30
 HIDDEN_COLLECTION = 156
 """The ``attribute`` of a collection that stands in its uploader's list in place of its videos."""
 
-_NOT_GOOD = frozenset({-403, -404, -626})
+LISTS_PAGE_SIZE = 20
+"""How many collections and series the site gives at a time, unless its answer says that it was fewer."""
+
+_HIDES = 53013
+_NOT_GOOD = frozenset({-403, -404, -626, _HIDES})
+_HIDDEN = _("this user does not show this part of the space")
 _NO_UPLOADER = _("there is no such uploader: the account is closed or was never there")
 _NO_COLLECTION = _("there is no such collection: it is deleted or was never there")
 _NO_SERIES = _("there is no such series: it is deleted or was never there")
@@ -49,12 +56,17 @@ def _plan_videos(place: Place) -> ListRequest:
 
 @reads_site
 def _read_videos(place: Place, text: str) -> ListPage:
-    """Return a page of an uploader's videos; of none at all, the next question is whether there is an uploader."""
+    """Return a page of an uploader's videos."""
     data = _space(text)
     announced = count(as_object(data["page"])["count"])
     nodes = listed(as_object(data["list"]).get("vlist"))
-    page = counted_page(place, _author(nodes, place.source.number), items_of(nodes, _entry), announced, PAGE_SIZE)
-    if announced == 0 and not nodes and place.page == 1:
+    title = _author(nodes, place.source.number)
+    return _or_nobody(place, counted_page(place, title, items_of(nodes, _entry), announced, PAGE_SIZE))
+
+
+def _or_nobody(place: Place, page: ListPage) -> ListPage:
+    """Return a page of an uploader's list; of one that is empty the next question is whether there is an uploader."""
+    if page.announced == 0 and not page.items and place.page == 1:
         return replace(page, next=replace(place, step="uploader").cursor())
     return page
 
@@ -63,7 +75,7 @@ def _space(text: str) -> Object:
     """Return what an address of a space answers; it refuses whom it takes for a machine with a code of permissions."""
     if envelope(text, _NOT_GOOD)["code"] == -403:
         raise risk_control(-403)
-    return answer(text, refusals={-404: _NO_UPLOADER, -626: _NO_UPLOADER})
+    return answer(text, refusals={-404: _NO_UPLOADER, -626: _NO_UPLOADER, _HIDES: _HIDDEN})
 
 
 def _author(nodes: list[Object], mid: int) -> str:
@@ -90,9 +102,36 @@ def _plan_uploader(place: Place) -> ListRequest:
 
 @reads_site
 def _read_uploader(place: Place, text: str) -> ListPage:
-    """Return the empty listing of an uploader who has no videos."""
+    """Return the empty listing of an uploader who has nothing in it."""
     data = _space(text)
     return ListPage(plain_title(data["name"]), (), 0, 1, None)
+
+
+# ------------------------------------------------------------------------------------------ all lists
+
+
+def _plan_lists(place: Place) -> ListRequest:
+    wanted = params(mid=place.source.number, page_num=place.page, page_size=LISTS_PAGE_SIZE)
+    return ListRequest("/x/polymer/web-space/seasons_series_list", wanted, signed=True)
+
+
+@reads_site
+def _read_lists(place: Place, text: str) -> ListPage:
+    """Return a page of an uploader's collections and series; each is a source, and the site counts them together."""
+    lists = as_object(_space(text)["items_lists"])
+    about = as_object(lists["page"])
+    items = items_of([*listed(lists.get("seasons_list")), *listed(lists.get("series_list"))], _list)
+    size = whole_number(about.get("page_size")) or LISTS_PAGE_SIZE
+    return _or_nobody(place, counted_page(place, "", items, count(about["total"]), size))
+
+
+def _list(node: Object) -> ListItem:
+    meta = as_object(node["meta"])
+    title = plain_title(meta.get("name") or meta.get("title"))
+    for kind, name in (("season:", "season_id"), ("series:", "series_id")):
+        if number := whole_number(meta.get(name)):
+            return ListItem(f"{kind}{number}", title)
+    raise ValueError
 
 
 # ------------------------------------------------------------------------------------------ a collection
@@ -109,11 +148,11 @@ def _plan_collection(place: Place) -> ListRequest:
 def _read_collection(place: Place, text: str) -> ListPage:
     data = answer(text, refusals={-404: _NO_COLLECTION})
     meta = as_object(data.get("meta"))
-    announced = count(as_object(data["page"])["total"])
-    if not announced and not whole_number(meta.get("season_id")):
+    title = plain_title(meta.get("title") or meta.get("name"))
+    page = totalled_page(place, data, "archives", video_item, PAGE_SIZE, title)
+    if not page.announced and not whole_number(meta.get("season_id")):
         raise PermanentError(_NO_COLLECTION, -404)
-    items = items_of(listed(data.get("archives")), video_item)
-    return counted_page(place, plain_title(meta.get("title") or meta.get("name")), items, announced, PAGE_SIZE)
+    return page
 
 
 # ------------------------------------------------------------------------------------------ a series
@@ -143,15 +182,13 @@ def _plan_series_videos(place: Place) -> ListRequest:
 
 @reads_site
 def _read_series_videos(place: Place, text: str) -> ListPage:
-    data = answer(text, refusals={-404: _NO_SERIES})
-    announced = count(as_object(data["page"])["total"])
-    items = items_of(listed(data.get("archives")), video_item)
-    return counted_page(place, "", items, announced, PAGE_SIZE)
+    return totalled_page(place, answer(text, refusals={-404: _NO_SERIES}), "archives", video_item, PAGE_SIZE)
 
 
 STEPS = {
     "mid:": Step(_plan_videos, _read_videos),
     "uploader": Step(_plan_uploader, _read_uploader),
+    "lists:": Step(_plan_lists, _read_lists),
     "season:": Step(_plan_collection, _read_collection),
     "series:": Step(_plan_series, _read_series),
     "series videos": Step(_plan_series_videos, _read_series_videos),

@@ -6,6 +6,7 @@ import argparse
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -911,7 +912,7 @@ class Hiccups:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
-    def add(self, ids: Sequence[str], category: str, source: str, refresh: bool, request: str) -> Added:
+    def add(self, ids: Sequence[str], category: str, source: str, refresh: bool, request: str, watch: int = 0) -> Added:
         self.refreshed.append(refresh)
         try:
             error = next(self._rounds)
@@ -919,7 +920,7 @@ class Hiccups:
             raise KeyboardInterrupt from None
         if error:
             raise error
-        return self._queue.add(ids, category, source, refresh, request)
+        return self._queue.add(ids, category, source, refresh, request, watch=watch)
 
 
 def watch_options(**changed: Any) -> argparse.Namespace:
@@ -946,7 +947,7 @@ def test_a_watch_reads_its_file_again_and_survives_hiccups(
     ]
     assert [line.rpartition(" ")[2] for line in err.splitlines()] == ["away", "far"]
     assert str(total) == "added 1, known 1, rejected 0"
-    assert all(sink.refreshed)
+    assert sink.refreshed == [True, False, False, False, False], "later rounds leave known videos to the queue's watch"
 
 
 def test_a_watch_that_never_worked_ends(queue: Queue, tmp_path: Path) -> None:
@@ -966,8 +967,9 @@ def test_a_watched_ranking_is_remembered_and_its_next_round_waits_until_it_is_du
     first, second = add_url.Tally(), add_url.Tally()
     add_url.add_all(shared, settings, options, first)
     assert (first.added, first.known) == (11, 0)
-    (found,) = shared.sources("", 9)[0]
+    video, found = shared.sources("", 9)[0]
     assert (found["source"], found["watched"], found["queued"], found["ended"]) == ("rank:1010", 3600, 10, "end")
+    assert (video["source"], video["watched"], video["state"]) == (aid_to_bvid(7), 86400, "ready")
     asked = len(use_site.requests)
     add_url.add_all(shared, settings, options, second, again=True)
     assert (second.added, second.known, len(use_site.requests)) == (0, 1, asked)
@@ -989,3 +991,76 @@ def test_a_signal_ends_a_watch(number: signal.Signals, status: int, environ: dic
     out, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert (process.returncode, out.decode()) == (status, "added 1, known 0, rejected 0\n")
     assert b"Traceback" not in err
+
+
+def test_rankings_that_the_settings_name_are_watched_in_the_queue(
+    use_site: StandIn, queue: Queue, connection: redis.Redis
+) -> None:
+    """Each by its region and sub-regions, into its own folder: the server reads it again after add_url.py has ended."""
+    shared = Queue(connection, Settings(category=""))
+    options = watch_options(targets=["rank:科学科普", "rank:首页"], watch=60, limit=2)
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
+    tally = add_url.Tally()
+    add_url.add_all(shared, settings, watch_options(targets=["rank:财经", "rank:nothing"], limit=2, watch=None), tally)
+    assert (str(tally), shared.sources("", 9)[0]) == ("added 2, known 0, rejected 1", []), "not without --watch"
+    shared.lease("w", 9)
+    add_url.add_all(shared, settings, options, tally)
+    found = {item["source"]: item for item in shared.sources("", 9)[0]}
+    assert {source: (item["category"], item["watched"], item["wishes"]) for source, item in found.items()} == {
+        "rank:0": ("首页", 60, {"limit": 2}),
+        "rank:1010:201,2094": ("科学科普", 60, {"limit": 2}),
+    }
+    leases = shared.lease("w", 9)
+    assert {lease.url: lease.category for lease in leases if lease.category == "科学科普"} == {
+        aid_to_bvid(1_010_000_002): "科学科普",
+        aid_to_bvid(1_010_000_008): "科学科普",
+    }
+    connection.zadd("{bili:0}:watch", dict.fromkeys(found, 1))
+    assert shared.revisit() == 2
+    visits = {lease.url: lease for lease in shared.lease("w", 9)}
+    visit = visits["rank:1010:201,2094"]
+    assert visit.walk is not None and (visit.category, visit.walk.limit, visit.walk.quick) == ("科学科普", 2, True)
+
+
+def test_what_is_watched_through_a_server_stays_watched_there(
+    environ: dict[str, str], web_server: str, queue: Queue
+) -> None:
+    sink = add_url.ServerSink(Settings(server_url=web_server, token=TOKEN))
+    options = watch_options(targets=["mid:7", "rank:财经", "BV1xx411c7mD"], watch=60, category="远")
+    for again in (False, True):
+        add_url.add_all(sink, Settings(), options, add_url.Tally(), again)
+    sink.close()
+    found = {item["source"]: item for item in queue.sources("", 9)[0]}
+    assert {source: (item["watched"], item["category"], item["wishes"]) for source, item in found.items()} == {
+        "mid:7": (60, "远", {}),
+        "rank:1010:207,2087": (60, "远", {"limit": 10}),
+        "BV1xx411c7mD": (86400, "远", {}),
+    }
+    far = {**environ, "BILI_SERVER_URL": web_server, "BILI_TOKEN": TOKEN}
+    shown = run(far, "--sources").stdout
+    assert re.search(r"BV1xx411c7mD .* waiting .* every 1 d", shown)
+    done = run(far, *itertools.chain(*(("--unwatch", name) for name in ("mid:7", "rank:财经", "av2"))))
+    assert done.returncode == 0, done.stderr
+    assert not any(item["watched"] for item in queue.sources("", 9)[0])
+    assert set(item["source"] for item in queue.sources("", 9)[0]) == {"mid:7", "rank:1010:207,2087"}
+    assert run(far, "--unwatch", "av2", "--unwatch", "rank:no such").returncode == 1
+
+
+def test_a_later_round_watches_what_is_new_in_its_list_and_asks_known_videos_nothing(
+    use_site: StandIn, connection: redis.Redis, tmp_path: Path
+) -> None:
+    queue = Queue(connection, Settings())
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
+    listed = tmp_path / "list"
+    listed.write_text("ep1\n")
+    options = watch_options(file=[str(listed)], watch=60)
+    add_url.add_all(queue, settings, options, add_url.Tally())
+    (lease,) = queue.lease("w", 1)
+    queue.expand(lease.url, lease.token, ())
+    due = connection.zscore("{bili:0}:watch", "ep1")
+    listed.write_text("ep1\nep2\nrank:1010\n")
+    add_url.add_all(queue, settings, options, add_url.Tally(), again=True)
+    leased_now = [lease.url for lease in queue.lease("w", 20)]
+    assert "ep2" in leased_now and "ep1" not in leased_now and len(leased_now) == 11, "the ranking is read at once"
+    assert set(connection.zrange("{bili:0}:watch", 0, -1)) == {"ep1", "ep2", "rank:1010"}
+    assert connection.zscore("{bili:0}:watch", "ep1") == due, "named again, it is not put off"

@@ -55,3 +55,12 @@ def test_when_a_download_ends_is_told_by_its_speed_and_before_that_only_of_a_sma
     view.streams["a"] = StreamProgress("a", 2 * MIB, 20 * MIB)
     board.sample(3.0)
     assert view.seconds_left == 5.0  # 50 MiB at 10 MiB/s
+
+
+def test_small_merges_share_an_ffmpeg_and_what_is_unknown_has_its_own() -> None:
+    board = Board()
+    sizes = {"small": SMALL_BYTES, "small too": 1, "large": SMALL_BYTES + 1, "unknown": 0}
+    for url, planned_bytes in sizes.items():
+        board.jobs[url] = JobView(url, stage="merging", planned_bytes=planned_bytes)
+    board.jobs["other"] = JobView("other", stage="downloading", planned_bytes=1)
+    assert board.merges == 0.25 + 0.25 + 1 + 1

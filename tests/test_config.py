@@ -84,6 +84,8 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_MIN_QUALITY": "best",
         "BILI_EXTRAS": "danmaku,lyrics",
         "BILI_OUTPUT": "{titel}",
+        "BILI_NOTIFY": "topsecret",
+        "BILI_LOG_LEVEL": "loud",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -100,8 +102,10 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_CONTAINER": "MKV", "BILI_MIN_QUALITY": "80"}
     values |= {"BILI_EXTRAS": "nfo, Danmaku,nfo", "BILI_OUTPUT": "{owner}/{title}"}
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
-    values |= {"BILI_COOKIES": "cookies.txt"}
+    values |= {"BILI_COOKIES": "cookies.txt", "BILI_NOTIFY": "json://secretuser:secretpassword@host/"}
+    values |= {"BILI_COOKIES": "cookies.txt", "BILI_LOG_LEVEL": "Debug", "BILI_LOG_FILE": "logs/bili.log"}
     settings = parse_settings(values)
+    assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"
     assert settings.api_url == "http://host.example/prefix"
@@ -315,3 +319,26 @@ def test_a_half_written_file_never_means_something_else(stop: int, count: int, c
         assert parse_working(whole[:cut]) == Working(stop, count, 2 * 1024**2)
     except ValueError:
         assert cut < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("json://host/path", ("json://host/path",)),
+        ("tgram://1:AA/2  ntfys://ntfy.sh/topic,", ("tgram://1:AA/2", "ntfys://ntfy.sh/topic")),
+        ("mailtos://a:b@c.example?to=d@e,f@g, json://h", ("mailtos://a:b@c.example?to=d@e,f@g", "json://h")),
+    ],
+)
+def test_addresses_for_notices_are_taken_apart_where_one_begins(text: str, found: tuple[str, ...]) -> None:
+    settings = parse_settings({"BILI_NOTIFY": text})
+    assert settings.notify == found
+    assert "://" not in repr(
+        Settings(server_url="", web_url="", api_url="", passport_url="", short_url="", notify=found)
+    )
+
+
+@pytest.mark.parametrize("text", ["s3cret", "json:s3cret", "json://a s3cret", "://s3cret"])
+def test_what_is_no_address_for_notices_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(UsageError, match="BILI_NOTIFY: ") as raised:
+        parse_settings({"BILI_NOTIFY": text})
+    assert "s3cret" not in str(raised.value)

@@ -214,6 +214,10 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "risk:<mark>",
         "sampled",
         "history:<range>",
+        "ended",
+        "noticed",
+        "notified:<hour>",
+        "withheld",
         "orders",
         "actions",
     }

@@ -15,20 +15,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder"}),
+    frozenset({"create_folder", "plain_text"}),
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
-        | {"account", "pace", "visitor", "matroska", "merge_command", "stream_choice"}
-        | {"series"}
+        | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
+        | {"pace", "series", "stream_choice", "visitor"}
     ),
-    frozenset({"orders", "queue_data", "sources"}),
+    frozenset({"orders", "queue_data", "redis_engine", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"site_walk", "working_file"}
+        | {"log_setup", "notify", "site_walk", "working_file"}
     ),
-    frozenset({"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader", "steering"}),
-    frozenset({"download_scheduler", "web"}),
+    frozenset(
+        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
+        | {"status_table", "steering", "terminal"}
+    ),
+    frozenset({"download_scheduler", "late_extras", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
 """An import goes down at least one level. docs/architecture.md has the same table, and test_docs.py compares them."""
@@ -37,13 +40,14 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"pace", "visitor", "source_ids", "sources", "orders"}
-    | {"matroska", "merge_command", "stream_choice", "series"}
+    | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
+    | {"series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
 DOORS = {
-    "redis": {"redisConnect"},
+    "apprise": {"notify"},
+    "redis": {"redisConnect", "redis_engine"},
     "flask": {"web"},
     "werkzeug": {"web"},
     "waitress": {"web_server"},
@@ -56,7 +60,7 @@ DOORS = {
 """Who may import what leads out of this process; ``demo`` stands for all modules of that folder.
 
 ``site_walk`` is the half of add_url.py that asks the site; with requests, because add_url.py waits for one answer at a
-time and for nothing else.
+time and for nothing else. ``status_table`` asks with the session of site_walk.
 """
 
 IMPURE = frozenset(

@@ -17,7 +17,7 @@ import pytest
 import mp4_boxes
 from errors import MergeError, PermanentError
 from matroska import read_matroska
-from merge_command import ffmpeg_arguments, language_code, list_of_chapters
+from merge_command import Task, ffmpeg_arguments, language_code, list_of_chapters
 from merge_proof import check_inputs, read_tag
 from merge_stream_file import merge, remove_leftovers
 from model import Chapter, MergePlan, Subtitle
@@ -334,7 +334,9 @@ def test_the_command_keeps_ffmpeg_to_local_files_beside_the_streams_too() -> Non
         subtitles=(Subtitle("/i/s.srt", "zh"), Subtitle("/i/s.ass", "ja")),
     )
     for output in ("/o/x.mp4", "/o/x.mkv"):
-        command = ffmpeg_arguments("ff", dataclasses.replace(plan, output=output), "/o/.t", "avc1", cover="jpeg")
+        command = ffmpeg_arguments(
+            "ff", [Task(dataclasses.replace(plan, output=output), "/o/.t", "avc1", cover="jpeg")]
+        )
         inputs = [place for place, word in enumerate(command) if word == "-i"]
         assert all(command[place - 4 : place - 2] == ["-protocol_whitelist", "file"] for place in inputs)
         assert all(command[place + 1].startswith("file:/") for place in inputs)

@@ -21,9 +21,9 @@ import pytest
 import merge_proof
 import merge_stream_file
 from errors import DiskFull, MergeError, NameTaken, PermanentError, StaleToken, UsageError
-from merge_command import ffmpeg_arguments, segment_list
+from merge_command import Task, ffmpeg_arguments, segment_list
 from merge_stream_file import find_ffmpeg, merge, probe_ffmpeg, remove_leftovers
-from model import MergePlan
+from model import Chapter, Merged, MergePlan, Subtitle
 from mp4_boxes import read_comment, read_tracks
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -540,7 +540,7 @@ WORKER = """
 import asyncio, sys
 sys.path.insert(0, {root!r})
 import merge_stream_file
-from model import MergePlan
+from model import Chapter, Merged, MergePlan, Subtitle
 asyncio.run(merge_stream_file.merge({ffmpeg!r}, MergePlan({output!r}, {video!r})))
 """
 
@@ -646,8 +646,9 @@ async def test_without_a_starter_ffmpeg_is_started_by_ourselves(
 
 @linux
 async def test_each_ffmpeg_is_kept_to_a_processor_of_its_own_and_others_wait_with_nothing_on_disk(
-    media: Path, tmp_path: Path
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(merge_stream_file, "SHARED_BYTES", 0)
     ours = os.sched_getaffinity(0)
     folder, pids = tmp_path / "out", tmp_path / "pids"
     folder.mkdir()
@@ -680,6 +681,119 @@ async def test_a_processor_that_is_gone_is_done_without(
     monkeypatch.setattr(merge_stream_file, "_processors", lambda: [1000])
     await merge(FFMPEG, dash(media, tmp_path))
     assert names(tmp_path) == {"out.mp4"}
+
+
+# ------------------------------------------------------------------------------------------ several in one ffmpeg
+
+
+class Crowd:
+    """Small merges of all sorts that wait for one processor, until ``go``; the ffmpegs are told to ``log``."""
+
+    def __init__(self, media: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, after: str = "") -> None:
+        monkeypatch.setattr(merge_stream_file, "_processors", lambda: [min(os.sched_getaffinity(0))])
+        self.folder = folder / "out"
+        self.folder.mkdir()
+        self._gate, self._log = folder / "gate", folder / "log"
+        self._log.touch()
+        self.ffmpeg = stub(
+            folder,
+            f"outputs = [word for word in sys.argv if word.endswith('.tmp')]\n"
+            f"open({str(self._log)!r}, 'a').write(f'{{len(outputs)}}\\n')\n"
+            f"while not os.path.exists({str(self._gate)!r}): time.sleep(0.005)\n"
+            f"{after}\n"
+            f"os.execv({FFMPEG!r}, [{FFMPEG!r}, *sys.argv[1:]])",
+        )
+        first, second = dash(media, self.folder), dash(media, self.folder, "hevc.m4s")
+        cover = folder / "cover.png"
+        if not cover.exists():
+            run("-f", "lavfi", "-i", "testsrc2=s=64x64:d=1", "-frames:v", "1", cover)
+        subtitle = folder / "words.srt"
+        subtitle.write_text("1\n00:00:00,000 --> 00:00:02,000\n你好\n", "utf-8")
+        chapters = (Chapter(0.0, 4.0, "one"), Chapter(4.0, 8.0, "two"))
+        words = (Subtitle(str(subtitle), "zh-CN", "中文"),)
+        plans = {
+            "first.mp4": first,
+            "second.mp4": dataclasses.replace(second, cover=str(cover), chapters=chapters),
+            "third.mkv": dataclasses.replace(first, cover=str(cover), subtitles=words, tags=(("artist", "x"),)),
+            "fourth.m4a": dash(media, self.folder, video=""),
+        }
+        self.plans = [dataclasses.replace(plan, output=str(self.folder / name)) for name, plan in plans.items()]
+
+    async def begin(self) -> list[asyncio.Task[Merged]]:
+        """Begin a merge that takes the processor, and then those that wait for it."""
+        leader = dataclasses.replace(self.plans[0], output=str(self.folder / "leader.mp4"))
+        tasks = [asyncio.create_task(merge(self.ffmpeg, leader))]
+        await until(lambda: self.log == [1])
+        for plan in self.plans:
+            tasks.append(asyncio.create_task(merge(self.ffmpeg, plan)))
+            await until(lambda: len(merge_stream_file._limits().turns._waiting) == len(tasks) - 1)
+        return tasks
+
+    def go(self) -> None:
+        self._gate.touch()
+
+    @property
+    def log(self) -> list[int]:
+        """How many files each ffmpeg was to make."""
+        return [int(line) for line in self._log.read_text().split()]
+
+
+@linux
+async def test_small_merges_that_wait_are_made_by_one_ffmpeg_and_are_what_they_are_alone(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(media, tmp_path, monkeypatch)
+    tasks = await crowd.begin()
+    crowd.go()
+    await asyncio.gather(*tasks)
+    assert crowd.log == [1, 4]
+    shared = {plan.output: Path(plan.output).read_bytes() for plan in crowd.plans}
+    for plan in crowd.plans:
+        Path(plan.output).unlink()
+        await merge(FFMPEG, plan)
+    alone = {plan.output: Path(plan.output).read_bytes() for plan in crowd.plans}
+    matroska = crowd.plans[2].output  # has an id drawn by lot in each file
+    assert {path: shared[path] == alone[path] for path in shared if path != matroska} == dict.fromkeys(
+        set(shared) - {matroska}, True
+    )
+    assert len(shared[matroska]) == len(alone[matroska])
+    assert names(crowd.folder) == {"leader.mp4", "first.mp4", "second.mp4", "third.mkv", "fourth.m4a"}
+
+
+@linux
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "if len(outputs) > 1: sys.exit('one of them is broken')",
+        "if len(outputs) > 1: sys.stderr.write('Invalid data found\\n'); sys.stderr.flush()",
+        "if len(outputs) > 1: os.kill(os.getpid(), 9)",
+    ],
+)
+async def test_when_one_ffmpeg_for_several_does_not_end_well_each_is_made_and_judged_alone(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    crowd = Crowd(media, tmp_path, monkeypatch, fault)
+    tasks = await crowd.begin()
+    crowd.go()
+    await asyncio.gather(*tasks)
+    assert crowd.log == [1, 4, 1, 1, 1, 1]
+    for plan in crowd.plans:
+        assert Path(plan.output).stat().st_size
+
+
+@linux
+async def test_one_that_is_cancelled_among_several_takes_nobody_with_it(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(media, tmp_path, monkeypatch, "if len(outputs) > 1: time.sleep(600)")
+    tasks = await crowd.begin()
+    crowd.go()
+    await until(lambda: crowd.log == [1, 4])
+    tasks[2].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Merged, Merged, asyncio.CancelledError, Merged, Merged]
+    assert names(crowd.folder) == {"leader.mp4", "first.mp4", "third.mkv", "fourth.m4a"}
+    assert children(starter()) == []
 
 
 def test_a_list_of_segments_is_left_for_a_day(tmp_path: Path) -> None:
@@ -949,7 +1063,7 @@ KILLED_COPY = """
 import os, pathlib, sys
 sys.path.insert(0, {root!r})
 import merge_stream_file
-from model import MergePlan
+from model import Chapter, Merged, MergePlan, Subtitle
 pieces = merge_stream_file._pieces
 def hang(*these):
     for piece in pieces(*these):
@@ -1195,13 +1309,15 @@ async def test_merges_run_side_by_side_and_beside_threads(media: Path, tmp_path:
 
 
 def test_the_command_keeps_ffmpeg_to_local_files() -> None:
-    command = ffmpeg_arguments("ff", MergePlan("/o/x.mp4", "/i/v", "/i/a", title="t", tag="BV1"), "/o/.tmp", "hev1")
+    command = ffmpeg_arguments(
+        "ff", [Task(MergePlan("/o/x.mp4", "/i/v", "/i/a", title="t", tag="BV1"), "/o/.tmp", "hev1")]
+    )
     text = " ".join(command)
     assert text.count("-protocol_whitelist file -f mov -i file:/i/") == 2
     assert "-map 0:v:0 -map 1:a:0 -c copy -map_metadata -1" in text
     assert command[-3:] == ["-f", "mp4", "file:/o/.tmp"]
     assert {"-xerror", "-nostdin", "comment=BV1", "title=t", "hvc1"} <= set(command)
-    assert "-tag:v" not in ffmpeg_arguments("ff", MergePlan("/o", "/v", "/a"), "/t", "avc1")
+    assert "-tag:v" not in ffmpeg_arguments("ff", [Task(MergePlan("/o", "/v", "/a"), "/t", "avc1")])
 
 
 def test_lists_of_segments_hold_plain_names_only() -> None:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import part_file
-from model import CHUNK_BYTES
+from model import CHUNK_BYTES, KIB, MIB
 from part_file import Chunk, Identity, PartFile, discard_old_parts, discard_parts, unfinished_jobs
 
+ROOT = Path(__file__).parent.parent
 CONTENT = random.Random(20).randbytes(2 * CHUNK_BYTES + 1)
 SMALL = CONTENT[:300_001]
 
@@ -103,6 +107,47 @@ def test_after_a_wound_a_chunk_that_is_finished_anew_is_believed_later(
     part = a_part(tmp_path, size)
     assert part.is_complete and part.path.read_bytes() == CONTENT[:size]
     part.close()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from part_file import Identity, PartFile
+
+size, chunk_bytes, piece_bytes, rounds = map(int, sys.argv[2:])
+part = PartFile.open(Path(sys.argv[1]), Identity("BV1?cid=5", 5, "v80-7"), size)
+part.prepare()
+chunks = [part.take(chunk_bytes) for _ in range(size // chunk_bytes)]
+for _ in range(rounds):
+    for chunk in chunks:
+        if chunk.missing_bytes:
+            part.write(chunk, b"x" * min(piece_bytes, chunk.missing_bytes))
+for chunk in chunks:
+    if chunk.missing_bytes:
+        part.store(chunk.at, b"x" * min(piece_bytes, chunk.missing_bytes))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("piece_bytes", "rounds"), [(400_000, 4), (400_000, 5), (512 * KIB, 5), (512 * KIB, 6), (65_000, 31)]
+)
+def test_at_kill_9_no_open_chunk_has_more_than_a_mebibyte_that_is_not_claimed(
+    tmp_path: Path, piece_bytes: int, rounds: int
+) -> None:
+    """Whatever the size of its pieces, and with one more that is in the file and not counted yet."""
+    chunk_bytes, count = 3 * MIB, 4
+    arguments = [str(n) for n in (count * chunk_bytes, chunk_bytes, piece_bytes, rounds)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *arguments], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    written = min(chunk_bytes, piece_bytes * (rounds + 1))
+    is_finished = piece_bytes * rounds >= chunk_bytes
+    part = a_part(tmp_path, count * chunk_bytes)
+    lost = [stop - start for start, stop in part._gaps]
+    part.close()
+    unwritten = count * (chunk_bytes - written)
+    assert sum(lost) - unwritten <= (0 if is_finished else count * MIB), "claimed too late"
+    assert sum(lost) >= unwritten
 
 
 @pytest.mark.skipif(not hasattr(os, "pwrite"), reason="Windows writes otherwise")

@@ -195,6 +195,64 @@ def test_a_watch_goes_on_after_its_terminal_and_finds_a_new_video(farm: Farm) ->
     assert output_of(farm, "--unwatch", UPLOADER)[0] == 1
 
 
+@pytest.mark.parametrize("reader", ["add_url.py", "run.py"])
+def test_all_lists_of_a_user_are_read_list_by_list(reader: str, farm: Farm) -> None:
+    source = f"lists:{shelves.CROWD_MID}"
+    if reader == "add_url.py":
+        farm.start(reader, f"https://space.bilibili.com/{shelves.CROWD_MID}/lists", "--watch", "3600")
+    else:
+        post(farm, "/add_url", urls=[source], watch=3600)
+        farm.worker()
+    inner = farm.site.get("sources")[source]
+    assert len(inner) == 23
+    wait_until("all lists are read", lambda: all(agrees(farm, one) for one in (source, *inner)))
+    assert {one: found["watched"] for one, found in ledgers(farm).items() if found["watched"]} == {source: 3600}
+    listed = {url for one in inner for url in farm.site.get("sources")[one]}
+    assert sum(found["queued"] for one, found in ledgers(farm).items() if one != source) == len(listed), "each once"
+
+
+def test_a_watched_video_is_asked_for_new_pages_after_everything_was_started_anew(farm: Farm) -> None:
+    video = next(video for video in farm.site.get("catalogue")["videos"] if video["name"] == "gains-a-page")
+    watching = farm.start("add_url.py", video["bvid"], "--watch", "3600", "--category", "music")
+    wait_until("the first round", lambda: "added " in watching.output())
+    watching.kill()
+    farm.worker()
+    wait_until("both pages", lambda: farm.counts()["done"] == 2)
+    farm.site.post("gain_page", name="gains-a-page", at=2)
+    farm.server.kill()
+    farm.server = farm.start_server()
+    assert (ledgers(farm)[video["bvid"]]["watched"], ledgers(farm)[video["bvid"]]["listed"]) == (86400, 2)
+    sent = farm.sent_bytes()
+    with closing(open_queue(Settings(data_dir=farm.folder / "data"))) as queue:
+        queue._redis.zadd("{bili:0}:watch", {video["bvid"]: 1})  # a day later
+        wait_until("the new page", lambda: farm.counts()["done"] == 3)
+    assert farm.sent_bytes() > sent
+    assert {item["path"].split("/")[0] for item in farm.everything("/success")} == {"music"}
+    found = ledgers(farm)[video["bvid"]]
+    assert (found["listed"], found["queued"], found["known"], found["complete"]) == (3, 3, 2, True)
+    assert output_of(farm, "--unwatch", video["bvid"])[0] == 0
+    assert ledgers(farm) == {}
+
+
+def test_a_ranking_that_the_settings_name_is_watched_after_its_terminal(farm: Farm) -> None:
+    """In the stand-in all of it is of one region, and a part of that of the sub-regions."""
+    status, output = output_of(farm, "rank:社科人文", "--limit", "3")
+    assert status == 0, output
+    watching = farm.start("add_url.py", "rank:社科人文", "--watch", "3600", "--limit", "3")
+    wait_until("the first round", lambda: "added " in watching.output())
+    watching.kill()
+    ((source, found),) = ledgers(farm).items()
+    assert (source, found["watched"], found["category"], found["wishes"]) == (
+        *("rank:1010:124,228,2088,2089,2090,2092", 3600, "社科人文", {"limit": 3}),
+    )
+    assert (found["queued"], found["known"]) == (0, 3), "the same videos as without a watch"
+    with closing(open_queue(Settings(data_dir=farm.folder / "data"))) as queue:
+        before = farm.counts()["ready"]
+        queue._redis.zadd("{bili:0}:watch", {source: 1})  # an hour later
+        wait_until("the tick has queued it", lambda: farm.counts()["ready"] > before)
+    assert output_of(farm, "--unwatch", "rank:社科人文")[0] == 0
+
+
 def agrees_after_news(farm: Farm) -> bool:
     found = ledgers(farm)[UPLOADER]
     return found["complete"] and found["listed"] == len(farm.site.get("sources")[UPLOADER])

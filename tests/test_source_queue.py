@@ -391,6 +391,116 @@ def test_what_is_due_and_waits_already_is_not_in_the_way_of_others(queue: Queue,
     assert (queue.revisit(), queue.revisit()) == (0, 1)
 
 
+# ------------------------------------------------------------------------------------------ watched videos
+
+VIDEO = VIDEOS[0]
+
+
+def see_video(queue: Queue, *cids: int, title: str = "A video") -> Expanded:
+    """Expand the video that is ready, and finish none of its pages."""
+    (lease,) = [lease for lease in queue.lease("w1", 9) if lease.url == VIDEO]
+    return queue.expand(lease.url, lease.token, pages(*cids), ledger=ListedPage(0, title))
+
+
+def test_a_watched_video_is_asked_for_new_pages_once_a_day(queue: Queue, connection: redis.Redis) -> None:
+    assert queue.add([VIDEO], "music", watch=60).added == 1
+    assert see_video(queue, 1, 2).added == 2
+    found = ledger(queue, VIDEO)
+    assert {name: found[name] for name in ("title", "state", "watched", "announced", "listed", "queued", "known")} == {
+        **{"title": "A video", "state": "closed", "watched": 86400, "announced": 2, "listed": 2},
+        **{"queued": 2, "known": 0},
+    }
+    assert found["complete"] and found["checked"] and found["category"] == "music"
+    in_a_day = connection.zscore("{bili:0}:watch", VIDEO) / 1000 - float(connection.time()[0])
+    assert 86300 < in_a_day <= 86401
+    assert queue.revisit() == 0
+    let_it_be_time(connection, VIDEO)
+    queue.lease("w1", 9)
+    assert (queue.revisit(), queue.revisit()) == (1, 0)
+    answer = see_video(queue, 1, 2, 3)
+    assert (answer.added, answer.known) == (1, 2)
+    assert answer.lease is not None and answer.lease.category == "music", "a new page goes where the others went"
+    found = ledger(queue, VIDEO)
+    assert (found["announced"], found["queued"], found["known"]) == (3, 3, 2)
+
+
+def test_a_period_longer_than_a_day_is_kept(queue: Queue) -> None:
+    queue.watch(VIDEO, 7 * 86400)
+    assert ledger(queue, VIDEO)["watched"] == 7 * 86400
+    assert queue.watch(VIDEO, 0) == 7 * 86400
+
+
+def test_a_video_is_watched_no_more_and_leaves_no_trace(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([VIDEO], watch=60)
+    see_video(queue, 1)
+    let_it_be_time(connection, VIDEO)
+    assert queue.watch(VIDEO, 0) == 86400
+    assert queue.watch(VIDEO, 0) == 0
+    assert (queue.revisit(), queue.sources("", 9)) == (0, ([], None))
+    assert connection.zcard("{bili:0}:watch") == 0
+
+
+def test_a_watch_of_a_video_that_waits_or_has_failed_queues_it_once(queue: Queue, connection: redis.Redis) -> None:
+    queue.add([VIDEO], watch=60)
+    let_it_be_time(connection, VIDEO)
+    assert queue.revisit() == 0, "it waits already"
+    (lease,) = queue.lease("w1", 9)
+    queue.nack(VIDEO, lease.token, Failure("permanent", "-404", "gone"))
+    assert {name: ledger(queue, VIDEO)[name] for name in ("state", "code", "reason")} == {
+        **{"state": "dead", "code": "-404", "reason": "gone"},
+    }
+    let_it_be_time(connection, VIDEO)
+    assert queue.revisit() == 0
+    let_it_be_time(connection, VIDEO)
+    connection.zadd("{bili:0}:dead", {VIDEO: 1})
+    assert (queue.revisit(), queue.counts().ready) == (1, 1), "tried again after a day"
+
+
+def test_what_is_watched_already_is_not_put_off_by_being_named_again(queue: Queue, connection: redis.Redis) -> None:
+    """Else a script that names it every hour would keep its visit away for ever."""
+    for url, far in ((UPLOADER, 30 * 86400), (VIDEO, 30 * 86400)):
+        queue.add([url], watch=86400)
+        due = connection.zscore("{bili:0}:watch", url)
+        queue.add([url], watch=far)
+        queue.watch(url, far)
+        assert (connection.zscore("{bili:0}:watch", url), ledger(queue, url)["watched"]) == (due, far)
+        connection.zadd("{bili:0}:watch", {url: 2**52})
+        queue.watch(url, 86400)
+        assert connection.zscore("{bili:0}:watch", url) < 2**52, "sooner it may be"
+
+
+def test_a_long_video_that_is_told_in_parts_counts_as_one(queue: Queue) -> None:
+    queue.add([VIDEO], watch=86400)
+    (lease,) = queue.lease("w1", 1)
+    for _unused in range(2):  # the answer was lost
+        queue.expand(VIDEO, lease.token, pages(3, 4), more=True)
+    queue.expand(VIDEO, lease.token, pages(1, 2), ledger=ListedPage(1, "A course", announced=4))
+    found = ledger(queue, VIDEO)
+    assert (found["title"], found["listed"], found["queued"], found["complete"]) == ("A course", 4, 4, True)
+
+
+def test_an_episode_and_a_page_are_watched_by_their_ids(queue: Queue, connection: redis.Redis) -> None:
+    watched = ["ep7", f"{VIDEOS[1]}?p=2", "cheese:ep9"]
+    queue.add(watched, watch=60)
+    for lease in queue.lease("w1", 9):
+        queue.expand(lease.url, lease.token, ())
+    assert [item["state"] for item in queue.sources("", 9)[0]] == ["closed"] * 3
+    for url in watched:
+        let_it_be_time(connection, url)
+    assert queue.revisit() == 3
+    assert sorted(lease.url for lease in queue.lease("w1", 9)) == sorted(watched)
+
+
+def test_what_is_due_is_queued_a_hundred_at_a_time(queue: Queue, connection: redis.Redis) -> None:
+    watched = [f"ep{number}" for number in range(1, 251)]
+    queue.add(watched, watch=60)
+    while leases := queue.lease("w1", 64):
+        for lease in leases:
+            queue.expand(lease.url, lease.token, ())
+    connection.zadd("{bili:0}:watch", dict.fromkeys(watched, 1))
+    assert [queue.revisit() for _unused in range(4)] == [100, 100, 50, 0]
+
+
 def test_ledgers_come_in_pages(queue: Queue) -> None:
     queue.add(["fav:3", "fav:1", "fav:2"])
     first, following = queue.sources("", 2)

@@ -86,6 +86,32 @@ def test_a_source_is_watched_and_watched_no_more(client: FlaskClient, queue: Que
     assert client.post("/watch", json={"source": "mid:", "seconds": 60}).status_code == 400
 
 
+def test_a_video_is_watched_too_by_its_id_or_its_address(client: FlaskClient, queue: Queue) -> None:
+    address = "https://www.bilibili.com/video/BV1xx411c7mD"
+    assert post(client, "/watch", source=address, seconds=60) == {"source": "BV1xx411c7mD", "before": 0}
+    assert post(client, "/add_url", urls=["av170001", "mid:7"], watch=60, category="music")["added"] == 2
+    found = {item["source"]: item for item in (client.get("/sources").json or {})["items"]}
+    assert {source: (item["watched"], item["category"]) for source, item in found.items()} == {
+        "BV17x411w7KC": (86400, "music"),
+        "BV1xx411c7mD": (86400, "other"),
+        "mid:7": (60, "music"),
+    }
+    told = lease(client)
+    body = {
+        "url": told["url"],
+        "token": told["token"],
+        "title": "<i>One",
+        "pages": [{"number": 1, "cid": 5, "title": ""}],
+    }
+    assert post(client, "/expand", **body)["added"] == 1
+    page = client.get("/?fragment").text
+    assert "&lt;i&gt;One" in page and address.replace("1xx411c7mD", "17x411w7KC") in page
+    for wrong in ("https://b23.tv/abc", "nothing"):
+        assert client.post("/watch", json={"source": wrong, "seconds": 60}).status_code == 400
+    for seconds in (5, -1, 1.5, 31 * 86400 + 1):
+        assert client.post("/add_url", json={"urls": ["ep1"], "watch": seconds}).status_code == 400
+
+
 def test_what_was_never_added_is_read_when_its_watch_says_so(queue: Queue, connection: Any) -> None:
     queue.watch(UPLOADER, 60)
     let_it_be_time(connection)

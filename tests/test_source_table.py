@@ -68,6 +68,7 @@ def test_a_ledger_is_a_row() -> None:
         ({"complete": False, "ended": "wished"}, "read as wished"),
         ({"state": "leased"}, "being read"),
         ({"state": "ready"}, "waiting"),
+        ({"checked": None, "complete": False}, "waiting"),
         ({"state": "dead", "reason": "private"}, "failed: private"),
         ({"state": "delayed", "reason": "busy"}, "tried again later: busy"),
     ],

@@ -41,6 +41,8 @@ NAMES = [
     ("later", "later"),
     ("rank:1010", "rank:1010"),
     ("rank:0", "rank:0"),
+    ("rank:1010:201,2094", "rank:1010:201,2094"),
+    ("RANK:1010:2094,201,2094", "rank:1010:201,2094"),
     ("popular", "popular"),
     ("Weekly", "weekly"),
     ("weekly:123", "weekly:123"),
@@ -59,6 +61,11 @@ NAMES = [
     (f"{SPACE}/137137/upload", "mid:137137"),
     ("space.bilibili.com/137137", "mid:137137"),
     ("https://m.bilibili.com/space/137137", "mid:137137"),
+    ("lists:137137", "lists:137137"),
+    (f"{SPACE}/137137/lists", "lists:137137"),
+    (f"{SPACE}/137137/lists/?spm_id_from=333.1387.0.0", "lists:137137"),
+    (f"{SPACE}/137137/channel/series", "lists:137137"),
+    ("https://m.bilibili.com/space/137137/lists", "lists:137137"),
     (f"{SPACE}/137137/favlist", "favs:137137"),
     (f"{SPACE}/137137/favlist?fid=1306978874&ftype=create", "fav:1306978874"),
     (f"{SPACE}/137137/favlist?fid=1306978874&ftype=collect&ctype=11", "fav:1306978874"),
@@ -148,6 +155,10 @@ def test_what_is_no_source_is_left_to_others(text: str) -> None:
         ("cheese:123", "cheese:ss123"),
         ("weekly:last", "weekly:123"),
         ("rank:12345678901234567890", "rank:1010"),
+        ("rank:1010:", "rank:1010"),
+        ("rank:1010:0", "rank:1010"),
+        ("rank:0:201", "rank:1010"),
+        ("rank:1010:201:2094", "rank:1010"),
         ("later:137137", "later"),
         ("popular:all", "popular"),
         ("search:", "keyword"),
@@ -157,7 +168,8 @@ def test_what_is_no_source_is_left_to_others(text: str) -> None:
         (f"{SPACE}/abc", "space.bilibili.com/137137"),
         (f"{SPACE}/137137/dynamic", "137137/video"),
         (f"{SPACE}/137137/upload/audio", "137137/video"),
-        (f"{SPACE}/137137/lists", "collection or series"),
+        (f"{SPACE}/137137/channel/detail", "collection or series"),
+        (f"{SPACE}/137137/channel/collectiondetail", "collection or series"),
         (f"{SPACE}/137137/lists/abc", "abc"),
         (f"{SPACE}/137137/favlist?fid=abc", "abc"),
         (f"{WEB}/bangumi/play/ss", "number"),
@@ -485,6 +497,30 @@ def test_a_folder_that_is_private_or_gone_is_said_to_be(code: int, says: str) ->
     assert caught.value.code == str(code)
 
 
+def lists(total: int, seasons: list[Any], series: list[Any] | None, size: int = 20) -> dict[str, object]:
+    """Return a page of all lists of a user, as the site's pages of a space read it."""
+    about = {"page_num": 1, "page_size": size, "total": total}
+    return data({"items_lists": {"page": about, "seasons_list": seasons, "series_list": series}})
+
+
+def test_all_lists_of_a_user_are_sources_whatever_the_site_gives_at_a_time() -> None:
+    season = {"meta": {"season_id": 1227671, "name": "合集·吐槽", "mid": 1, "total": 2}, "archives": []}
+    series = {"meta": {"series_id": 2158988, "name": "JavaSE", "mid": 1, "total": 6}, "archives": None}
+    pages = read("lists:1", lists(3, [season], [series], 2), lists(3, [], [{"meta": {"name": "无名"}}, series], 2))
+    assert [(item.id, item.title) for page in pages for item in page.items] == [
+        *(("season:1227671", "合集·吐槽"), ("series:2158988", "JavaSE")),
+        *(("", ""), ("series:2158988", "JavaSE")),
+    ]
+    assert [(page.announced, page.pages) for page in pages] == [(3, 2), (3, 2)]
+    assert asked("lists:1") == {"mid": "1", "page_num": "1", "page_size": "20"}
+    with pytest.raises(RiskControl):
+        one("lists:1", {"code": -403, "message": "访问权限不足", "ttl": 1})
+    with pytest.raises(PermanentError, match="does not show"):
+        one("lists:1", {"code": 53013, "message": "用户隐私设置未公开", "ttl": 1})
+    nobody, somebody = read("lists:1", lists(0, [], None), data({"mid": 1, "name": "没有合集"}))
+    assert (nobody.items, somebody) == ((), ListPage("没有合集", (), 0, 1, None))
+
+
 def test_all_folders_of_a_user_are_sources() -> None:
     folders = [
         {"id": 44233921, "fid": 442339, "mid": 7792521, "attr": 0, "title": "默认收藏夹", "media_count": 85},
@@ -651,6 +687,17 @@ def test_a_ranking_is_read_if_it_is_the_regions() -> None:
     assert asked("rank:1010") == {"rid": "1010", "type": "all"}
 
 
+def test_a_ranking_of_sub_regions_has_what_is_of_them() -> None:
+    nodes = [archive(48918074, pid_v2=1010, tid=201), archive(706, pid_v2=1010, tidv2=2094), archive(2, pid_v2=1010)]
+    assert asked("rank:1010:201,2094") == {"rid": "1010", "type": "all"}
+    page = one("rank:1010:201,2094", data({"list": nodes}))
+    assert [item.title for item in page.items] == ["第48918074号", "第706号"]
+    assert one("rank:1010:5", data({"list": nodes})) == ListPage("", (), 0, 1, None)
+    assert parse_source("rank:1010:" + ",".join(map(str, range(1, 33))), REAL_HOSTS)
+    with pytest.raises(ValueError, match="no source"):
+        first_cursor("rank:1010:2094,201")
+
+
 def test_popular_goes_on_until_the_site_has_no_more() -> None:
     first, second = read("popular", chart([1356452135], no_more=False), chart([1906472398], no_more=True))
     assert [first.items[0].id, second.items[0].id] == ["BV1tz421i7zb", "BV1MU411S7Cc"]
@@ -712,7 +759,7 @@ def test_a_search_ends_at_fifty_pages() -> None:
 
 # ------------------------------------------------------------------------------------------ what is broken
 
-EVERY_SOURCE = [str(Source(kind, 3)) for kind in NUMBERED] + [*NAMED, SEARCH + "a"]
+EVERY_SOURCE = [str(Source(kind, 3)) for kind in NUMBERED] + [*NAMED, SEARCH + "a", "rank:3:4,5"]
 
 
 def cursors() -> list[str]:

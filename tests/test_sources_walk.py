@@ -143,6 +143,21 @@ async def test_all_favourites_of_a_user_are_found_folder_by_folder(walker: Walke
     assert dead[""] == CROWD - CROWD // 10
 
 
+async def test_all_lists_of_a_user_are_found_page_by_page_and_lead_to_their_videos(walker: Walker) -> None:
+    walked = await walker.walk("lists:20000")
+    assert (walked.announced, len(walked.ids), [len(page.items) for page in walked.pages]) == (23, 23, [20, 3])
+    assert walked.ids[:3] == ["season:4003", "season:4004", "series:5002"]
+    assert walked.items[0].title == "合集·人群的隐藏合集"
+    small = (await walker.walk("lists:10001")).ids
+    assert small == ["season:4001", "season:4002", "season:4005", "series:5001"], "the hidden one and the empty one too"
+
+
+async def test_a_page_of_lists_that_loses_one_shows(walker: Walker) -> None:
+    walker.site.fault("lose_item", scope="api", path="/x/polymer/web-space/seasons_series_list", count=1)
+    walked = await walker.walk("lists:20000")
+    assert (walked.announced, len(walked.items)) == (23, 22)
+
+
 async def test_a_search_finds_each_video_once(walker: Walker) -> None:
     walked = await walker.walk("search:" + quote("人群"))
     assert sorted(walked.ids) == sorted(record.bvid for record in shelves.of_crowd(walker.site.state.videos))
@@ -175,6 +190,8 @@ async def test_a_ranking_is_the_regions(walker: Walker) -> None:
         ("fav:404", "no such folder"),
         ("fav:100201", "private"),
         ("favs:30001", "does not show"),
+        ("lists:30001", "does not show"),
+        ("lists:404404", "no such uploader"),
         ("ss404", "no such season"),
         ("md404", "no such season"),
         ("cheese:ss404", "no such course"),
@@ -187,7 +204,7 @@ async def test_what_cannot_be_had_is_said_in_a_sentence(source: str, says: str, 
         await walker.walk(source)
 
 
-@pytest.mark.parametrize("source", ["mid:30000", "season:4005", "fav:100101", "favs:30000"])
+@pytest.mark.parametrize("source", ["mid:30000", "season:4005", "fav:100101", "favs:30000", "lists:30000"])
 async def test_what_is_empty_is_no_error(source: str, walker: Walker) -> None:
     walked = await walker.walk(source)
     assert (walked.items, walked.announced) == ([], 0)

@@ -33,10 +33,10 @@ import web_server
 from config import Settings
 from errors import EngineError
 from parse_ import aid_to_bvid
+from plain_text import size_text, span_text
 from redisConnect import Queue, open_queue
 from web import MAX_BODY_BYTES, create_app
 from web.guard import WrongTokens
-from web.units import size_text, span_text
 
 ROOT = Path(web_server.__file__).parent
 TOKEN = "correct horse battery staple"

@@ -17,10 +17,11 @@ from werkzeug.wrappers import Response as BaseResponse
 from config import Settings
 from errors import EngineError
 from i18n import catalogue
+from plain_text import size_text, span_text
 from sources import job_address
 from web.kept import Kept
 from web.session import Sessions
-from web.units import moment_text, size_text, span_text, speed_setting
+from web.units import moment_text, speed_setting
 
 ENGINE_RETRY_SECONDS = 2
 LANGUAGES = {"en": "en", "zh-CN": "zh_CN"}

@@ -19,11 +19,7 @@ from model import JOB_ID_CHARACTERS, MIB
 from orders import working_keys
 from parse_ import MAX_CID, parse_job_id
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
-from sources import (
-    WATCH_SECONDS,
-    WISHES,
-    ledger_shape,
-)
+from sources import WISHES, ledger_shape, watch_seconds
 from web.qr_code import LINK_CHARACTERS
 
 log = logging.getLogger(__name__)
@@ -137,8 +133,9 @@ ADD = record(
     request=REQUEST,
     wishes=WISHES,
     again=flag,
+    watch=watch_seconds,
 )
-WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": WATCH_SECONDS})
+WATCH = record({"source": line(JOB_ID_CHARACTERS), "seconds": watch_seconds})
 SIGN_IN = record({"password": line(1000)})
 STEER = record({"working": working_keys}, workers=list_of(WORKER, MAX_WORKERS), all=flag)
 LOGIN = record({"worker": WORKER})

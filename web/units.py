@@ -1,23 +1,10 @@
-"""Sizes and durations for people."""
+"""What the pages need of sizes and times beside plain_text: as settings and machines write them."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 
-from i18n import _
 from model import KIB, MIB
-
-log = logging.getLogger(__name__)
-
-
-def size_text(size_bytes: float) -> str:
-    """Return a size for people: three digits and a unit."""
-    value, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if value >= 99.95 or units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def speed_setting(speed_bytes: float) -> str:
@@ -26,18 +13,6 @@ def speed_setting(speed_bytes: float) -> str:
         if speed_bytes and speed_bytes * 100 % size == 0:
             return f"{speed_bytes / size:g}{unit}"
     return f"{speed_bytes:g}"
-
-
-def span_text(seconds: float, _: Callable[[str], str] = _) -> str:
-    """Return a duration for people, in one unit."""
-    seconds = max(0.0, seconds)
-    if seconds < 59.5:
-        return _("{count} s").format(count=round(seconds))
-    if seconds < 59.5 * 60:
-        return _("{count} min").format(count=round(seconds / 60))
-    if seconds < 23.5 * 3600:
-        return _("{count} h").format(count=round(seconds / 3600))
-    return _("{count} d").format(count=round(seconds / 86400))
 
 
 def moment_text(at: float) -> str:

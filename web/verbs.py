@@ -26,13 +26,7 @@ from parse_ import SiteHosts
 from redisConnect import Queue
 from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record
-from sources import (
-    LEAST_WATCH_SECONDS,
-    lease_fields,
-    listed_page,
-    parse_source,
-    sort_out,
-)
+from sources import lease_fields, listed_page, sort_out
 from web.actions import egress, names, note
 from web.messages import (
     ACK,
@@ -96,7 +90,7 @@ class Verbs:
             raise BadRequest(_("pages or urls are expected"))
         pages = [Page(**page) for page in body.get("pages", ())]
         more = body.get("more", False)
-        ledger = listed_page(body.get("ledger"))
+        ledger = listed_page(body.get("ledger", {}), body.get("title", ""))
         with bad_request():
             expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
         log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
@@ -192,6 +186,7 @@ class Verbs:
             body.get("request", ""),
             body.get("wishes"),
             body.get("again", False),
+            body.get("watch", 0),
         )
         known = added.known + len(ids) - len(unique)
         log.info(_("added %d to %s, known %d, rejected %d"), added.added, category, known, len(rejected))
@@ -201,15 +196,13 @@ class Verbs:
         return jsonify(added=added.added, known=known, rejected=rejected)
 
     def watch(self) -> Response:
-        """Have a source read again and again, or no more."""
+        """Have a source or a video read again and again, or no more."""
         body = read_body(WATCH)
-        if 0 < body["seconds"] < LEAST_WATCH_SECONDS:
-            raise BadRequest(_("seconds: 0, or at least {count}").format(count=LEAST_WATCH_SECONDS))
-        with bad_request():
-            source = parse_source(body["source"], self._site)
-            if source is None:
-                raise BadRequest(_("source: this is no source: {text}").format(text=body["source"][:80]))
-            before = self._queue.watch(source, body["seconds"])
+        ids, rejected = sort_out([body["source"]], self._site)
+        if rejected:
+            raise BadRequest(f"source: {rejected[0]['reason']}")
+        (source,) = ids
+        before = self._queue.watch(source, body["seconds"])
         log.info(_("watching %s: every %d s"), source, body["seconds"])
         note(self._queue, "watch", f"{source}: {body['seconds']} s")
         return jsonify(source=source, before=before)
@@ -281,9 +274,11 @@ class Verbs:
 def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a checked heartbeat for the status page, at most MAX_STATUS_BYTES of JSON."""
     jobs = [{"url": job["url"], **job.get("progress", {})} for job in body["jobs"]]
+    risk = body.get("risk", {"kind": "", "seconds": 0.0})
+    parked = {"risk": risk["kind"]} if risk["seconds"] else {}
     state = {name: value for name, value in body.get("state", {}).items() if name != "order"}
     account = {"account": body["account"]} if "account" in body else {}
-    status = {**state, **account, "jobs": jobs}
+    status = {**state, **account, **parked, "jobs": jobs}
     while jobs and len(json.dumps(status, ensure_ascii=False).encode()) > MAX_STATUS_BYTES:
         jobs.pop()
     return status

@@ -9,6 +9,7 @@ import download_scheduler
 import queue_client
 import redisConnect
 from model import Result
+from redis_engine import engine_errors
 
 Put = Callable[[Any, str, Any], None]
 
@@ -61,7 +62,7 @@ def _two_steps(put: Put) -> None:
             self._redis.rpush("{bili:0}:ready", one)
         return added
 
-    put(redisConnect.Queue, "add", redisConnect._engine_errors(note_then_push))
+    put(redisConnect.Queue, "add", engine_errors(note_then_push))
 
 
 def _sees_no_file(put: Put) -> None:
