@@ -274,7 +274,7 @@ def test_a_download_moves_and_ends_without_a_reload(farm: Farm, browse: Open) ->
     title = video("large-a").title
     browser = browse()
     browser.open(farm, "/ui/machines")
-    farm.site.post("settings", rate_bytes_per_second=MIB * 0.6)
+    farm.site.post("settings", rate_bytes_per_second=MIB // 6)
     farm.add(*bvids("large-a"))
     farm.worker()
     browser.shows(title, ".worker")
@@ -620,11 +620,11 @@ def contrast(front: str, back: str) -> float:
 
 def test_a_title_that_is_a_script_is_nothing_but_text(farm: Farm, browse: Open) -> None:
     title = video("script-title").title
-    farm.site.post("settings", rate_bytes_per_second=MIB / 16)
-    farm.add(*bvids("script-title"))
-    farm.worker()
+    farm.site.post("settings", rate_bytes_per_second=MIB / 128)
     browser = browse()
     browser.open(farm, "/ui/machines")
+    farm.add(*bvids("script-title"))
+    farm.worker()
     browser.shows(title, ".worker")
     farm.site.post("settings", rate_bytes_per_second=0)
     wait_until("it is finished", lambda: farm.counts()["done"] == 1)
