@@ -104,7 +104,7 @@ def test_a_video_is_watched_too_by_its_id_or_its_address(client: FlaskClient, qu
         "pages": [{"number": 1, "cid": 5, "title": ""}],
     }
     assert post(client, "/expand", **body)["added"] == 1
-    page = client.get("/?fragment").text
+    page = client.get("/ui/sources?fragment").text
     assert "&lt;i&gt;One" in page and address.replace("1xx411c7mD", "17x411w7KC") in page
     for wrong in ("https://b23.tv/abc", "nothing"):
         assert client.post("/watch", json={"source": wrong, "seconds": 60}).status_code == 400
