@@ -270,6 +270,7 @@ async function addLines(form) {
     wishes: wishes(),
     again: document.getElementById("again").checked,
     refresh: document.getElementById("refresh").checked,
+    watch: Number(document.getElementById("watch").value),
   };
   for (let first = 0; first < lines.length; first += LINES_AT_ONCE) {
     const part = lines.slice(first, first + LINES_AT_ONCE);

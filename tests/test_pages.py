@@ -270,6 +270,14 @@ def test_each_line_gets_its_answer(client: FlaskClient, queue: Queue) -> None:
     assert client.post("/ui/add", json={"urls": [VIDEO], "category": "a/b"}).status_code == 400
 
 
+def test_what_is_added_may_be_watched_from_then_on(client: FlaskClient, queue: Queue) -> None:
+    answer = client.post("/ui/add", json={"urls": ["mid:137137", "mid:5"], "watch": 3600})
+    assert (answer.json or {})["added"] == 2
+    assert [item["watched"] for item in queue.sources("", 9)[0]] == [3600, 3600]
+    assert client.post("/ui/add", json={"urls": ["mid:6"], "watch": 0}).status_code == 200
+    assert [item["watched"] for item in queue.sources("", 9)[0]].count(3600) == 2
+
+
 def test_lines_that_are_sent_twice_count_the_same(client: FlaskClient) -> None:
     body = {"urls": [VIDEO, OTHER_VIDEO], "request": "abc"}
     answers = [client.post("/ui/add", json=body).json for _unused in range(2)]

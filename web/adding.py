@@ -54,5 +54,6 @@ class Adding:
             f"{request}.{number}" if request else "",
             body.get("wishes"),  # type: ignore[arg-type]
             bool(body.get("again")),
+            int(str(body.get("watch", 0))),
         )
         return {"url": text, "state": "added" if added.added else "known", "id": ids[0], "reason": ""}
