@@ -194,8 +194,8 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_workers_go_on
     start_farm: StartFarm, crowd: Crowd
 ) -> None:
     farm = start_farm()
-    videos = named(crowd, range(1, 31))
-    assert farm.add(*bvids(videos)) == "added 30, known 0, rejected 0"
+    videos = named(crowd, range(1, 61))
+    assert farm.add(*bvids(videos)) == "added 60, known 0, rejected 0"
     farm.steer(stop=1, count=3)
     farm.site.post("settings", rate_bytes_per_second=SLOW_BYTES_PER_SECOND)
     workers = [machine(farm, number, "--until-empty") for number in (1, 2)]

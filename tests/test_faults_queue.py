@@ -584,7 +584,7 @@ def test_the_embedded_engine_ends_on_a_full_disk_says_so_and_has_everything_when
         status, answer = server.ask("/healthz")
         assert (status, "full" in answer["error"]) == (503, True), answer
         log = tmp_path / "server.log"
-        wait_until("it is in the log", lambda: "is full" in log.read_text(), 10)
+        wait_until("the tick says so", lambda: "WARNING The disk" in log.read_text(), 10)
         assert fragment(server) == (503, True)
         free_disk(small_disk)
         wait_until("it works again", lambda: server.ask("/healthz")[0] == 200, 30)

@@ -560,7 +560,7 @@ def clocked_worker(farm: Farm, offset_seconds: float) -> Script:
 
 def said_at(worker: Script) -> float:
     """Return when, by its own clock, a worker said its first line."""
-    return time.mktime(time.strptime(worker.output()[:19], "%Y-%m-%d %H:%M:%S"))
+    return time.mktime(time.strptime(worker.output()[:19], "%Y-%m-%dT%H:%M:%S"))
 
 
 @slow

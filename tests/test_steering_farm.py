@@ -185,7 +185,7 @@ def test_a_worker_that_is_drained_finishes_what_it_holds_and_waits(farm: Farm) -
     assert farm.counts()["ready"] == 2, "drained at once"
     ask(farm, "/steer", workers=["w1"], working={"drain": 0})
     wait_until("it goes on", lambda: farm.counts()["done"] == 7, 60)
-    assert shown(farm)["state"] == "running"
+    wait_until("it says so", lambda: shown(farm)["state"] == "running", 30)
 
 
 # ------------------------------------------------------------------------------------------ a login
