@@ -56,6 +56,5 @@ def _(sentence: str) -> str:
     return _user.gettext(sentence) if sentence else ""
 
 
-def translated(sentence: str) -> str:
-    """Return the same for a sentence that comes from elsewhere, a server or a worker, and is written out there."""
-    return _user.gettext(sentence) if sentence else ""
+translated = _
+"""The same for a sentence that comes from elsewhere, a server or a worker, and is written out there."""
