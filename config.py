@@ -89,6 +89,9 @@ _REAL_URLS = frozenset(
 )
 
 
+MAX_SHARDS = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Every setting with its default; ``redis_url``, ``token``, ``sessdata``, ``notify`` are secrets without a repr."""
@@ -111,6 +114,7 @@ class Settings:
     cookies: Path | None = None
     lease_seconds: float = 60.0
     affinity_seconds: float = 120.0
+    shards: int = 1
     connections: int = 16
     max_bytes_per_second: float = 0.0
     """0 is no limit; working.json may say otherwise while a worker runs."""
@@ -179,6 +183,7 @@ _VARIABLES = {
     "cookies": "BILI_COOKIES",
     "lease_seconds": "BILI_LEASE_SECONDS",
     "affinity_seconds": "BILI_AFFINITY_SECONDS",
+    "shards": "BILI_SHARDS",
     "connections": "BILI_CONNECTIONS",
     "max_bytes_per_second": "BILI_MAX_SPEED",
     "scratch": "BILI_SCRATCH_DIR",
@@ -320,6 +325,12 @@ def _addresses(text: str, root: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _shards(text: str, root: Path) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_SHARDS:
+        raise ValueError(_("it must be a whole number from 1 to 64"))
+    return int(text)
+
+
 def _connections(text: str, root: Path) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 256:
         raise ValueError(_("it must be a whole number from 1 to 256"))
@@ -429,6 +440,7 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "cookies": _path,
     "lease_seconds": _number(1, 3600),
     "affinity_seconds": _number(0, 86400),
+    "shards": _shards,
     "connections": _connections,
     "max_bytes_per_second": lambda text, root: parse_speed(text),
     "scratch": _path,

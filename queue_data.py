@@ -6,13 +6,15 @@ looks at a bounded number of entries, however long the queue is.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 import re
 import unicodedata
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from i18n import _
 from model import JobId
@@ -39,6 +41,8 @@ LOOKED_AT = 1000
 """A call looks at so many entries at most, save leases: there are no more of them than machines can hold."""
 LEASES_AT_MOST = 20_000
 GROUPS_AT_MOST = 200
+PART = 100
+"""So many entries of a place are read at a time."""
 
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 _CANCELLED_REASON = _("It was cancelled.")
@@ -51,34 +55,39 @@ _WINDOW = 500
 # ------------------------------------------------------------------------------------------ the names of keys
 
 
-def key(name: str) -> str:
-    """Return the name of a key; 0 is the shard, the only one so far."""
-    return f"{{bili:0}}:{name}"
+def key(name: str, shard: int = 0) -> str:
+    """Return the name of a key in a shard; what concerns the farm as a whole is in shard 0."""
+    return f"{{bili:{shard}}}:{name}"
 
 
-def answer_key(token: str) -> str:
+def answer_key(token: str, shard: int = 0) -> str:
     """Return where the answer to a call is kept."""
-    return key(f"answer:{token}")
+    return key(f"answer:{token}", shard)
 
 
-def bucket(kind: str, identity: Identity) -> str:
+def settled_key(request: str, shard: int) -> str:
+    """Return where the answer to a lease request is kept that several shards were asked for."""
+    return key(f"settled:{request}", shard)
+
+
+def bucket(kind: str, identity: Identity, shards: int = 1) -> str:
     """Return the set that a job's member is in: ``seen``, ``closed`` or ``paged``."""
-    return key(f"{kind}:{identity.namespace}:{identity.number % BUCKETS}")
+    return key(f"{kind}:{identity.namespace}:{identity.number % BUCKETS}", shard_of(identity, shards))
 
 
-def done_key(page: JobId) -> str:
+def done_key(page: JobId, shards: int = 1) -> str:
     """Return the set that the cid of a finished page is in."""
-    return key(f"done:{page.cid % BUCKETS}")
+    return key(f"done:{page.cid % BUCKETS}", shard_of(identity_of(page), shards))
 
 
-def record_key(page: JobId) -> str:
+def record_key(page: JobId, shards: int = 1) -> str:
     """Return the hash that says where a finished page's record is."""
-    return key(f"record:{page.cid % BUCKETS}")
+    return key(f"record:{page.cid % BUCKETS}", shard_of(identity_of(page), shards))
 
 
-def ended_key(job: JobId) -> str:
+def ended_key(job: JobId, shards: int = 1) -> str:
     """Return the set that a job is in once it is done or, a container, closed."""
-    return done_key(job) if job.is_page else bucket("closed", identity_of(job))
+    return done_key(job, shards) if job.is_page else bucket("closed", identity_of(job), shards)
 
 
 def risk_key(mark: str) -> str:
@@ -110,6 +119,22 @@ def identity_of(job: JobId) -> Identity:
         return Identity("e", job.episode_id, str(job.episode_id))
     aid = bvid_to_aid(job.bvid)
     return Identity("p", aid, f"{aid}:{job.number}") if job.number else Identity("v", aid, str(aid))
+
+
+def shard_of(identity: Identity, shards: int) -> int:
+    """Return the one shard that an identity belongs to, and with it all of its bucket.
+
+    It must never change: data lie where it says. Whole buckets belong together, so that they stay as full, and as
+    compact, as with one shard.
+    """
+    if shards == 1:
+        return 0
+    return zlib.crc32(f"{identity.namespace}:{identity.number % BUCKETS}".encode()) % shards
+
+
+def shard_of_id(url: str, shards: int) -> int:
+    """Return the shard that a job belongs to by its id, in whatever form that is written."""
+    return shard_of(identity_of(parse_job_id(url)), shards) if shards > 1 else 0
 
 
 def containers_of(page: JobId) -> list[JobId]:
@@ -289,6 +314,9 @@ SECTIONS = (
 
 Look = Callable[[Callable[[Any], object]], list[Any]]
 """Returns the answers to what is put into a pipeline, all from one instant."""
+_E = TypeVar("_E")
+_Success = tuple[str, int, dict[str, str]]
+"""A record: its entry in the stream, its shard, its fields."""
 _Found = tuple[str, dict[str, Any] | None]
 """Where to go on after an entry, and its job; None where the entry is no job of its section any more."""
 
@@ -296,9 +324,20 @@ _Found = tuple[str, dict[str, Any] | None]
 class JobViews:
     """Jobs as people look at them, one by one or page by page."""
 
-    def __init__(self, look: Look, category: str) -> None:
+    def __init__(self, look: Look, category: str, shards: int = 1) -> None:
         self._look = look
         self._category = category
+        self._shards = shards
+
+    def _each(
+        self, read: Callable[[int], Iterator[_E]], order: Callable[[_E], Any], newest_first: bool = False
+    ) -> Iterator[_E]:
+        """Yield what all shards have in one order; each shard gives it in that order."""
+        return heapq.merge(*map(read, range(self._shards)), key=order, reverse=newest_first)
+
+    def _batch(self, count: int) -> int:
+        """Return how many entries to read of a shard at a time where so many of all are wanted."""
+        return count if self._shards == 1 else max(10, 2 * count // self._shards)
 
     # -------------------------------------------------------------------------------- one
 
@@ -309,18 +348,29 @@ class JobViews:
 
     def jobs(self, urls: Sequence[str]) -> list[dict[str, Any] | None]:
         """Return what is known of each of these jobs, ``errors`` too; None for those that were never added."""
-        if not urls:
-            return []
+        parts: dict[int, list[str]] = {}
+        for url in urls:
+            parts.setdefault(shard_of_id(url, self._shards), []).append(url)
+        if len(parts) == 1:
+            ((shard, part),) = parts.items()
+            return self._jobs_in(shard, part)
+        found = {
+            url: job for shard, part in parts.items() for url, job in zip(part, self._jobs_in(shard, part), strict=True)
+        }
+        return [found[url] for url in urls]
+
+    def _jobs_in(self, shard: int, urls: Sequence[str]) -> list[dict[str, Any] | None]:
         jobs = [parse_job_id(url) for url in urls]
         tries, origins, leased, kept, delayed, dead, (seconds, micros), *more = self._look(
             lambda pipe: (
-                pipe.hmget(key("tries"), urls).hmget(key("origin"), urls).zmscore(key("leased"), urls),
-                pipe.zmscore(key("kept"), urls).zmscore(key("delayed"), urls).zmscore(key("dead"), urls).time(),
-                [_ask_for_end(pipe, job) for job in jobs],
+                pipe.hmget(key("tries", shard), urls).hmget(key("origin", shard), urls),
+                pipe.zmscore(key("leased", shard), urls).zmscore(key("kept", shard), urls),
+                pipe.zmscore(key("delayed", shard), urls).zmscore(key("dead", shard), urls).time(),
+                [_ask_for_end(pipe, job, self._shards) for job in jobs],
             )
         )
         at = seconds + micros / 1e6
-        records = self._records(urls, more[2::3])
+        records = self._records(shard, urls, more[2::3])
         found: list[dict[str, Any] | None] = []
         for i, url in enumerate(urls):
             seen, ended = more[3 * i], more[3 * i + 1]
@@ -336,12 +386,12 @@ class JobViews:
                 found.append(None)
         return found
 
-    def _records(self, urls: Sequence[str], entries: Sequence[str | None]) -> dict[str, dict[str, Any]]:
+    def _records(self, shard: int, urls: Sequence[str], entries: Sequence[str | None]) -> dict[str, dict[str, Any]]:
         """Return what is recorded of pages, by the ids that were asked for."""
         named = [(url, _entry_id(entry)) for url, entry in zip(urls, entries, strict=True) if entry]
         if not named:
             return {}
-        answers = self._look(lambda pipe: [pipe.xrange(key("success"), entry, entry) for _url, entry in named])
+        answers = self._look(lambda pipe: [pipe.xrange(key("success", shard), entry, entry) for _url, entry in named])
         return {url: self._done(*answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer}
 
     def _job(
@@ -376,36 +426,106 @@ class JobViews:
 
     def failed(self, after: str, limit: int, code: str | None) -> tuple[list[dict[str, Any]], str | None]:
         """Return dead and delayed jobs in the order of their codes and ids, and where to go on (None at the end)."""
-        (members,) = self._look(
-            lambda pipe: pipe.zrangebylex(key("failures"), *failure_range(code, after), 0, limit + 1)
-        )
-        following = failure_cursor(members[limit - 1]) if len(members) > limit else None
-        ids = [member.rpartition("\0")[2] for member in members[:limit]]
-        if not ids:
-            return [], None
+        found = list(itertools.islice(self._failures(code, after, limit + 1), limit + 1))
+        following = failure_cursor(found[limit - 1][0]) if len(found) > limit else None
+        ids = [(member.rpartition("\0")[2], shard) for member, shard in found[:limit]]
+        items: dict[str, dict[str, Any]] = {}
+        for shard in {shard for _url, shard in ids}:
+            items |= self._failed_in(shard, [url for url, its_shard in ids if its_shard == shard])
+        return [items[url] for url, _shard in ids], following
+
+    def _failures(self, code: str | None, after: str, count: int) -> Iterator[tuple[str, int]]:
+        """Yield the members of ``failures`` after a cursor, in their order, each with its shard."""
+
+        def read(shard: int) -> Iterator[tuple[str, int]]:
+            batch, (start, stop) = self._batch(count), failure_range(code, after)
+            while True:
+                members = self._members("failures", shard, start, stop, batch)
+                yield from ((member, shard) for member in members)
+                if len(members) < batch:
+                    return
+                start = f"({members[-1]}"
+
+        return self._each(read, lambda found: _in_bytes(found[0]))
+
+    def _failed_in(self, shard: int, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         texts, due, (seconds, micros) = self._look(
-            lambda pipe: pipe.hmget(key("tries"), ids).zmscore(key("delayed"), ids).time()
+            lambda pipe: pipe.hmget(key("tries", shard), ids).zmscore(key("delayed", shard), ids).time()
         )
         at = seconds + micros / 1e6
-        return [
-            failed_item(url, as_dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
-        ], following
+        return {
+            url: failed_item(url, as_dict(text), score, at) for url, text, score in zip(ids, texts, due, strict=True)
+        }
 
     def failure_groups(self) -> list[dict[str, Any]]:
         """Return how many jobs are dead and delayed of each code, with the reason of one of them, most first."""
         groups: dict[str, dict[str, Any]] = {}
-        (kinds,) = self._look(lambda pipe: pipe.hgetall(key("kinds")))
-        for name, count in kinds.items():
-            state, _mark, code = name.partition(":")
-            groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0})[state] = int(count)
+        for shard in range(self._shards):
+            (kinds,) = self._look(lambda pipe, shard=shard: pipe.hgetall(key("kinds", shard)))  # type: ignore[misc]
+            for name, count in kinds.items():
+                state, _mark, code = name.partition(":")
+                group = groups.setdefault(code, {"code": code, "reason": "", "dead": 0, "delayed": 0, "shard": shard})
+                group[state] += int(count)
         found = sorted(groups.values(), key=lambda group: (-group["dead"] - group["delayed"], group["code"]))
         found = found[:GROUPS_AT_MOST]
+        for shard in {group["shard"] for group in found}:
+            self._give_reasons(shard, [group for group in found if group["shard"] == shard])
+        return [{name: value for name, value in group.items() if name != "shard"} for group in found]
+
+    def _give_reasons(self, shard: int, groups: Sequence[dict[str, Any]]) -> None:
         samples = self._look(
-            lambda pipe: [pipe.zrangebylex(key("failures"), *failure_range(group["code"], ""), 0, 1) for group in found]
+            lambda pipe: [
+                pipe.zrangebylex(key("failures", shard), *failure_range(group["code"], ""), 0, 1) for group in groups
+            ]
         )
         ids = [members[0].rpartition("\0")[2] if members else "" for members in samples]
-        (texts,) = self._look(lambda pipe: pipe.hmget(key("tries"), ids)) if ids else ([],)
-        return [{**group, "reason": reason_of(as_dict(text))} for group, text in zip(found, texts, strict=True)]
+        (texts,) = self._look(lambda pipe: pipe.hmget(key("tries", shard), ids))
+        for group, text in zip(groups, texts, strict=True):
+            group["reason"] = reason_of(as_dict(text))
+
+    # -------------------------------------------------------------------------------- those that are done
+
+    def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return finished pages in the order in which they were, and where to go on (None at the end)."""
+        if after and not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18}(@[0-9]{1,2})?)?", after):
+            raise ValueError(_('after: use the value of "next" of the answer before'))
+        found = list(itertools.islice(self._successes(after, limit + 1), limit + 1))
+        following = _success_cursor(*found[limit - 1][:2]) if len(found) > limit else None
+        return [success_item(entry, fields) for entry, _shard, fields in found[:limit]], following
+
+    def latest_success(self, limit: int) -> list[dict[str, Any]]:
+        """Return the pages finished last, the newest first."""
+        found = itertools.islice(self._successes("", limit, newest_first=True), limit)
+        return [success_item(entry, fields) for entry, _shard, fields in found]
+
+    def _successes(self, after: str, count: int, newest_first: bool = False) -> Iterator[_Success]:
+        """Yield records after a cursor in the order of their entries, and of shards where these are equal."""
+        mark, _at, shard_of_mark = after.partition("@")
+        last_shard = int(shard_of_mark or 0)
+
+        def read(shard: int) -> Iterator[_Success]:
+            batch, start = self._batch(count), mark
+            is_beyond = shard >= last_shard if newest_first else shard <= last_shard
+            while True:
+                first = f"({start}" if start and is_beyond else start
+                entries = self._entries_of(shard, first, batch, newest_first)
+                yield from ((entry, shard, fields) for entry, fields in entries)
+                if len(entries) < batch:
+                    return
+                start, is_beyond = entries[-1][0], True
+
+        return self._each(read, lambda found: (*_entry_number(found[0]), found[1]), newest_first)
+
+    def _entries_of(self, shard: int, start: str, count: int, newest_first: bool) -> list[tuple[str, dict[str, str]]]:
+        where = key("success", shard)
+        (entries,) = self._look(
+            lambda pipe: (
+                pipe.xrevrange(where, start or "+", "-", count=count)
+                if newest_first
+                else pipe.xrange(where, start or "-", "+", count=count)
+            )
+        )
+        return list(entries)
 
     # -------------------------------------------------------------------------------- many
 
@@ -426,16 +546,11 @@ class JobViews:
     def _entries(self, sections: Sequence[Section], mark: str) -> Iterator[_Found]:
         """Yield all entries from a place on, read as they are wanted."""
         for section in sections:
-            read: Callable[[str, int], list[_Found]] = getattr(self, f"_read_{section.name}")
-            count = 100
-            while batch := read(mark, count):
-                yield from (
-                    (f"{section.name} {where}", job if job and job["state"] == section.state else None)
-                    for where, job in batch
-                )
-                if len(batch) < count:
-                    break
-                mark = batch[-1][0]
+            read: Callable[[str], Iterator[_Found]] = getattr(self, f"_read_{section.name}")
+            yield from (
+                (f"{section.name} {where}", job if job and job["state"] == section.state else None)
+                for where, job in read(mark)
+            )
             mark = ""
 
     def entitled(self, wanted: Wanted, title: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
@@ -443,86 +558,126 @@ class JobViews:
         return _gather(self._with_title(title, after), wanted, limit)
 
     def _with_title(self, title: str, after: str) -> Iterator[_Found]:
-        folded, prefix, count = fold(title), folded_prefix(title), 100
-        start = f"({failure_member(after)}" if after else f"[{prefix}"
-        while True:
-            members = self._members(start, f"[{prefix}\U0010ffff", count)
-            urls = [member.rpartition("\0")[2] for member in members]
-            for member, job in zip(members, self.jobs(urls), strict=True):
-                matches = job is not None and fold(job["title"]).startswith(folded)
-                yield failure_cursor(member), job if matches else None
-            if len(members) < count:
-                return
-            start = f"({members[-1]}"
+        folded, prefix = fold(title), folded_prefix(title)
 
-    def _members(self, start: str, stop: str, count: int) -> list[str]:
-        (members,) = self._look(lambda pipe: pipe.zrangebylex(key("titles"), start, stop, 0, count))
+        def read(shard: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
+            start, count = f"({failure_member(after)}" if after else f"[{prefix}", self._batch(PART)
+            while True:
+                members = self._members("titles", shard, start, f"[{prefix}\U0010ffff", count)
+                yield from zip(
+                    members,
+                    self._jobs_in(shard, [member.rpartition("\0")[2] for member in members]) if members else (),
+                    strict=True,
+                )
+                if len(members) < count:
+                    return
+                start = f"({members[-1]}"
+
+        for member, job in self._each(read, lambda found: _in_bytes(found[0])):
+            matches = job is not None and fold(job["title"]).startswith(folded)
+            yield failure_cursor(member), job if matches else None
+
+    def _members(self, name: str, shard: int, start: str, stop: str, count: int) -> list[str]:
+        (members,) = self._look(lambda pipe: pipe.zrangebylex(key(name, shard), start, stop, 0, count))
         return list(members)
 
     # -------------------------------------------------------------------------------- the places
 
-    def _read_leased(self, mark: str, count: int) -> list[_Found]:
-        (urls,) = self._look(lambda pipe: pipe.zrange(key("leased"), 0, LEASES_AT_MOST - 1))
-        urls = sorted(urls)
-        urls = urls[bisect_right(urls, mark) :][:count]
-        return list(zip(urls, self.jobs(urls), strict=True))
+    def _read_leased(self, mark: str) -> Iterator[_Found]:
+        urls: list[str] = []
+        for shard in range(self._shards):
+            (found,) = self._look(
+                lambda pipe, shard=shard: pipe.zrange(key("leased", shard), 0, LEASES_AT_MOST - 1)  # type: ignore[misc]
+            )
+            urls += found
+        urls.sort()
+        for first in range(bisect_right(urls, mark), len(urls), PART):
+            part = urls[first : first + PART]
+            yield from zip(part, self.jobs(part), strict=True)
 
-    def _read_suspect(self, mark: str, count: int) -> list[_Found]:
-        return self._of_list("suspect", mark, count)
+    def _read_suspect(self, mark: str) -> Iterator[_Found]:
+        return self._of_list("suspect", mark)
 
-    def _read_ready(self, mark: str, count: int) -> list[_Found]:
-        return self._of_list("ready", mark, count)
+    def _read_ready(self, mark: str) -> Iterator[_Found]:
+        return self._of_list("ready", mark)
 
-    def _of_list(self, name: str, mark: str, count: int) -> list[_Found]:
+    def _of_list(self, name: str, mark: str) -> Iterator[_Found]:
+        """Yield what follows in the list of one shard, and then the lists of the others."""
+        first, place = _place_in_shards(mark)
+        for shard in range(first, self._shards):
+            while batch := self._in_list(name, shard, place):
+                yield from ((f"{shard}@{where}" if shard else where, job) for where, job in batch)
+                if len(batch) < PART:
+                    break
+                place = batch[-1][0]
+            place = ""
+
+    def _in_list(self, name: str, shard: int, mark: str) -> list[_Found]:
         """Return what follows in a list. Jobs leave its head meanwhile, so the last one is looked for further ahead.
 
         Where it has left, too, so have those before it: then rather some come twice than one never.
         """
         index, last = _place_in_list(mark)
         first = max(0, index - _WINDOW)
-        (urls,) = self._look(lambda pipe: pipe.lrange(key(name), first, index + count - 1))
+        (urls,) = self._look(lambda pipe: pipe.lrange(key(name, shard), first, index + PART - 1))
         start = next((place for place in range(min(index - first, len(urls)), 0, -1) if urls[place - 1] == last), 0)
-        urls = urls[start : start + count]
+        urls = urls[start : start + PART]
         begin = first + start
-        jobs = self._without_repeats(name, urls, begin)
+        jobs = self._without_repeats(name, shard, urls, begin)
         return [(f"{begin + offset + 1} {url}", job) for offset, (url, job) in enumerate(zip(urls, jobs, strict=True))]
 
-    def _without_repeats(self, name: str, urls: Sequence[str], begin: int) -> list[dict[str, Any] | None]:
+    def _without_repeats(self, name: str, shard: int, urls: Sequence[str], begin: int) -> list[dict[str, Any] | None]:
         """Return the jobs of a part of a list, None for an entry that does not count because its job was moved."""
-        jobs = self.jobs(urls)
+        jobs = self._jobs_in(shard, urls) if urls else []
         if name != "ready" or not urls:
             return jobs
-        stale, *_none = self._look(lambda pipe: pipe.hmget(key("stale"), urls))
+        stale, *_none = self._look(lambda pipe: pipe.hmget(key("stale", shard), urls))
         moved = [i for i, count in enumerate(stale) if count]
         if not moved:
             return jobs
-        places = self._look(lambda pipe: [pipe.lpos(key("ready"), urls[i], maxlen=LOOKED_AT) for i in moved])
+        places = self._look(lambda pipe: [pipe.lpos(key("ready", shard), urls[i], maxlen=LOOKED_AT) for i in moved])
         for i, place in zip(moved, places, strict=True):
             if int(stale[i]) < 0 or (place is not None and place != begin + i):
                 jobs[i] = None
         return jobs
 
-    def _read_kept(self, mark: str, count: int) -> list[_Found]:
-        return self._of_set("kept", mark, count)
+    def _read_kept(self, mark: str) -> Iterator[_Found]:
+        return self._of_set("kept", mark)
 
-    def _read_delayed(self, mark: str, count: int) -> list[_Found]:
-        return self._of_set("delayed", mark, count)
+    def _read_delayed(self, mark: str) -> Iterator[_Found]:
+        return self._of_set("delayed", mark)
 
-    def _read_dead(self, mark: str, count: int) -> list[_Found]:
-        return self._of_set("dead", mark, count, newest_first=True)
+    def _read_dead(self, mark: str) -> Iterator[_Found]:
+        return self._of_set("dead", mark, newest_first=True)
 
-    def _of_set(self, name: str, mark: str, count: int, newest_first: bool = False) -> list[_Found]:
+    def _of_set(self, name: str, mark: str, newest_first: bool = False) -> Iterator[_Found]:
+        """Yield what follows in the sorted sets of all shards, in the order of scores and ids."""
+
+        def read(shard: int) -> Iterator[tuple[float, str, dict[str, Any] | None]]:
+            count, where = self._batch(PART), mark
+            while batch := self._in_set(name, shard, where, count, newest_first):
+                yield from batch
+                if len(batch) < count:
+                    return
+                where = f"{batch[-1][0]:.0f} {batch[-1][1]}"
+
+        for score, url, job in self._each(read, lambda found: (found[0], _in_bytes(found[1])), newest_first):
+            yield f"{score:.0f} {url}", job
+
+    def _in_set(
+        self, name: str, shard: int, mark: str, count: int, newest_first: bool
+    ) -> list[tuple[float, str, dict[str, Any] | None]]:
         """Return what follows in a sorted set: after the last one, or where that would be if it has left."""
-        start = 0
+        start, where = 0, key(name, shard)
         if mark:
             score, _mark, last = mark.partition(" ")
             _checked_number(score)
             beyond = (f"({score}", "+inf") if newest_first else ("-inf", f"({score}")
             rank, before, now_score, same = self._look(
                 lambda pipe: (
-                    pipe.zrevrank(key(name), last) if newest_first else pipe.zrank(key(name), last),
-                    pipe.zcount(key(name), *beyond).zscore(key(name), last),
-                    pipe.zrangebyscore(key(name), score, score, 0, LOOKED_AT),
+                    pipe.zrevrank(where, last) if newest_first else pipe.zrank(where, last),
+                    pipe.zcount(where, *beyond).zscore(where, last),
+                    pipe.zrangebyscore(where, score, score, 0, LOOKED_AT),
                 )
             )
             if rank is not None and now_score == float(score):
@@ -530,18 +685,16 @@ class JobViews:
             else:
                 start = before + sum((url > last) == newest_first for url in same)
         (found,) = self._look(
-            lambda pipe: pipe.zrange(key(name), start, start + count - 1, desc=newest_first, withscores=True)
+            lambda pipe: pipe.zrange(where, start, start + count - 1, desc=newest_first, withscores=True)
         )
-        jobs = self.jobs([url for url, _score in found])
-        return [(f"{score:.0f} {url}", job) for (url, score), job in zip(found, jobs, strict=True)]
+        jobs = self._jobs_in(shard, [url for url, _score in found]) if found else []
+        return [(score, url, job) for (url, score), job in zip(found, jobs, strict=True)]
 
-    def _read_done(self, mark: str, count: int) -> list[_Found]:
-        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}", mark):
+    def _read_done(self, mark: str) -> Iterator[_Found]:
+        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,2})?", mark):
             raise ValueError(_('after: use the value of "next" of the answer before'))
-        (found,) = self._look(
-            lambda pipe: pipe.xrevrange(key("success"), f"({mark}" if mark else "+", "-", count=count)
-        )
-        return [(entry, self._done(entry, fields)) for entry, fields in found]
+        for entry, shard, fields in self._successes(mark, PART, newest_first=True):
+            yield _success_cursor(entry, shard), self._done(entry, fields)
 
 
 def _gather(entries: Iterator[_Found], wanted: Wanted, limit: int) -> tuple[list[dict[str, Any]], str | None]:
@@ -557,16 +710,40 @@ def _gather(entries: Iterator[_Found], wanted: Wanted, limit: int) -> tuple[list
     return items, None
 
 
-def _ask_for_end(pipe: Any, job: JobId) -> Any:
+def _ask_for_end(pipe: Any, job: JobId, shards: int) -> Any:
     """Ask whether a job was ever added, whether it has ended, and where its record is: three answers."""
     identity = identity_of(job)
-    pipe.sismember(bucket("seen", identity), identity.member)
-    pipe.sismember(ended_key(job), identity.member)
-    return pipe.hget(record_key(job), str(job.cid))  # nothing where it is a container
+    pipe.sismember(bucket("seen", identity, shards), identity.member)
+    pipe.sismember(ended_key(job, shards), identity.member)
+    if job.is_page:
+        return pipe.hget(record_key(job, shards), str(job.cid))
+    return pipe.hget(key("tries", shard_of(identity, shards)), "")  # nothing: a container has no record
 
 
 def _entry_id(recorded: str) -> str:
     return recorded if "-" in recorded else f"{recorded}-0"
+
+
+def _entry_number(entry: str) -> tuple[int, int]:
+    at_ms, _mark, number = entry.partition("-")
+    return int(at_ms), int(number)
+
+
+def _success_cursor(entry: str, shard: int) -> str:
+    return f"{entry}@{shard}" if shard else entry
+
+
+def _in_bytes(text: str) -> bytes:
+    """Return what Redis compares where it sorts texts."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _place_in_shards(mark: str) -> tuple[int, str]:
+    """Return the shard of a place in the lists of all, and the place in its own."""
+    shard, at, place = mark.partition("@")
+    if at and shard.isascii() and shard.isdecimal():
+        return int(shard), place
+    return 0, mark
 
 
 def _place_in_list(mark: str) -> tuple[int, str]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import random
-import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,16 @@ import redis
 from redis.exceptions import NoScriptError
 
 import retry
-import series
 from config import Settings
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
-from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
-from notices import Change, EndedSource, Seen, SeenWorker
+from model import HAVE_LIMIT, Added, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from parse_ import parse_job_id
 from queue_data import (
     CANCELLED,
     COMMON_KEYS,
     STATES,
+    Identity,
     JobViews,
     Wanted,
     answer_key,
@@ -52,27 +51,20 @@ from queue_data import (
     key,
     ledger_item,
     record_key,
-    risk_key,
-    success_item,
+    shard_of,
+    shard_of_id,
 )
+from queue_farm import FarmQueue
 from redis_engine import connect_embedded, connect_url, engine_errors, memory_is_full, nothing
+from reshard import Reshard
+from shard_leases import Request, ShardLeases
 
 log = logging.getLogger(__name__)
 
-NOTICES_AN_HOUR = 20
-WITHHELD_LIMIT = 50
-RECENT_STEPS = 60
-"""Ten minutes."""
-SOON_MS = 600_000
-"""A delayed job that is due within this will be work."""
-HEARD_SECONDS = 30.0
-"""A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
-ORDER_SECONDS, LOGIN_SECONDS = 86400, 600
-"""As ``lua/common.lua`` has it: what is older is not meant any more."""
-STEERED_AT_ONCE = 100
-"""So that each script's work is bounded."""
-ACTIONS = 1000
-ACTION_CHARACTERS = 300
+ANSWER_MS, DAY_MS = 3600 * 1000, 24 * 3600 * 1000
+DEATHS_AT_ONCE = 100
+CLOCKS_APART_MS = 2000
+"""The clocks of two shards' machines agree better than that; a death that is told again is the same."""
 
 _LUA = Path(__file__).resolve().parent / "lua"
 
@@ -80,14 +72,12 @@ _LUA = Path(__file__).resolve().parent / "lua"
 def open_queue(settings: Settings) -> Queue:
     """Return the queue in ``REDIS_URL``, or in the embedded Valkey of the data folder where that is empty.
 
-    Raises EngineError with one sentence when the engine cannot be reached or started.
+    Raises EngineError with one sentence when the engine cannot be reached or started, or its data lie in another number
+    of shards.
     """
-    if settings.redis_url:
-        queue = Queue(connect_url(settings.redis_url), settings)
-    else:
-        connection, close = connect_embedded(settings.data_dir)
-        queue = Queue(connection, settings, close, place=str(settings.data_dir))
+    queue = _connect(settings)
     try:
+        queue.hold_shards()
         try:
             queue.ping()
             queue.adopt()
@@ -101,7 +91,27 @@ def open_queue(settings: Settings) -> Queue:
     return queue
 
 
-class Queue:
+def _connect(settings: Settings) -> Queue:
+    if settings.redis_url:
+        return Queue(connect_url(settings.redis_url), settings)
+    connection, close = connect_embedded(settings.data_dir)
+    return Queue(connection, settings, close, place=str(settings.data_dir))
+
+
+def spread_anew(settings: Settings, shards: int) -> int:
+    """Spread the data over so many shards; return how many there were before.
+
+    Raises EngineError, and changes nothing, while somebody works with them. One that was broken off is finished.
+    """
+    with closing(_connect(settings)) as queue:
+        before, wanted = queue.begin_to_spread(shards)
+        if before != wanted:
+            with closing(_connect(replace(settings, shards=max(before, wanted)))) as wide:
+                wide.spread(before, wanted)
+        return before
+
+
+class Queue(FarmQueue):
     """The verbs of the queue. Safe from many threads; every call may be repeated.
 
     Malformed ids raise ValueError, a lease that moved on StaleToken, an engine that is away EngineError.
@@ -131,8 +141,10 @@ class Queue:
             for path in _LUA.glob("*.lua")
             if path.stem != "common"
         }
-        self._common = [key(name) for name in COMMON_KEYS]
-        self._views = JobViews(self._look, self._category)
+        self._shards = settings.shards
+        self._is_moved = False
+        self._common = [[key(name, shard) for name in COMMON_KEYS] for shard in range(self._shards)]
+        self._views = JobViews(self._look, self._category, self._shards)
 
     def close(self) -> None:
         """Leave the engine; an embedded one ends when nobody else uses it."""
@@ -159,28 +171,37 @@ class Queue:
         oldest_first of model.Walk) are for the sources among the ids; with ``again`` known sources are read again.
         With ``watch`` all of them are, from now on, every so many seconds. At most a few thousand ids.
         """
-        keys = [answer_key(request or secrets.token_hex(8))]
+        request = request or secrets.token_hex(8)
         renewed = "all" if refresh else "sources" if again else ""
-        args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes), str(watch)]
-        for text in ids:
-            identity = identity_of(_container(text))
-            keys += [bucket("seen", identity), bucket("closed", identity)]
-            args += [text, identity.member]
-        added, known = self._run("add", keys, args)
-        return Added(int(added), int(known))
+        told = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes), str(watch)]
+        identities = {text: identity_of(_container(text)) for text in ids}
+        added = known = 0
+        for shard, part in self._by_shard(ids):
+            keys, args = [answer_key(request, shard)], list(told)
+            for text in part:
+                keys += [self._bucket("seen", identities[text]), self._bucket("closed", identities[text])]
+                args += [text, identities[text].member]
+            new, old = self._run("add", keys, args, shard)
+            added, known = added + int(new), known + int(old)
+        return Added(added, known)
 
     @engine_errors
     def redrive(self, urls: Sequence[str]) -> int:
         """Give the named dead or delayed jobs all their attempts back, now; return how many there were."""
         for url in urls:
             parse_job_id(url)
-        return sum(int(self._run("redrive", [], urls[i : i + 100])) for i in range(0, len(urls), 100))
+        return sum(
+            int(self._run("redrive", [], part[i : i + 100], shard))
+            for shard, part in self._by_shard(urls)
+            for i in range(0, len(part), 100)
+        )
 
     @engine_errors
     def redrive_all(self) -> int:
         """Give every dead job that was not cancelled all its attempts back, now; return how many there were."""
-        codes = [name.removeprefix("dead:") for name in self._redis.hkeys(key("kinds")) if name.startswith("dead:")]
-        return sum(self._redrive_kind(code) for code in codes if code != CANCELLED)
+        names = [self._redis.hkeys(key("kinds", shard)) for shard in range(self._shards)]
+        codes = {name.removeprefix("dead:") for found in names for name in found if name.startswith("dead:")}
+        return sum(self._redrive_kind(code) for code in sorted(codes - {CANCELLED}))
 
     @engine_errors
     def redrive_code(self, code: str) -> int:
@@ -188,13 +209,16 @@ class Queue:
         return self._redrive_kind(code)
 
     def _redrive_kind(self, code: str) -> int:
+        return sum(self._redrive_kind_in(shard, code) for shard in range(self._shards))
+
+    def _redrive_kind_in(self, shard: int, code: str) -> int:
         moved, last = 0, ""
-        while members := self._redis.zrangebylex(key("failures"), *failure_range(code, last), 0, 100):
+        while members := self._redis.zrangebylex(key("failures", shard), *failure_range(code, last), 0, 100):
             last = failure_cursor(members[-1])
             ids = [member.rpartition("\0")[2] for member in members]
-            died_at = self._redis.zmscore(key("dead"), ids)
+            died_at = self._redis.zmscore(key("dead", shard), ids)
             dead = [url for url, score in zip(ids, died_at, strict=True) if score is not None]
-            moved += int(self._run("redrive", [], dead))
+            moved += int(self._run("redrive", [], dead, shard))
         return moved
 
     @engine_errors
@@ -203,24 +227,27 @@ class Queue:
 
         A lease ends with it: its worker hears of that with the next heartbeat. To redrive a job undoes it.
         """
-        return self._run_places("cancel", urls)
+        return sum(self._run_places("cancel", part, shard) for shard, part in self._by_shard(urls))
 
     @engine_errors
     def first(self, urls: Sequence[str]) -> int:
         """Let jobs that wait come next, in this order, the delayed ones too; return how many there were."""
-        backwards = [urls[start : start + 100] for start in range(0, len(urls), 100)][::-1]
-        return sum(self._run_places("first", part) for part in backwards)
+        moved = 0
+        for shard, part in self._by_shard(urls):
+            backwards = [part[start : start + 100] for start in range(0, len(part), 100)][::-1]
+            moved += sum(self._run_places("first", one, shard) for one in backwards)
+        return moved
 
-    def _run_places(self, script: str, urls: Sequence[str]) -> int:
+    def _run_places(self, script: str, urls: Sequence[str], shard: int) -> int:
         """Run a script that has to know where jobs are, a hundred of them at a time."""
         jobs = [parse_job_id(url) for url in urls]
         changed = 0
         for start in range(0, len(jobs), 100):
             keys, args = [], []
             for url, job in zip(urls[start : start + 100], jobs[start : start + 100], strict=True):
-                keys += [bucket("seen", identity_of(job)), ended_key(job)]
+                keys += [self._bucket("seen", identity_of(job)), ended_key(job, self._shards)]
                 args += [url, identity_of(job).member]
-            changed += int(self._run(script, keys, args))
+            changed += int(self._run(script, keys, args, shard))
         return changed
 
     @engine_errors
@@ -229,23 +256,40 @@ class Queue:
 
         With a page goes that its containers were read, with a source its ledger and its watch.
         """
-        jobs = [parse_job_id(url) for url in urls]
+        for url in urls:
+            parse_job_id(url)
         forgotten = 0
-        for start in range(0, len(urls), 100):
-            part = jobs[start : start + 100]
-            known = self._views.jobs(urls[start : start + 100])
-            keys: list[str] = []
-            args: list[str | int] = []
-            for url, job, item in zip(urls[start : start + 100], part, known, strict=True):
-                title = f"{folded_prefix(item['title'])}\0{item['url']}" if item and item["title"] else ""
-                containers = [identity_of(one) for one in containers_of(job)] if job.is_page else []
-                keys += [bucket("seen", identity_of(job)), ended_key(job), record_key(job)]
-                keys += [bucket(kind, one) for one in containers for kind in ("closed", "seen")]
-                keys += [bucket("seen", identity_of(job))] * 2 * (2 - len(containers))  # so that each has as many
-                args += [url, identity_of(job).member, job.cid or "", title]
-                args += [*(one.member for one in containers), *[""] * (2 - len(containers))]
-            forgotten += int(self._run("forget", keys, args))
+        for shard, part in self._by_shard(urls):
+            for start in range(0, len(part), 100):
+                forgotten += self._forget(part[start : start + 100], shard)
         return forgotten
+
+    def _forget(self, urls: Sequence[str], shard: int) -> int:
+        jobs = [parse_job_id(url) for url in urls]
+        keys: list[str] = []
+        args: list[str | int] = []
+        for url, job, item in zip(urls, jobs, self._views.jobs(urls), strict=True):
+            title = f"{folded_prefix(item['title'])}\0{item['url']}" if item and item["title"] else ""
+            containers = [identity_of(one) for one in containers_of(job)] if job.is_page else []
+            here = [one for one in containers if shard_of(one, self._shards) == shard]
+            if item and item["state"] in ("dead", "done"):
+                self._reopen([one for one in containers if one not in here])
+            keys += [self._bucket("seen", identity_of(job)), ended_key(job, self._shards)]
+            keys.append(record_key(job, self._shards) if job.is_page else keys[-1])
+            keys += [self._bucket(kind, one) for one in here for kind in ("closed", "seen")]
+            keys += [self._bucket("seen", identity_of(job))] * 2 * (2 - len(here))  # so that each has as many
+            args += [url, identity_of(job).member, job.cid or "", title]
+            args += [*(one.member for one in here), *[""] * (2 - len(here))]
+        return int(self._run("forget", keys, args, shard))
+
+    def _reopen(self, containers: Sequence[Identity]) -> None:
+        """Forget that containers in other shards were read, before a page of theirs is forgotten.
+
+        Whoever dies after it has lost nothing: they may be added again, and the page is known.
+        """
+        for one in containers:
+            keys = [self._bucket("closed", one), self._bucket("seen", one)]
+            self._run("reopen", keys, [one.member], shard_of(one, self._shards))
 
     # -------------------------------------------------------------------------------- sources
 
@@ -266,14 +310,15 @@ class Queue:
         watch would, or not at all: ``"early"``.
         """
         job = _container(source)
+        shard = shard_of(identity_of(job), self._shards)
         keys = [
-            answer_key(request or secrets.token_hex(8)),
-            bucket("seen", identity_of(job)),
-            bucket("closed", identity_of(job)),
+            answer_key(request or secrets.token_hex(8), shard),
+            self._bucket("seen", identity_of(job)),
+            self._bucket("closed", identity_of(job)),
         ]
         args: list[str | int] = [source, identity_of(job).member, worker, self._lease_ms, secrets.token_hex(8)]
         args += [secrets.token_hex(4), self._origin(category, "", refresh, wishes), "1" if if_due else ""]
-        answer = json.loads(self._run("claim", keys, args))
+        answer = json.loads(self._run("claim", keys, args, shard))
         return answer if isinstance(answer, str) else self._lease(*answer)
 
     @engine_errors
@@ -282,36 +327,43 @@ class Queue:
 
         A video is asked for new pages once a day at most.
         """
-        return int(self._run("watch", [], [str(_container(url)), seconds]))
+        job = _container(url)
+        return int(self._run("watch", [], [str(job), seconds], shard_of(identity_of(job), self._shards)))
 
     @engine_errors
     def revisit(self) -> int:
         """Queue watched sources and videos whose time has come, a bounded number of them; return how many."""
         seconds, micros = self._redis.time()
-        due = self._redis.zrangebyscore(key("watch"), "-inf", seconds * 1000 + micros // 1000, 0, 100)
+        return sum(self._revisit(shard, seconds * 1000 + micros // 1000) for shard in range(self._shards))
+
+    def _revisit(self, shard: int, at_ms: int) -> int:
+        due = self._redis.zrangebyscore(key("watch", shard), "-inf", at_ms, 0, 100)
         if not due:
             return 0
         keys, args = [], []
         for url in due:
             identity = identity_of(_container(url))
-            keys += [bucket("seen", identity), bucket("closed", identity)]
+            keys += [self._bucket("seen", identity), self._bucket("closed", identity)]
             args += [url, identity.member]
-        return int(self._run("revisit", keys, args))
+        return int(self._run("revisit", keys, args, shard))
 
     @engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return the ledgers of sources and watched videos in the order of ids, and where to go on."""
-        ids = sorted(self._redis.hkeys(key("ledger")))
+        ids = sorted(url for shard in range(self._shards) for url in self._redis.hkeys(key("ledger", shard)))
         first = bisect_right(ids, after)
         following = ids[first + limit - 1] if len(ids) > first + limit else None
         ids = ids[first : first + limit]
-        if not ids:
-            return [], None
-        closed_at = [(bucket("closed", one), one.member) for one in map(identity_of, map(_container, ids))]
+        items = {url: item for shard, part in self._by_shard(ids) for url, item in self._sources_in(shard, part)}
+        return [items[url] for url in ids], following
+
+    def _sources_in(self, shard: int, ids: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        closed_at = [(self._bucket("closed", one), one.member) for one in map(identity_of, map(_container, ids))]
         texts, tries, leased, delayed, dead, *closed = self._look(
             lambda pipe: (
-                pipe.hmget(key("ledger"), ids).hmget(key("tries"), ids),
-                pipe.zmscore(key("leased"), ids).zmscore(key("delayed"), ids).zmscore(key("dead"), ids),
+                pipe.hmget(key("ledger", shard), ids).hmget(key("tries", shard), ids),
+                pipe.zmscore(key("leased", shard), ids).zmscore(key("delayed", shard), ids),
+                pipe.zmscore(key("dead", shard), ids),
                 [pipe.sismember(place, member) for place, member in closed_at],
             )
         )
@@ -321,9 +373,9 @@ class Queue:
             for index in range(len(ids))
         ]
         return [
-            ledger_item(source, as_dict(text), state, as_dict(failure), self._category)
+            (source, ledger_item(source, as_dict(text), state, as_dict(failure), self._category))
             for source, text, state, failure in zip(ids, texts, states, tries, strict=True)
-        ], following
+        ]
 
     # -------------------------------------------------------------------------------- what workers do
 
@@ -343,12 +395,26 @@ class Queue:
         process: what an earlier process of that worker held is given back at once where ``have`` names it.
         ``have_bytes`` is how much of each of them lies there: a process may have died before it told.
         """
-        nonces = [secrets.token_hex(8) for _unused in range(count)]
-        arguments: list[str | int] = [count, worker, instance, self._lease_ms, self._affinity_ms, secrets.token_hex(4)]
-        keys = [answer_key(request or secrets.token_hex(8))]
         named = have[:HAVE_LIMIT]
         sizes = [*have_bytes, *([0] * len(named))][: len(named)]
-        found = self._run("lease", keys, [*arguments, *nonces, *named, *sizes])
+        request = request or secrets.token_hex(8)
+        if self._shards > 1:
+            haves = dict(zip(named, sizes, strict=True))
+            asked = Request(request, worker, instance, count, haves, self._lease_ms, self._affinity_ms, self._shards)
+            found = ShardLeases(self._run, secrets.token_hex, asked).lease()
+            return tuple(self._lease(*fields) for fields in found)
+        nonces = [secrets.token_hex(8) for _unused in range(count)]
+        arguments: list[str | int] = [
+            count,
+            worker,
+            instance,
+            self._lease_ms,
+            self._affinity_ms,
+            secrets.token_hex(4),
+            "",
+            *nonces,
+        ]
+        found = self._run("lease", [answer_key(request)], [*arguments, *named, *sizes])
         return tuple(self._lease(*fields) for fields in found)
 
     @engine_errors
@@ -367,25 +433,90 @@ class Queue:
         stays open for another call, unless nothing new is left in a source that is read for its news only.
         """
         container = _container(url)
-        identity = identity_of(container)
-        own = key(f"listed:{url}") if container.is_source else bucket("paged", identity)
-        keys = [answer_key(token), bucket("closed", identity), own, key("ended")]
-        args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
-        told = ledger or ListedPage(0)
-        args += [
-            len(pages),
-            as_json({name: value for name, value in asdict(told).items() if value not in (None, "", ())}),
-        ]
-        for page in pages:
-            job = _page_job(container, page)
-            keys.append(bucket("seen", identity_of(job)))
-            args += [str(job), identity_of(job).member]
-        for job in map(_container, urls):
-            keys += [bucket(kind, identity_of(job)) for kind in ("seen", "closed", "paged")]
-            args += [str(job), identity_of(job).member]
-        added, known, *rest = json.loads(self._current(self._run("expand", keys, args), url))
+        listed = [_page_job(container, page) for page in pages] + [_container(one) for one in urls]
+        told = {name: value for name, value in asdict(ledger or ListedPage(0)).items() if value not in (None, "", ())}
+        home = shard_of(identity_of(container), self._shards)
+        if self._shards == 1 or all(shard_of(identity_of(job), self._shards) == home for job in listed):
+            answer = self._run_expand(url, token, listed[: len(pages)], listed[len(pages) :], more, told)
+        else:
+            answer = self._expand_over_shards(url, token, listed, len(pages), more, told)
+        added, known, *rest = json.loads(answer)
         ended = rest == [True]
+        if rest and not ended and len(rest[0]) == 3:
+            first, worker, instance = rest[0]
+            return Expanded(added, known, self._take(token, first, worker, instance), ended)
         return Expanded(added, known, self._lease(*rest[0]) if rest and not ended else None, ended)
+
+    def _run_expand(
+        self,
+        url: str,
+        token: str,
+        pages: Sequence[JobId],
+        containers: Sequence[JobId],
+        more: bool,
+        told: Mapping[str, Any],
+    ) -> str:
+        """Expand a container in its own shard, with the jobs that belong there too."""
+        container = _container(url)
+        identity = identity_of(container)
+        shard = shard_of(identity, self._shards)
+        own = key(f"listed:{url}", shard) if container.is_source else self._bucket("paged", identity)
+        keys = [answer_key(token, shard), self._bucket("closed", identity), own, key("ended", shard)]
+        args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
+        args += [len(pages), as_json(told)]
+        self._name_jobs(pages, containers, keys, args)
+        return str(self._current(self._run("expand", keys, args, shard), url))
+
+    def _name_jobs(
+        self, pages: Sequence[JobId], containers: Sequence[JobId], keys: list[str], args: list[str | int]
+    ) -> None:
+        """Put jobs that a container lists behind the keys and the arguments of a script."""
+        for job in pages:
+            keys.append(self._bucket("seen", identity_of(job)))
+            args += [str(job), identity_of(job).member]
+        for job in containers:
+            keys += [self._bucket(kind, identity_of(job)) for kind in ("seen", "closed", "paged")]
+            args += [str(job), identity_of(job).member]
+
+    def _expand_over_shards(
+        self, url: str, token: str, listed: Sequence[JobId], page_count: int, more: bool, told: Mapping[str, Any]
+    ) -> str:
+        """Queue what a container lists shard by shard, and then close it.
+
+        Whoever dies in between leaves it open: it is expanded again, and what is there already is known. It counts as
+        new all the same until it was counted, so that a ledger is right (``enlist`` of lua/common.lua).
+        """
+        home = shard_of_id(url, self._shards)
+        opened = self._run("expansion", [answer_key(token, home)], [url, token, secrets.token_hex(8)], home)
+        given, origin, expansion = self._current(opened, url)
+        if given:
+            return str(given)
+        new: list[int] = []
+        for shard in sorted({shard_of(identity_of(job), self._shards) for job in listed}):
+            here = [i for i, job in enumerate(listed) if shard_of(identity_of(job), self._shards) == shard]
+            pages = [listed[i] for i in here if i < page_count]
+            keys = [key(f"expansion:{expansion}", shard)]
+            args: list[str | int] = [url, origin, ANSWER_MS if expansion == token else DAY_MS, len(pages)]
+            self._name_jobs(pages, [listed[i] for i in here if i >= page_count], keys, args)
+            found = self._run("enlist", keys, args, shard)
+            new += [i for i, is_new in zip(here, found, strict=True) if int(is_new)]
+        first = min((i for i in new if i < page_count), default=None)
+        elsewhere = {
+            "added": len(new),
+            "known": len(listed) - len(new),
+            "pages": page_count,
+            "listed": [str(job) for job in listed[page_count:]],
+            "first": None if more or first is None else str(listed[first]),
+        }
+        elsewhere = {name: value for name, value in elsewhere.items() if value not in (None, [])}
+        return self._run_expand(url, token, (), (), more, {**told, "elsewhere": elsewhere})
+
+    def _take(self, token: str, url: str, worker: str, instance: str) -> Lease | None:
+        """Lease the first new page to who expanded its container, unless somebody else was quicker."""
+        shard = shard_of_id(url, self._shards)
+        args: list[str | int] = [url, worker, instance, self._lease_ms, secrets.token_hex(8), secrets.token_hex(4)]
+        fields = json.loads(self._run("take", [answer_key(token, shard)], args, shard))
+        return self._lease(*fields) if fields else None
 
     @engine_errors
     def heartbeat(
@@ -399,39 +530,26 @@ class Queue:
 
         ``status`` is what the status page shows of the worker, ``titles`` what some of the jobs turned out to be.
         """
-        args: list[str | int] = [worker, self._lease_ms, as_json(status)]
+        renewed: dict[int, list[str | int]] = {0: []}
         for url, token, done_bytes in jobs:
             title = (titles or {}).get(url, "")
+            args = renewed.setdefault(shard_of_id(url, self._shards), [])
             args += [url, token, int(done_bytes), title, folded_prefix(title)]
-        return list(self._run("heartbeat", [], args))
-
-    @engine_errors
-    def tell_risk(self, marks: Sequence[str], kind: str, seconds: float) -> None:
-        """Remember for a while that the site asked a worker for less; ``marks`` are its address and its account."""
-        told_ms = round(seconds * 1000)
-        with self._redis.pipeline(transaction=False) as pipe:
-            for mark in marks:
-                pipe.pttl(risk_key(mark))
-            left = pipe.execute()
-            for mark, left_ms in zip(marks, left, strict=True):
-                if told_ms > left_ms:  # a shorter time must not shorten what another worker told
-                    pipe.set(risk_key(mark), kind, px=told_ms)
-            pipe.execute()
-
-    @engine_errors
-    def risk_seconds(self, marks: Sequence[str]) -> float:
-        """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for mark in marks:
-                pipe.pttl(risk_key(mark))
-            return float(max(0, *pipe.execute())) / 1000
+        lost = list(self._run("heartbeat", [], [worker, self._lease_ms, as_json(status), *renewed.pop(0)]))
+        for shard, args in renewed.items():
+            lost += self._run("renew", [], [self._lease_ms, *args], shard)
+        return lost
 
     @engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
         """Tell whether all these pages are recorded as done, or were forgotten on purpose; else data were lost."""
+        return all(self._knows(shard, part) for shard, part in self._by_shard(urls))
+
+    def _knows(self, shard: int, urls: Sequence[str]) -> bool:
         with self._redis.pipeline(transaction=False) as pipe:
             for job in map(parse_job_id, urls):
-                pipe.sismember(done_key(job), str(job.cid)).zscore(key("forgotten"), str(job.cid))
+                pipe.sismember(done_key(job, self._shards), str(job.cid))
+                pipe.zscore(key("forgotten", shard), str(job.cid))
             found = pipe.execute()
         return all(done or since is not None for done, since in zip(found[::2], found[1::2], strict=True))
 
@@ -441,14 +559,15 @@ class Queue:
 
         At most a few hundred. A job that is still somewhere in the queue for such a page ends without a download.
         """
-        keys, args = [], [worker]
+        told: dict[int, tuple[list[str], list[str]]] = {}
         for url, result in results:
             job = parse_job_id(url)
             if not job.is_page:
                 raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
-            keys += [done_key(job), record_key(job), bucket("seen", identity_of(job))]
+            keys, args = told.setdefault(shard_of(identity_of(job), self._shards), ([], [worker]))
+            keys += [done_key(job, self._shards), record_key(job, self._shards), self._bucket("seen", identity_of(job))]
             args += [url, str(job.cid), *_told(result)]
-        return int(self._run("replay", keys, args))
+        return sum(int(self._run("replay", keys, args, shard)) for shard, (keys, args) in told.items())
 
     @engine_errors
     def ack(self, url: str, token: str, result: Result) -> str:
@@ -456,8 +575,9 @@ class Queue:
         job = parse_job_id(url)
         if not job.is_page:
             raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
-        keys = [answer_key(token), done_key(job), record_key(job)]
-        return self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)]), url)
+        shard = shard_of(identity_of(job), self._shards)
+        keys = [answer_key(token, shard), done_key(job, self._shards), record_key(job, self._shards)]
+        return str(self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)], shard), url))
 
     @engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
@@ -470,288 +590,74 @@ class Queue:
         args: list[str | int] = [url, token, failure.kind, code, failure.reason, failure.title]
         args.append(folded_prefix(failure.title))
         args += [round(delay * 1000) for delay in delays]
-        return self._current(self._run("nack", [answer_key(token)], args), url)
+        shard = shard_of_id(url, self._shards)
+        return str(self._current(self._run("nack", [answer_key(token, shard)], args, shard), url))
 
     @engine_errors
     def release(self, url: str, token: str) -> str:
         """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
-        return self._current(self._run("release", [answer_key(token)], [url, token]), url)
+        shard = shard_of_id(url, self._shards)
+        return str(self._current(self._run("release", [answer_key(token, shard)], [url, token], shard), url))
 
     @engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
-        return int(self._run("sweep", [key("orders")], [self._lease_ms, self._affinity_ms]))
+        if self._shards_there() not in ("", str(self._shards)):
+            self._is_moved = True  # nothing may be written any more where nobody would look for it
+            raise self._moved()
+        if self._shards > 1:
+            self._tell_deaths()
+        args = [self._lease_ms, self._affinity_ms]
+        return sum(int(self._run("sweep", [key("orders", shard)], args, shard)) for shard in range(self._shards))
+
+    def _tell_deaths(self) -> None:
+        """Tell each shard of the workers that died with jobs of others: they speak for its own jobs."""
+        found = self._looks(
+            lambda pipe, shard: pipe.zrevrange(key("deaths", shard), 0, DEATHS_AT_ONCE - 1, withscores=True).time()
+        )
+        ages = [
+            {name: seconds * 1000 + micros // 1000 - round(died_at) for name, died_at in deaths}
+            for deaths, (seconds, micros) in found
+        ]
+        for shard, known in enumerate(ages):
+            news: dict[str, int] = {}
+            for name, age_ms in (one for other in ages for one in other.items()):
+                if age_ms < known.get(name, DAY_MS) - CLOCKS_APART_MS:
+                    news[name] = min(age_ms, news.get(name, age_ms))
+            if news:
+                self._run("died", [], [word for one in news.items() for word in one], shard)
 
     @engine_errors
-    def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
+    def poisoned(self, after_ms: tuple[float, ...] | None = None) -> tuple[list[str], tuple[float, ...]]:
         """Return jobs that died of the deaths of their workers since ``after_ms``, and from when to ask next.
 
         Without it none: that is where to begin. A sweep makes them dead in passing, so nobody else hears of them.
         """
         if after_ms is None:
             seconds, _micros = self._redis.time()
-            return [], seconds * 1000.0
-        dead = self._redis.zrangebyscore(key("dead"), f"({after_ms:.0f}", "+inf", 0, 100, withscores=True)
+            return [], (seconds * 1000.0,) * self._shards
+        found = [self._poisoned(shard, after) for shard, after in enumerate(after_ms)]
+        return [url for urls, _after in found for url in urls], tuple(after for _urls, after in found)
+
+    def _poisoned(self, shard: int, after_ms: float) -> tuple[list[str], float]:
+        dead = self._redis.zrangebyscore(key("dead", shard), f"({after_ms:.0f}", "+inf", 0, 100, withscores=True)
         if not dead:
             return [], after_ms
-        texts = self._redis.hmget(key("tries"), [url for url, _score in dead])
+        texts = self._redis.hmget(key("tries", shard), [url for url, _score in dead])
         codes = [as_dict(text).get("code") for text in texts]
         return [url for (url, _score), code in zip(dead, codes, strict=True) if code == "poison"], dead[-1][1]
-
-    @engine_errors
-    def sample(self) -> bool:
-        """Note how fast the farm is and what it finished since the last step; return whether that was due.
-
-        To be called each second: of several servers the first one in each step does it, the others only look.
-        """
-        (seconds, micros), step = self._look(lambda pipe: pipe.time().hget(key("sampled"), "step"))
-        if step == str(seconds // series.RINGS[series.HOUR].step_seconds - 1):  # the one that has ended
-            return False
-        numbers = [number for ring in series.RINGS.values() for number in ring]
-        keys = [key("sampled"), *map(_ring, series.RINGS)]
-        return bool(self._run("sample", keys, [self._speed(seconds * 1000 + micros // 1000), *numbers]))
-
-    def _speed(self, at_ms: int) -> int:
-        """Return the speed of all workers together in bytes a second, of those that were heard of just now."""
-        # Beyond now are those that were last heard of before the clock was set back.
-        heard = self._redis.zrangebyscore(key("workers"), at_ms - round(HEARD_SECONDS * 1000), at_ms + 1000)
-        speed = 0.0
-        for i in range(0, len(heard), 100):  # a large answer would hold up the engine
-            texts = self._redis.hmget(key("status"), heard[i : i + 100])
-            speed += sum(as_dict(text).get("speed_bytes_per_second", 0) for text in texts)
-        return round(speed)
-
-    # -------------------------------------------------------------------------------- what people are told
-
-    @engine_errors
-    def seen(self, watched_seconds: float) -> tuple[Seen, dict[str, str]]:
-        """Return what notices are made of, and what is remembered of those before.
-
-        ``watched_seconds`` is for how long workers could be heard without a break: no silence is longer.
-        """
-        said, beats, holds, totals, texts, soon, time = self._look(
-            lambda pipe: (
-                pipe.hgetall(key("noticed")).zrange(key("workers"), 0, -1, withscores=True).hgetall(key("holds")),
-                pipe.hmget(key("totals"), "done", "replayed", "replayed_at"),
-                pipe.hvals(_ring(series.HOUR)).zrange(key("delayed"), 0, 0, withscores=True).time(),
-            )
-        )
-        at_ms, counts = time[0] * 1000 + time[1] // 1000, self.counts()
-        recent = [
-            step
-            for step in series.read_steps(series.RINGS[series.HOUR], texts, time[0])
-            if step.number >= time[0] // series.RINGS[series.HOUR].step_seconds - RECENT_STEPS
-        ]
-        ended, until = self._ended(said.get("ended", ""))
-        is_soon = bool(soon) and soon[0][1] < at_ms + SOON_MS
-        done, replayed, replayed_at = (int(total or 0) for total in totals)
-        return Seen(
-            at_seconds=time[0],
-            workers=self._seen_workers(beats, holds, at_ms, watched_seconds),
-            lost_after_seconds=max(15.0, 3 * self._lease_seconds),
-            failures=sum(step.failures for step in recent),
-            finished=sum(step.finished for step in recent),
-            open_jobs=counts.ready + counts.leased + (counts.delayed if is_soon else 0),
-            waiting_jobs=counts.delayed,
-            done=done,
-            dead=counts.dead,
-            replayed=replayed,
-            replayed_seconds=max(0.0, (at_ms - replayed_at) / 1000),
-            ended=ended,
-            ended_until=until,
-        ), said
-
-    def _seen_workers(
-        self, beats: list[tuple[str, float]], holds: Mapping[str, str], at_ms: int, watched_seconds: float
-    ) -> list[SeenWorker]:
-        workers = []
-        for i in range(0, len(beats), 100):  # a large answer would hold up the engine
-            part = beats[i : i + 100]
-            texts = self._redis.hmget(key("status"), [name for name, _score in part])
-            for (name, score), text in zip(part, texts, strict=True):
-                status = as_dict(text)
-                silent_seconds = min(watched_seconds, max(0.0, (at_ms - score) / 1000))
-                if "state" in status:  # who only ever asked for jobs is no machine that could be lost
-                    has_ended = status["state"] == "ended" and name not in holds
-                    free, risk = status.get("disk_free_bytes"), status.get("risk", "")
-                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk))
-        return workers
-
-    def _ended(self, after: str) -> tuple[list[EndedSource], str]:
-        """Return the sources that ended after a place in their stream, and the place after them."""
-        if not after:
-            newest = self._redis.xrevrange(key("ended"), count=1)
-            return [], newest[0][0] if newest else "0-0"
-        entries = self._redis.xrange(key("ended"), f"({after}", "+")
-        sources = [
-            EndedSource(
-                entry["source"],
-                entry["title"],
-                entry["complete"] == "1",
-                *(int(entry[name]) for name in ("listed", "queued", "unavailable")),
-            )
-            for _id, entry in entries
-        ]
-        return sources, entries[-1][0] if entries else after
-
-    @engine_errors
-    def change_noticed(self, changes: Sequence[Change]) -> list[str]:
-        """Remember changes; return the subjects of those that no other server was quicker with."""
-        args = [text for change in changes for text in (change.subject, change.before, change.after)]
-        return list(self._run("notice", [key("noticed")], args))
-
-    @engine_errors
-    def may_notify(self, text: str) -> bool:
-        """Tell whether a notice may go out in this hour; else it is withheld, until ``withheld`` gives it out."""
-        seconds, _micros = self._redis.time()
-        sent = key(f"notified:{seconds // 3600}")
-        with self._redis.pipeline(transaction=False) as pipe:
-            count, _set = pipe.incr(sent).expire(sent, 7200).execute()
-        if count <= NOTICES_AN_HOUR:
-            return True
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.rpush(key("withheld"), text).ltrim(key("withheld"), -WITHHELD_LIMIT, -1).execute()
-        return False
-
-    @engine_errors
-    def withheld(self) -> list[str]:
-        """Return what was withheld, once, when a new hour has begun; the last notices where there were too many."""
-        (seconds, _micros), length = self._look(lambda pipe: pipe.time().llen(key("withheld")))
-        if not length or int(self._redis.get(key(f"notified:{seconds // 3600}")) or 0) >= NOTICES_AN_HOUR:
-            return []
-        with self._redis.pipeline(transaction=True) as pipe:
-            return list(pipe.lrange(key("withheld"), 0, -1).delete(key("withheld")).execute()[0])
-
-    # -------------------------------------------------------------------------------- what people order
-
-    @engine_errors
-    def steer(
-        self, workers: Sequence[str] | None, working: Mapping[str, Any], who: str, login: str = ""
-    ) -> tuple[list[str], list[str]]:
-        """Have workers set keys of their working.json, or begin the login of that id; None are all that are known.
-
-        Return those that will hear of it with their next heartbeat, and those that nobody heard of within a day.
-        """
-        named = self._redis.zrange(key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
-        order = [secrets.token_hex(8), as_json(working), login, who]
-        unknown: dict[str, None] = {}
-        for start in range(0, len(named), STEERED_AT_ONCE):
-            unknown |= dict.fromkeys(
-                self._run("steer", [key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
-            )
-        return [worker for worker in named if worker not in unknown], list(unknown)
-
-    @engine_errors
-    def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
-        """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
-        if not self._redis.hexists(key("orders"), worker):  # nearly always
-            return None
-        return _order(self._run("obey", [key("orders")], [worker, obeyed]))
-
-    @engine_errors
-    def note_action(self, who: str, what: str, about: str) -> None:
-        """Write down what somebody did. The last thousand actions are kept; a repeated call may be there twice."""
-        fields = {"who": who[:ACTION_CHARACTERS], "what": what, "about": about[:ACTION_CHARACTERS]}
-        self._redis.xadd(key("actions"), fields, maxlen=ACTIONS, approximate=True)
-
-    @engine_errors
-    def actions(self, limit: int) -> list[dict[str, Any]]:
-        """Return what people did, the newest first."""
-        entries = self._redis.xrevrange(key("actions"), count=limit)
-        return [{"time": int(entry.split("-")[0]) / 1000, **fields} for entry, fields in entries]
 
     # -------------------------------------------------------------------------------- what people look at
 
     @engine_errors
-    def history(self, name: str) -> tuple[int, list[series.Point]]:
-        """Return the seconds of a step and the points of a range, one of ``series.RINGS``."""
-        ring = series.RINGS[name]
-        texts, (seconds, _micros) = self._look(lambda pipe: pipe.hvals(_ring(name)).time())
-        return ring.step_seconds, series.points(ring, series.read_steps(ring, texts, seconds))
-
-    @engine_errors
-    def time_left_seconds(self) -> int | None:
-        """Return when all ready and leased jobs will be done at the pace of the last hour; None where nobody knows."""
-        ready, kept, suspect, leased, stale, texts, (seconds, _micros) = self._look(
-            lambda pipe: (
-                pipe.llen(key("ready")).zcard(key("kept")).llen(key("suspect")).zcard(key("leased")),
-                pipe.hget(key("totals"), "stale").hvals(_ring(series.HOUR)).time(),
-            )
-        )
-        steps = series.read_steps(series.RINGS[series.HOUR], texts, seconds)
-        return series.seconds_left(ready - int(stale or 0) + kept + suspect + leased, steps, seconds)
-
-    @engine_errors
-    def counts(self) -> Counts:
-        """Return how many jobs are in each state, in one consistent look."""
-        ready, kept, suspect, leased, delayed, dead, totals = self._look(
-            lambda pipe: (
-                pipe.llen(key("ready")).zcard(key("kept")).llen(key("suspect")),
-                pipe.zcard(key("leased")).zcard(key("delayed")).zcard(key("dead")),
-                pipe.hmget(key("totals"), "done", "stale"),
-            )
-        )
-        done, stale = (int(total or 0) for total in totals)
-        return Counts(ready - stale + kept + suspect, leased, delayed, done, dead)
-
-    @engine_errors
-    def replayed(self) -> tuple[int, float] | None:
-        """Return how many results were recorded by ``replay``, and how many seconds ago the last; None if none was."""
-        (count, at), (seconds, _micros) = self._look(
-            lambda pipe: pipe.hmget(key("totals"), "replayed", "replayed_at").time()
-        )
-        return (int(count), max(0.0, seconds - int(at) / 1000)) if count else None
-
-    @engine_errors
-    def next_due_seconds(self) -> float | None:
-        """Return how long until the first delayed job is due, None where none is delayed."""
-        first, (seconds, micros) = self._look(lambda pipe: pipe.zrange(key("delayed"), 0, 0, withscores=True).time())
-        return max(0.0, first[0][1] / 1000 - seconds - micros / 1e6) if first else None
-
-    @engine_errors
-    def worker_count(self) -> int:
-        """Return how many workers were heard of within three lease times, at least two minutes."""
-        seconds, _micros = self._redis.time()
-        horizon = max(120.0, 3 * self._lease_seconds)
-        return int(self._redis.zcount(key("workers"), (seconds - horizon) * 1000, "+inf"))
-
-    @engine_errors
-    def workers(self, limit: int = 200) -> list[dict[str, Any]]:
-        """Return the workers seen last: name, seconds since then, and the status they sent themselves."""
-        seen, (seconds, micros) = self._look(
-            lambda pipe: pipe.zrange(key("workers"), 0, limit - 1, desc=True, withscores=True).time()
-        )
-        names = [name for name, _score in seen]
-        if not names:
-            return []
-        texts, orders = self._look(lambda pipe: pipe.hmget(key("status"), names).hmget(key("orders"), names))
-        at = seconds + micros / 1e6
-        return [
-            {
-                **as_dict(text),
-                **_pending(order, at),
-                "worker": name,
-                "seen_seconds": round(max(0.0, at - score / 1000), 1),
-            }
-            for (name, score), text, order in zip(seen, texts, orders, strict=True)
-        ]
-
-    @engine_errors
     def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return finished pages in the order in which they were, and where to go on (None at the end)."""
-        start = "-"
-        if after:
-            if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", after):
-                raise ValueError(_('after: use the value of "next" of the answer before'))
-            start = f"({after}"
-        entries = self._redis.xrange(key("success"), start, "+", count=limit + 1)
-        following = entries[limit - 1][0] if len(entries) > limit else None
-        return [success_item(*entry) for entry in entries[:limit]], following
+        return self._views.success(after, limit)
 
     @engine_errors
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
         """Return the pages finished last, the newest first."""
-        return [success_item(*entry) for entry in self._redis.xrevrange(key("success"), count=limit)]
+        return self._views.latest_success(limit)
 
     @engine_errors
     def failed(self, after: str, limit: int, code: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
@@ -806,6 +712,13 @@ class Queue:
             raise memory_is_full(self.place)
 
     @engine_errors
+    def spread(self, before: int, shards: int) -> None:
+        """Move everything to its new shard; this queue has as many as the larger of both numbers."""
+        if before == 1:
+            self.adopt()
+        Reshard(self._redis, self._run, before, shards).run()
+
+    @engine_errors
     def unsafe(self) -> list[str]:
         """Return a sentence for each way in which this engine may lose what was accepted."""
         found = []
@@ -843,12 +756,17 @@ class Queue:
 
     # -------------------------------------------------------------------------------- inside
 
-    def _run(self, script: str, keys: Sequence[str], args: Iterable[str | int]) -> Any:
-        all_keys, all_args = [*self._common, *keys], list(args)
+    def _run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
+        if self._is_moved:
+            raise self._moved()
+        all_keys, all_args = [*self._common[shard], *keys], list(args)
         try:
             return self._scripts[script](keys=all_keys, args=all_args)
         except NoScriptError:  # flushed again between the driver's loading and calling; its text cannot be missing
             return self._redis.eval(self._scripts[script].script, len(all_keys), *all_keys, *all_args)
+
+    def _moved(self) -> EngineError:
+        return EngineError(_("The queue in {place} was spread anew: start again").format(place=self.place))
 
     def _look(self, ask: Callable[[Any], object]) -> list[Any]:
         """Return the answers to what ``ask`` puts into a pipeline, all from one instant where that can be had."""
@@ -862,6 +780,18 @@ class Queue:
                         raise
                     # Redis 7 begins no transaction where memory is full, not even one that only reads.
         raise AssertionError
+
+    def _by_shard(self, urls: Sequence[str]) -> list[tuple[int, Sequence[str]]]:
+        """Return the shards of jobs, each with its own in their order."""
+        if self._shards == 1:
+            return [(0, urls)] if urls else []
+        found: dict[int, list[str]] = {}
+        for url in urls:
+            found.setdefault(shard_of_id(url, self._shards), []).append(url)
+        return sorted(found.items())
+
+    def _bucket(self, kind: str, identity: Identity) -> str:
+        return bucket(kind, identity, self._shards)
 
     def _origin(
         self, category: str, source: str, refresh: bool = False, wishes: Mapping[str, Any] | None = None
@@ -882,7 +812,7 @@ class Queue:
             walk = Walk(**stand, **found.get("wishes", {}), quick=found.get("quick", False))
         return Lease(url, token, found.get("category", self._category), int(attempt), self._lease_seconds, walk)
 
-    def _current(self, answer: str | None, url: str) -> str:
+    def _current(self, answer: Any, url: str) -> Any:
         if answer is None:
             raise StaleToken(_("The lease of {id} has moved on: nothing was changed").format(id=url), 409)
         return answer
@@ -891,10 +821,6 @@ class Queue:
 def _told(result: Result) -> list[str]:
     size, seconds = str(result.bytes), f"{result.seconds:.1f}"
     return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams]
-
-
-def _ring(name: str) -> str:
-    return key(f"history:{name}")
 
 
 def _container(text: str) -> JobId:
@@ -910,18 +836,3 @@ def _page_job(container: JobId, page: Page) -> JobId:
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)
     return JobId(bvid=container.bvid, number=page.number, cid=page.cid)
-
-
-def _order(text: str | None) -> dict[str, Any] | None:
-    order = as_dict(text)
-    order.pop("login_at", None)
-    return {**order, "at": order["at"] / 1000} if order else None
-
-
-def _pending(text: str | None, at: float) -> dict[str, Any]:
-    """Return what to show of an order that its worker has not obeyed yet."""
-    found = as_dict(text)
-    if "login" in found and abs(at - found["login_at"] / 1000) > LOGIN_SECONDS:
-        del found["login"]
-    order = _order(as_json(found)) if found.get("working") or found.get("login") else None
-    return {"order": order} if order and abs(at - order["at"]) < ORDER_SECONDS else {}

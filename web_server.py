@@ -22,14 +22,14 @@ from typing import Any, NoReturn
 
 import waitress
 
-from config import Settings, is_loopback, load
+from config import MAX_SHARDS, Settings, is_loopback, load
 from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
 from log_setup import start_logging
 from model import MIB
 from notices import notices
 from notify import Notifier
-from redisConnect import Queue, open_queue
+from redisConnect import Queue, open_queue, spread_anew
 from status_table import show_status
 from web import create_app
 
@@ -52,7 +52,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
     An engine that is away or full is said once.
     """
     away = False
-    looked_ms: float | None = None
+    looked_ms: tuple[float, ...] | None = None
     while not ended.wait(period_seconds):
         try:
             while queue.sweep() >= SWEEP_LIMIT and not ended.is_set():
@@ -240,6 +240,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--status", action="store_true", help=_("show what the running server at BILI_SERVER_URL tells, and end")
     )
     parser.add_argument("--json", action="store_true", help=_("with --status: as JSON, for scripts"))
+    parser.add_argument(
+        "--reshard",
+        type=_shards,
+        metavar="N",
+        help=_("spread the queue over N shards (BILI_SHARDS) while no server and no worker runs, and end"),
+    )
     arguments = parser.parse_args(argv)
     if arguments.json and not arguments.status:
         parser.error(_("--json belongs to --status"))
@@ -250,6 +256,19 @@ def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(_("a port is a number from 0 to 65535"))
     return int(text)
+
+
+def _shards(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]?", text) or int(text) > MAX_SHARDS:
+        raise argparse.ArgumentTypeError(_("a number of shards is from 1 to 64"))
+    return int(text)
+
+
+def _reshard(settings: Settings, shards: int) -> int:
+    before = spread_anew(settings, shards)
+    print(_("The queue lies in {count} shards now, before in {before}.").format(count=shards, before=before))
+    print(_("Set for every server and add_url.py: {setting}").format(setting=f"BILI_SHARDS={shards}"))
+    return 0
 
 
 def _test_notification(settings: Settings) -> int:
@@ -295,6 +314,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         start_logging(settings)
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
+        if arguments.reshard:
+            return _reshard(settings, arguments.reshard)
         if arguments.test_notification:
             return _test_notification(settings)
         _demand_token(arguments.host, settings)

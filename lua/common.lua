@@ -590,3 +590,139 @@ local function order_of(orders_key, worker, at)
   end
   return order
 end
+
+-- ---------------------------------------------------------------------------------- what a container lists
+
+-- How what a source lists is queued: it knows the source; how that is read concerns other sources in it as well.
+local function listed_origins(id, origin)
+  if not is_source(id) then
+    return origin, origin
+  end
+  local wanted = origin and cjson.decode(origin) or {}
+  return cjson.encode({ category = wanted.category, source = id }), cjson.encode({
+    category = wanted.category, source = id, wishes = wanted.wishes, quick = wanted.quick, refresh = wanted.refresh,
+  })
+end
+
+-- Known ones are read again: a source always, a video where that is wished.
+local function is_reopened(wanted, job_member, closed, paged, nested)
+  local again = nested or wanted.refresh == 'all'
+    or (wanted.refresh == 'paged' and redis.call('SISMEMBER', paged, job_member) == 1)
+  return again and redis.call('SREM', closed, job_member) == 1
+end
+
+-- Add what the container `id` lists, what was never seen. From ARGV[first_job] on there are id and member of each job, the
+-- pages first; from KEYS[first_bucket] on a seen bucket for each page, and for each container its seen, closed and paged
+-- one. `mark_key` is where it is noted that this expansion has added them, so that it counts them as new when it is
+-- repeated; nil where all of it is one step. Returns for each job whether it is new, and the pages and containers to be
+-- queued.
+local function enlist(id, origin, page_count, first_job, first_bucket, mark_key)
+  local wanted = is_source(id) and origin and cjson.decode(origin) or {}
+  local listed_origin, nested_origin = listed_origins(id, origin)
+  local news, pages, containers = {}, {}, {}
+  for i = 0, (#ARGV - first_job + 1) / 2 - 1 do
+    local job, job_member = ARGV[first_job + 2 * i], ARGV[first_job + 2 * i + 1]
+    local bucket = i < page_count and first_bucket + i or first_bucket + page_count + 3 * (i - page_count)
+    local new = redis.call('SADD', KEYS[bucket], job_member) == 1
+    if mark_key and new then
+      redis.call('SADD', mark_key, job)
+    end
+    news[i + 1] = new or (mark_key ~= nil and redis.call('SISMEMBER', mark_key, job) == 1)
+    if i >= page_count then
+      local nested = is_source(job)
+      if new or is_reopened(wanted, job_member, KEYS[bucket + 1], KEYS[bucket + 2], nested) then
+        if nested then
+          begin_source(job, nested_origin)
+        end
+        local its_origin = nested and nested_origin or listed_origin
+        if its_origin then
+          redis.call('HSET', ORIGIN, job, its_origin)
+        end
+        containers[#containers + 1] = job
+      end
+    elseif new then
+      if origin then
+        redis.call('HSET', ORIGIN, job, origin)
+      end
+      pages[#pages + 1] = job
+    end
+  end
+  return news, pages, containers
+end
+
+-- Pages go to the head, in their order: a video that was begun is finished before the next one. What a source
+-- lists goes to the tail, like everything else that a user adds.
+local function queue_listed(pages, containers)
+  for i = #pages, 1, -1 do
+    push_head(pages[i])
+  end
+  for _, job in ipairs(containers) do
+    push_tail(job)
+  end
+end
+
+-- ---------------------------------------------------------------------------------- leases that are kept
+
+-- Renew the leases that ARGV names from `first` on: for each job id, token, how many bytes of it are on disk, its title or
+-- '' and that folded. Returns the ids whose lease is no longer this one.
+local function renew(first, at, lease_ms)
+  local lost = {}
+  for i = first, #ARGV, 5 do
+    local id, token, done_bytes = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+    if holds_lease(id, token) then
+      redis.call('ZADD', LEASED, 'XX', at + lease_ms, id)
+      local title = ARGV[i + 3]
+      local tries = (done_bytes > 0 or title ~= '') and tries_of(id)
+      local has_news = tries and entitle(id, tries, title, ARGV[i + 4])
+      if done_bytes > 0 then
+        if not tries.chunks or done_bytes > (tries.bytes or 0) then
+          -- A job that gets further from death to death does not kill: its machines die of something else.
+          if done_bytes > (tries.bytes or 0) + PROGRESS_BYTES then
+            forget_deaths(tries)
+          end
+          tries.chunks, tries.bytes = true, math.max(done_bytes, tries.bytes or 0)
+          has_news = true
+        end
+      end
+      if has_news then
+        save_tries(id, tries)
+      end
+    else
+      forgive(id, token)
+      lost[#lost + 1] = id
+    end
+  end
+  return lost
+end
+
+-- ---------------------------------------------------------------------------------- suspects, and who gets them
+
+local DRAIN_MS = 15000 -- a worker with room asks more often than that
+
+-- A busy farm has no worker that holds nothing: one at a time gets no new jobs until it does.
+local function drains(worker, at, lease_ms)
+  local latest = at + math.max(lease_ms, DRAIN_MS)
+  redis.call('ZREMRANGEBYSCORE', DRAINING, '-inf', at)
+  redis.call('ZREMRANGEBYSCORE', DRAINING, '(' .. latest, '+inf') -- from before the clock was set back
+  local chosen = redis.call('ZRANGE', DRAINING, 0, 0)[1]
+  if chosen and chosen ~= worker then
+    return false
+  end
+  redis.call('ZADD', DRAINING, latest, worker)
+  return true
+end
+
+-- Where a process that asks under a worker's name with another instance is that worker started anew, what its predecessor
+-- held need not wait for the deadline. Unless that one has renewed the lease since: then two machines have one name.
+-- `started` is when the process was first heard of.
+local function is_left_by_predecessor(id, worker, instance, lease_ms, started)
+  if redis.call('HEXISTS', TOKEN, id) == 0 then
+    return false
+  end
+  local tries = tries_of(id)
+  -- Ids of processes sort by their start: a late request of a dead one takes nothing from its successor.
+  if tries.worker ~= worker or (tries.instance or '') >= instance then
+    return false
+  end
+  return tonumber(redis.call('ZSCORE', LEASED, id)) - lease_ms <= started
+end

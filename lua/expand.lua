@@ -3,9 +3,12 @@
 -- video or listed:<id> of a source, ended, a seen bucket for each page, and for each container its seen, closed and paged
 -- one.
 -- ARGV: id, token, member of the container, 1 if more follows, lease_ms, nonce, number of pages, what the ledger of a
--- source (of a watched video its title, and how many pages it has) is told as JSON, then id and member of each job, the pages first.
+-- source (of a watched video its title, and how many pages it has) is told as JSON, then id and member of each job, the
+-- pages first. Where some of the jobs belong to other shards, all of them were queued by enlist.lua, none is named here,
+-- and `elsewhere` of that JSON has what came of it: added, known, pages, listed, first.
 -- Answers {added, known, {id, token, origin, attempt, ledger} or nothing}, as JSON, or false for a stale token; of a
--- source that is ended here, whatever was to follow, {added, known, true}.
+-- source that is ended here, whatever was to follow, {added, known, true}; {added, known, {id, worker, instance}} where the
+-- first new page is to be taken in another step.
 
 local answer_key, closed_key, own_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local id, token, member, more = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
@@ -21,7 +24,8 @@ end
 
 local at = now()
 local origin = redis.call('HGET', ORIGIN, id)
-local known, pages, containers = 0, {}, {}
+local added, known, pages_told = 0, 0, page_count
+local elsewhere = string.find(ARGV[8], '"elsewhere"', 1, true) and cjson.decode(ARGV[8]).elsewhere
 
 -- ---------------------------------------------------------------------------------- the ledger of a source
 
@@ -129,72 +133,30 @@ end
 
 -- ---------------------------------------------------------------------------------- what was listed
 
--- What a source lists knows the source; how it is read concerns other sources in it, as well.
-local listed_origin, nested_origin = origin, origin
-if ledger then
-  listed_origin = cjson.encode({ category = wanted.category, source = id })
-  nested_origin = cjson.encode({
-    category = wanted.category, source = id, wishes = wanted.wishes, quick = wanted.quick, refresh = wanted.refresh,
-  })
-end
-
-local function queue_container(job, nested)
-  if nested then
-    begin_source(job, nested_origin)
-  end
-  local its_origin = nested and nested_origin or listed_origin
-  if its_origin then
-    redis.call('HSET', ORIGIN, job, its_origin)
-  end
-  containers[#containers + 1] = job
-end
-
--- Known ones are read again: a source always, a video where that is wished.
-local function is_reopened(job_member, closed, paged, nested)
-  local again = nested or wanted.refresh == 'all'
-    or (wanted.refresh == 'paged' and redis.call('SISMEMBER', paged, job_member) == 1)
-  return again and redis.call('SREM', closed, job_member) == 1
-end
-
-local added = 0
-for i = 0, (#ARGV - first_job + 1) / 2 - 1 do
-  local job, job_member = ARGV[first_job + 2 * i], ARGV[first_job + 2 * i + 1]
-  local bucket = i < page_count and first_bucket + i or first_bucket + page_count + 3 * (i - page_count)
-  local new = redis.call('SADD', KEYS[bucket], job_member) == 1
+local news_of, pages, containers = enlist(id, origin, page_count, first_job, first_bucket)
+for i, new in ipairs(news_of) do
   if new then
     added = added + 1
   else
     known = known + 1
   end
-  if i >= page_count then
-    if ledger then
-      count_listed(job)
-    end
-    local nested = is_source(job)
-    if new or is_reopened(job_member, KEYS[bucket + 1], KEYS[bucket + 2], nested) then
-      queue_container(job, nested)
-    end
-  elseif new then
-    if origin then
-      redis.call('HSET', ORIGIN, job, origin)
-    end
-    pages[#pages + 1] = job
+  if ledger and i > page_count then
+    count_listed(ARGV[first_job + 2 * (i - 1)])
+  end
+end
+if elsewhere then
+  added, known, pages_told = elsewhere.added, elsewhere.known, elsewhere.pages
+  for _, job in ipairs(ledger and elsewhere.listed or {}) do
+    count_listed(job)
   end
 end
 
--- Pages go to the head, in their order: a video that was begun is finished before the next one. What a source
--- lists goes to the tail, like everything else that a user adds.
 local first = nil
 if not more and #pages > 0 then
   first = table.remove(pages, 1)
 end
-for i = #pages, 1, -1 do
-  push_head(pages[i])
-end
-for _, job in ipairs(containers) do
-  push_tail(job)
-end
-if page_count > 1 then
+queue_listed(pages, containers)
+if pages_told > 1 then
   redis.call('SADD', own_key, member)
 end
 
@@ -206,7 +168,7 @@ local function note_visit(text)
   video.queued = video.queued + added
   if not more then
     video.title = told.title or video.title
-    video.announced = told.announced or page_count
+    video.announced = told.announced or pages_told
     video.listed, video.known = video.announced, known
     video.complete, video.ended, video.checked, video.full_pass = true, 'end', seconds, seconds
   end
@@ -237,6 +199,10 @@ if more and not ends_early then
     forget_deaths(tries)
     save_tries(id, tries)
   end
+  if tries.expansion then
+    tries.expansion = nil -- what it has added is counted
+    save_tries(id, tries)
+  end
   return cjson.encode({ added, known })
 end
 
@@ -251,6 +217,8 @@ end
 local answer = { added, known }
 if first then
   answer[3] = grant(first, tries_of(first), tries.worker, tries.instance or '', lease_ms, nonce, at)
+elseif elsewhere and elsewhere.first then
+  answer[3] = { elsewhere.first, tries.worker, tries.instance or '' }
 elseif ledger then
   answer[3] = true
 end

@@ -1,17 +1,38 @@
--- lease: jobs for one worker. KEYS: the common ones, answer:<request>.
--- ARGV: count, worker, instance, lease_ms, affinity_ms, an epoch in case there is none, `count` nonces, ids that
--- the worker has chunks of, how many bytes it has of each. Answers {{id, token, origin, attempt}, …}.
+-- lease: jobs for one worker. KEYS: the common ones, answer:<request>; of several shards the first one that is asked has
+-- settled:<request> too.
+-- ARGV: count, worker, instance, lease_ms, affinity_ms, an epoch in case there is none, which part of a request to
+-- several shards this is, `count` nonces, ids that the worker has chunks of, how many bytes it has of each.
+-- Answers {{id, token, origin, attempt}, …}; with several shards {state, those, whether the worker was long unheard of}.
+--
+-- The part is '' where there is one shard. With several it is `first`, `other`, `ordinary` (suspects are left alone),
+-- `recall` (nothing is given that was not given before), or the mark of bar.lua under which this worker gets a suspect.
+-- The states: `settled` and `begun` (see settle.lua), `recalled`, `given`; `alone` and `suspect`, which shard_leases.py
+-- resolves with the other shards, with the mark in place of the leases; and `drains`.
 
 local answer_key = KEYS[OWN + 1]
 local count, worker, instance = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local lease_ms, affinity_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local first_nonce, first_have = 7, 7 + count
+local part = ARGV[7]
+local first_nonce, first_have = 8, 8 + count
 local haves = (#ARGV - first_have + 1) / 2
 local last_have = first_have + haves - 1
-local DRAIN_MS = 15000 -- a worker with room asks more often than that
 local at = now()
+local is_heard = 0
+
+local function answered(state, leases)
+  if part == '' then
+    return leases
+  end
+  return { state, leases, is_heard }
+end
 
 local call = 'lease ' .. worker
+local settled = part == 'first' and recall(KEYS[OWN + 2], call)
+if settled == 'begun' then
+  return answered('begun', {})
+elseif settled then
+  return answered('settled', settled)
+end
 local given = recall(answer_key, call)
 if given then
   local valid = {}
@@ -21,13 +42,17 @@ if given then
       valid[#valid + 1] = lease
     end
   end
-  return valid
+  return answered('recalled', valid)
+end
+if part == 'recall' then
+  return answered('recalled', {})
 end
 
 -- A poll that finds nothing must not cost a write each time.
 local seen = redis.call('ZSCORE', WORKERS, worker)
 if not seen or at - tonumber(seen) > 10000 then
   redis.call('ZADD', WORKERS, at, worker)
+  is_heard = 1
 end
 sweep(at, lease_ms, affinity_ms)
 if redis.call('EXISTS', EPOCH) == 0 then
@@ -42,21 +67,6 @@ local function take(id)
     return
   end
   leases[#leases + 1] = grant(id, tries, worker, instance, lease_ms, ARGV[first_nonce + #leases], at)
-end
-
--- A process that asks under a worker's name with another instance is that worker started anew: what its predecessor
--- held need not wait for the deadline. Unless that one has renewed the lease since: then two machines have one name.
-local function is_left_by_predecessor(id)
-  if redis.call('HEXISTS', TOKEN, id) == 0 then
-    return false
-  end
-  local tries = tries_of(id)
-  -- Ids of processes sort by their start: a late request of a dead one takes nothing from its successor.
-  if tries.worker ~= worker or (tries.instance or '') >= instance then
-    return false
-  end
-  local started = tonumber(redis.call('ZSCORE', STARTED, worker .. ' ' .. instance))
-  return tonumber(redis.call('ZSCORE', LEASED, id)) - lease_ms <= started
 end
 
 -- The predecessor may have died before it could tell how far it came. Its death came after that, and counts.
@@ -80,38 +90,47 @@ if instance ~= '' then
       credit(ARGV[i], tonumber(ARGV[i + haves]))
     end
   end
+  local started = haves > 0 and tonumber(redis.call('ZSCORE', STARTED, worker .. ' ' .. instance))
   for i = first_have, last_have do
-    if is_left_by_predecessor(ARGV[i]) then
+    if is_left_by_predecessor(ARGV[i], worker, instance, lease_ms, started) then
       expire(ARGV[i], at, affinity_ms)
     end
   end
 end
 
-if redis.call('HEXISTS', ALONE, worker) == 1 then
-  return leases
+-- Of several shards none knows alone whether a worker holds nothing: then nothing is given before that is known.
+local is_bar = string.sub(part, 1, 1) == '~'
+local alone = redis.call('HGET', ALONE, worker)
+if alone and alone ~= part then
+  return answered('alone', part == '' and {} or alone)
+elseif is_bar and not alone then
+  return answered('given', {})
 end
--- A busy farm has no worker that holds nothing: one at a time gets no new jobs until it does.
-local function drains()
-  local latest = at + math.max(lease_ms, DRAIN_MS)
-  redis.call('ZREMRANGEBYSCORE', DRAINING, '-inf', at)
-  redis.call('ZREMRANGEBYSCORE', DRAINING, '(' .. latest, '+inf') -- from before the clock was set back
-  local chosen = redis.call('ZRANGE', DRAINING, 0, 0)[1]
-  if chosen and chosen ~= worker then
-    return false
+local waits = part ~= 'ordinary' and redis.call('LLEN', SUSPECT) > 0
+local holds_nothing = waits and redis.call('HEXISTS', HOLDS, worker) == 0
+if part ~= '' and not is_bar and part ~= 'ordinary' then
+  local drains_until = redis.call('ZSCORE', DRAINING, worker)
+  if drains_until and tonumber(drains_until) > at and not waits then
+    return answered('drains', '')
+  elseif holds_nothing then
+    return answered('suspect', '')
   end
-  redis.call('ZADD', DRAINING, latest, worker)
-  return true
 end
 
-local waits = redis.call('LLEN', SUSPECT) > 0
-if waits and redis.call('HEXISTS', HOLDS, worker) == 0 then
+if is_bar or holds_nothing then
   local id = redis.call('LPOP', SUSPECT)
-  take(id)
+  if id then
+    take(id)
+  end
   if #leases > 0 then
     redis.call('HSET', ALONE, worker, id)
     redis.call('ZREM', DRAINING, worker)
   end
-elseif not (waits and drains()) then
+elseif waits and drains(worker, at, lease_ms) then
+  if part ~= '' then
+    return answered('drains', 'here')
+  end
+else
   for i = first_have, last_have do
     if #leases < count then
       local id = ARGV[i]
@@ -138,7 +157,10 @@ elseif not (waits and drains()) then
     end
   end
 end
+if #leases == count and part == 'first' then
+  remember(KEYS[OWN + 2], call, cjson.encode(leases)) -- no other shard is asked
+end
 if #leases > 0 then
   remember(answer_key, call, cjson.encode(leases))
 end
-return leases
+return answered('given', leases)

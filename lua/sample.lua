@@ -1,6 +1,6 @@
 -- sample: one step of the farm's history. KEYS: the common ones, sampled, history:<range> of each range.
--- ARGV: the speed of all workers together, then seconds of a step and number of steps of each range, the shortest
--- steps first. Answers whether it was due: of several servers the first one in each step takes it.
+-- ARGV: the speed of all workers together, what other shards have (pages done, failures, leases), then seconds of a step
+-- and number of steps of each range, the shortest steps first. Answers whether it was due: of several servers the first one in each step takes it.
 
 local sampled = KEYS[OWN + 1]
 local GAP_STEPS = 3 -- after a longer silence nobody knows when it was that pages were finished
@@ -9,7 +9,7 @@ local at = now()
 
 -- What is seen now is what was done in the step that has just ended.
 local function step_of(range)
-  return math.floor((at / 1000 - tonumber(ARGV[2])) / tonumber(ARGV[2 * range]))
+  return math.floor((at / 1000 - tonumber(ARGV[5])) / tonumber(ARGV[3 + 2 * range]))
 end
 
 local step = step_of(1)
@@ -21,8 +21,8 @@ end
 
 -- What was recorded again was not finished now, and what was forgotten was finished all the same.
 local totals = redis.call('HMGET', TOTALS, 'done', 'replayed', 'failures', 'forgotten')
-local done = tonumber(totals[1] or 0) - tonumber(totals[2] or 0) + tonumber(totals[4] or 0)
-local failures = tonumber(totals[3] or 0)
+local done = tonumber(totals[1] or 0) - tonumber(totals[2] or 0) + tonumber(totals[4] or 0) + tonumber(ARGV[2])
+local failures = tonumber(totals[3] or 0) + tonumber(ARGV[3])
 redis.call('HSET', sampled, 'step', step, 'done', done, 'failures', failures)
 
 -- The clock was set back: what lies ahead of it would be taken for true when it comes there again.
@@ -36,7 +36,7 @@ local function drop_what_lies_ahead(range)
   end
 end
 
-local ranges = (#ARGV - 1) / 2
+local ranges = (#ARGV - 4) / 2
 if last_step and last_step > step then
   for range = 1, ranges do
     drop_what_lies_ahead(range)
@@ -48,11 +48,11 @@ end
 
 local news = {
   1, tonumber(ARGV[1]), math.max(0, done - tonumber(last[2])), math.max(0, failures - tonumber(last[3])),
-  redis.call('ZCARD', LEASED) > 0 and 1 or 0,
+  redis.call('ZCARD', LEASED) + tonumber(ARGV[4]) > 0 and 1 or 0,
 }
 for range = 1, ranges do
   local ring, number = KEYS[OWN + 1 + range], step_of(range)
-  local place = number % tonumber(ARGV[2 * range + 1])
+  local place = number % tonumber(ARGV[4 + 2 * range])
   local old = {}
   for digits in string.gmatch(redis.call('HGET', ring, place) or '', '%d+') do
     old[#old + 1] = tonumber(digits)

@@ -65,13 +65,13 @@ MUTATIONS = (
             ),
             Edit(
                 "redisConnect.py",
-                '        added, known = self._run("add", keys, args)\n',
-                '        added, known = self._run("add", keys, args)\n'
-                '        while self._redis.lmove(_key("ready:new"), _key("ready"), "LEFT", "RIGHT"):\n'
-                "            pass\n",
+                '            new, old = self._run("add", keys, args, shard)\n',
+                '            new, old = self._run("add", keys, args, shard)\n'
+                '            while self._redis.lmove(key("ready:new", shard), key("ready", shard), "LEFT", "RIGHT"):\n'
+                "                pass\n",
             ),
         ),
-        ("tests/test_atomic_verbs.py::test_a_client_that_dies_before_any_of_its_commands_breaks_nothing[add]",),
+        ("tests/test_atomic_verbs.py::test_a_client_that_dies_before_any_of_its_commands_breaks_nothing[add-1]",),
     ),
     Mutation(
         "the ack comes before the file has its name",

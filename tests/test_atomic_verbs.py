@@ -10,6 +10,7 @@ import redis
 
 from config import Settings
 from model import Failure, ListedPage, Page, Result
+from queue_data import key
 from redisConnect import Queue
 from tests import structure
 from tests.test_redisConnect import BV, ENVIRONMENT, PERMANENT, TRANSIENT, lease_one, let_expire, pages, result
@@ -56,8 +57,9 @@ def prepare_container(queue: Queue) -> Any:
     return lease_one(queue)
 
 
-def expire_all(queue: Queue, connection: redis.Redis) -> None:
-    let_expire(connection, *connection.zrange("{bili:0}:leased", 0, -1))
+def expire_all(connection: redis.Redis, shards: int = 1) -> None:
+    for shard in range(shards):
+        let_expire(connection, *connection.zrange(key("leased", shard), 0, -1), shards=shards)
 
 
 def in_all_places(queue: Queue) -> list[str]:
@@ -141,22 +143,24 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
 }
 
 
+@pytest.mark.parametrize("shards", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_client_that_dies_before_any_of_its_commands_breaks_nothing(
-    verb: str, connection: redis.Redis, mortal: Mortal
+    verb: str, shards: int, connection: redis.Redis, mortal: Mortal
 ) -> None:
     prepare, act = VERBS[verb]
-    for commands in range(20):
+    settings = Settings(shards=shards)
+    for commands in range(20 if shards == 1 else 100):
         connection.flushall()
-        prepared = prepare(Queue(connection, Settings()))
-        assert structure.problems(connection) == [], "before"
+        prepared = prepare(Queue(connection, settings))
+        assert structure.problems(connection, shards) == [], "before"
         mortal.left = commands
         try:
-            act(Queue(mortal, Settings()), prepared)
+            act(Queue(mortal, settings), prepared)
         except Died:
-            assert structure.problems(connection) == [], f"after {commands} commands"
+            assert structure.problems(connection, shards) == [], f"after {commands} commands"
             continue
-        assert structure.problems(connection) == []
+        assert structure.problems(connection, shards) == []
         assert commands > 0, "the client never died"
         return
     raise AssertionError("the verb has no end")
@@ -168,7 +172,7 @@ def test_sweeping_breaks_nothing_however_often_it_dies(connection: redis.Redis, 
     for turn in range(6):
         for worker in ("w1", "w2", "w3"):
             queue.lease(worker, 2)
-        expire_all(queue, connection)
+        expire_all(connection)
         mortal.left = turn % 2
         try:
             Queue(mortal, Settings()).sweep()

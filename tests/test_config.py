@@ -34,7 +34,7 @@ def test_without_any_setting_there_are_the_documented_defaults() -> None:
     assert settings.download_dir == Path("/srv/farm/Download")
     assert settings.data_dir == Path("/srv/farm/.data")
     assert settings.working_file == Path("/srv/farm/working.json")
-    assert (settings.lease_seconds, settings.affinity_seconds) == (60.0, 120.0)
+    assert (settings.lease_seconds, settings.affinity_seconds, settings.shards) == (60.0, 120.0, 1)
     assert settings.category == "other"
 
 
@@ -72,6 +72,7 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_TOKEN": "line\nbreak-topsecret",
         "BILI_LEASE_SECONDS": "soon",
         "BILI_AFFINITY_SECONDS": "-1",
+        "BILI_SHARDS": "65",
         "BILI_CATEGORY": "../up",
         "BILI_CONNECTIONS": "0",
         "BILI_MAX_SPEED": "1K",

@@ -24,11 +24,11 @@ LEVELS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"orders", "queue_data", "redis_engine", "sources"}),
     frozenset(
-        {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
-        | {"log_setup", "notify", "site_walk", "working_file"}
+        {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
+        | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
     ),
     frozenset(
-        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
+        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "redisConnect", "source_reader"}
         | {"status_table", "steering", "terminal"}
     ),
     frozenset({"download_scheduler", "late_extras", "web"}),

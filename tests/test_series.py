@@ -13,7 +13,8 @@ from flask.testing import FlaskClient
 import web_server
 from config import Settings
 from model import Result
-from redisConnect import HEARD_SECONDS, Queue
+from queue_farm import HEARD_SECONDS
+from redisConnect import Queue
 from series import DAY, HOUR, RINGS, WEEK, Step, points, read_steps, seconds_left
 from tests.farm import wait_until
 from tests.simulation.engine import EPOCH_MS, VirtualRedis

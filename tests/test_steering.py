@@ -18,7 +18,7 @@ import segno
 from flask.testing import FlaskClient
 
 import account
-import redisConnect
+import queue_farm
 from account import Login
 from config import Settings
 from errors import EngineError, NoWayOut
@@ -95,7 +95,7 @@ def test_a_second_order_is_merged_into_the_first_under_another_id(client: FlaskC
 
 
 def test_all_are_all_that_were_heard_of(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redisConnect, "STEERED_AT_ONCE", 2)
+    monkeypatch.setattr(queue_farm, "STEERED_AT_ONCE", 2)
     names = [f"w{number}" for number in range(5)]
     for name in names:
         beat(client, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +78,22 @@ class Snapshot:
 class Looker:
     """Takes snapshots; all numbers of the simulation share one bucket, so that one look finds them."""
 
-    def __init__(self, wire: Wire, bucket: int) -> None:
+    def __init__(self, wire: Wire, bucket: int, shards: int = 1) -> None:
         self._wire = wire
         self._sha = wire.ask("SCRIPT", "LOAD", DUMP)
         sets = [f"{kind}:{namespace}:{bucket}" for kind in ("seen", "closed") for namespace in "vpe"]
         sets += [f"seen:c:{bucket}", f"done:{bucket}"]
-        keys = [key(name) for name in (*COMMON_KEYS, *sets)]
-        self._command = ["EVALSHA", self._sha, len(keys), *keys, "", *COMMON_KEYS]
+        self._commands = []
+        for shard in range(shards):
+            keys = [key(name, shard) for name in (*COMMON_KEYS, *sets)]
+            self._commands.append(["EVALSHA", self._sha, len(keys), *keys, "", *COMMON_KEYS])
 
     def look(self) -> Snapshot:
-        """Return what is in the queue now."""
-        raw = {name: value or [] for name, value in json.loads(self._wire.ask(*self._command)).items()}
+        """Return what is in the queue now, in all shards together."""
+        return merged([self._look(command) for command in self._commands])
+
+    def _look(self, command: list[Any]) -> Snapshot:
+        raw = {name: value or [] for name, value in json.loads(self._wire.ask(*command)).items()}
         for name in ("kept", "leased", "delayed", "dead", "failures"):
             raw[name] = {id_: float(score) for id_, score in _pairs(raw[name])}
         for name in ("token", "tries", "origin", "holds", "alone", "totals", "stale", "kinds"):
@@ -99,6 +104,23 @@ class Looker:
         now = Snapshot(**raw)
         assert entries - len(now.ready) == int(now.totals.get("stale", 0)), f"{entries} entries, {now.stale}"
         return now
+
+
+def merged(shards: Sequence[Snapshot]) -> Snapshot:
+    """Return the snapshots of all shards as one; marks that bar a worker from other shards are left out."""
+    first, *others = shards
+    first.alone = {worker: id_ for worker, id_ in first.alone.items() if not id_.startswith("~")}
+    for other in others:
+        for name in ("ready", "suspect", "success", "seen", "closed", "seen_pages", "done_pages"):
+            getattr(first, name).extend(getattr(other, name))
+        for name in ("kept", "leased", "delayed", "dead", "failures", "token", "tries", "origin", "stale"):
+            getattr(first, name).update(getattr(other, name))
+        for name in ("holds", "totals", "kinds"):
+            counts = getattr(first, name)
+            for key_, count in getattr(other, name).items():
+                counts[key_] = str(int(counts.get(key_, 0)) + int(count))
+        first.alone.update({worker: id_ for worker, id_ in other.alone.items() if not id_.startswith("~")})
+    return first
 
 
 def _pairs(flat: list[Any]) -> Iterable[tuple[Any, Any]]:
@@ -117,6 +139,8 @@ def problems(now: Snapshot, containers: Mapping[str, str]) -> list[str]:
     for worker, id_ in now.alone.items():
         if id_ not in now.leased or now.tries[id_].get("worker") != worker:
             found.append(f"{worker} is said to be alone with {id_}, which it has not")
+        elif holders[worker] != 1:
+            found.append(f"{worker} is alone with {id_}, and holds {holders[worker]}")
     codes = {id_: now.tries.get(id_, {}).get("code", "") for id_ in (*now.delayed, *now.dead)}
     if now.failures.keys() != {f"{code}\0{id_}" for id_, code in codes.items()}:
         found.append(f"failures lists {sorted(now.failures)}, not {codes}")

@@ -26,7 +26,12 @@ def say(text: str) -> None:
 
 
 def simulate(
-    seeds: Sequence[int], engine: Engine, break_name: str = "", kinds: str = "", until_found: bool = False
+    seeds: Sequence[int],
+    engine: Engine,
+    break_name: str = "",
+    kinds: str = "",
+    until_found: bool = False,
+    shards: int = 1,
 ) -> Iterator[Outcome]:
     """Run seeds one after the other; yield what came of each."""
     base = MEMORY if MEMORY.is_dir() else None
@@ -34,7 +39,7 @@ def simulate(
     try:
         with tempfile.TemporaryDirectory(prefix="simulation", dir=base) as folder:
             for count, number in enumerate(seeds):
-                outcome = Seed(number, engine, Path(folder) / str(number), break_name, kinds).run()
+                outcome = Seed(number, engine, Path(folder) / str(number), break_name, kinds, shards).run()
                 yield outcome
                 if until_found and outcome.violations:
                     return
@@ -44,12 +49,12 @@ def simulate(
         gc.enable()
 
 
-def _work(job: tuple[list[int], str, str, bool]) -> list[Outcome]:
-    seeds, break_name, kinds, keep = job
+def _work(job: tuple[list[int], str, str, bool, int]) -> list[Outcome]:
+    seeds, break_name, kinds, keep, shards = job
     outcomes = []
     with running_valkey() as path:
         engine = Engine(path)
-        for outcome in simulate(seeds, engine, break_name, kinds):
+        for outcome in simulate(seeds, engine, break_name, kinds, shards=shards):
             if not keep and not outcome.violations:
                 outcome.trace = []
             outcomes.append(outcome)
@@ -65,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
     parser.add_argument("--break", dest="break_name", choices=sorted(BREAKS), default="", help="break the product")
     parser.add_argument("--kinds", default="", help="these faults only, with commas between")
+    parser.add_argument("--shards", type=int, default=1, help="of the queue (1)")
     parser.add_argument("-v", "--verbose", action="store_true", help="print what happened in each seed")
     options = parser.parse_args(arguments)
     seeds = list(range(options.first, options.first + options.seeds))
     started = time.monotonic()
     jobs = [
-        (seeds[part :: options.jobs], options.break_name, options.kinds, options.verbose)
+        (seeds[part :: options.jobs], options.break_name, options.kinds, options.verbose, options.shards)
         for part in range(options.jobs)
     ]
     if options.jobs == 1:

@@ -174,7 +174,7 @@ class Engine:
 
     def server(self, settings: Settings, break_name: str, edit: Callable[[str], str]) -> Server:
         """Return a server with an empty queue."""
-        kind = (settings.lease_seconds, settings.affinity_seconds, break_name)
+        kind = (settings.lease_seconds, settings.affinity_seconds, settings.shards, break_name)
         if kind not in self._servers:
             self._servers[kind] = Server(VirtualRedis(self._path, lambda: self.clock_ms(), edit), settings)
         server = self._servers[kind]

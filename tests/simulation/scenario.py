@@ -26,7 +26,7 @@ import retry
 from config import Settings
 from errors import EngineError
 from parse_ import aid_to_bvid, parse_job_id
-from queue_data import BUCKETS
+from queue_data import BUCKETS, key, shard_of_id
 from tests.simulation import world as outside
 from tests.simulation.breaks import BREAKS
 from tests.simulation.checks import Looker, Snapshot, problems
@@ -81,11 +81,13 @@ class Outcome:
 class Seed:
     """Makes a farm from a seed, runs it, and looks at it."""
 
-    def __init__(self, number: int, engine: Engine, folder: Path, break_name: str = "", kinds: str = "") -> None:
+    def __init__(
+        self, number: int, engine: Engine, folder: Path, break_name: str = "", kinds: str = "", shards: int = 1
+    ) -> None:
         chance = self.chance = random.Random(number)
         lease_seconds, affinity_seconds = chance.choice((3.0, 6.0, 9.0)), chance.choice((0.0, 4.0, 12.0))
         self.world = World(number, folder, lease_seconds, affinity_seconds)
-        self.break_name = break_name
+        self.break_name, self._shards = break_name, shards
         share = chance.choice((0.15, 0.35, 0.6))
         kinds = kinds or (BREAKS[break_name].kinds if break_name else "")
         if chance.random() < 0.06:
@@ -167,12 +169,14 @@ class Seed:
         world.folder.mkdir(parents=True)
         try:
             edit = BREAKS[self.break_name].edit if self.break_name else _as_it_is
-            settings = Settings(lease_seconds=world.lease_seconds, affinity_seconds=world.affinity_seconds)
+            settings = Settings(
+                lease_seconds=world.lease_seconds, affinity_seconds=world.affinity_seconds, shards=self._shards
+            )
             self._server = self._engine.server(settings, self.break_name, edit)
             self._engine.clock_ms = world.clock_ms
             with installed(self):
                 self._server.redis.loses_answer = self._answer_is_lost
-                self._looker = Looker(self._engine.wire, BUCKET)
+                self._looker = Looker(self._engine.wire, BUCKET, self._shards)
                 world.handle, world.token_of = self._handle, self._token_of
                 world.ended = self._worker_ended
                 self._make_videos()
@@ -380,7 +384,7 @@ class Seed:
         return self._loses_answer > 0 and self.world.random.random() < self._loses_answer
 
     def _token_of(self, url: str) -> str | None:
-        token: str | None = self._engine.wire.ask("HGET", "{bili:0}:token", url)
+        token: str | None = self._engine.wire.ask("HGET", key("token", shard_of_id(url, self._shards)), url)
         return token
 
     def _handle(
@@ -603,7 +607,7 @@ class Seed:
     async def _flush(self) -> None:
         """The engine forgets its scripts."""
         self._engine.wire.ask("SCRIPT", "FLUSH")
-        self._looker = Looker(self._engine.wire, BUCKET)
+        self._looker = Looker(self._engine.wire, BUCKET, self._shards)
 
     async def _set_back(self) -> None:
         """The engine's data are those of a while ago, as after a failover or from a backup; once in a seed."""
