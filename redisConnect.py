@@ -16,7 +16,7 @@ import random
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -436,7 +436,10 @@ class Queue(FarmQueue):
         listed = [_page_job(container, page) for page in pages] + [_container(one) for one in urls]
         told = {name: value for name, value in asdict(ledger or ListedPage(0)).items() if value not in (None, "", ())}
         home = shard_of(identity_of(container), self._shards)
-        if self._shards == 1 or all(shard_of(identity_of(job), self._shards) == home for job in listed):
+        is_one_step = self._shards == 1 or (  # of a source, something may have been added by steps that were broken off
+            not container.is_source and all(shard_of(identity_of(job), self._shards) == home for job in listed)
+        )
+        if is_one_step:
             answer = self._run_expand(url, token, listed[: len(pages)], listed[len(pages) :], more, told)
         else:
             answer = self._expand_over_shards(url, token, listed, len(pages), more, told)
@@ -602,9 +605,7 @@ class Queue(FarmQueue):
     @engine_errors
     def sweep(self) -> int:
         """Return expired leases and due delays to ``ready``, a bounded number of them; return how many moved."""
-        if self._shards_there() not in ("", str(self._shards)):
-            self._is_moved = True  # nothing may be written any more where nobody would look for it
-            raise self._moved()
+        self._look_whether_moved()
         if self._shards > 1:
             self._tell_deaths()
         args = [self._lease_ms, self._affinity_ms]
@@ -764,6 +765,16 @@ class Queue(FarmQueue):
             return self._scripts[script](keys=all_keys, args=all_args)
         except NoScriptError:  # flushed again between the driver's loading and calling; its text cannot be missing
             return self._redis.eval(self._scripts[script].script, len(all_keys), *all_keys, *all_args)
+
+    def _look_whether_moved(self) -> None:
+        """See to it that nothing is written any more where nobody would look for it."""
+        stands = self._shards_there()
+        if not stands:  # the data were lost; whoever comes next must not take what is there now for one shard
+            with suppress(EngineFull):
+                self._note_shards(str(self._shards))
+        elif stands != str(self._shards):
+            self._is_moved = True
+            raise self._moved()
 
     def _moved(self) -> EngineError:
         return EngineError(_("The queue in {place} was spread anew: start again").format(place=self.place))

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,15 @@ def test_nothing_is_lost_and_nothing_comes_twice(outcome: Outcome) -> None:
     assert wanted <= set(outcome.done), outcome.done
     assert any(call.outcome == "unknown" for call in outcome.evidence.calls)
     assert any(call.status == 409 or lost_leases(call) for call in outcome.evidence.calls)
+
+
+def test_the_same_holds_with_several_shards(tmp_path: Path) -> None:
+    options = Options(
+        SEED + 1, tmp_path / "run", workers=9, videos=300, large=3, seconds=60, drain_seconds=240, shards=3
+    )
+    outcome = run(options)
+    assert outcome.report.violations == [], "\n".join(outcome.lines())
+    assert outcome.report.accepted == outcome.report.success >= 300
 
 
 def lost_leases(call: Call) -> bool:

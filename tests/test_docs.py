@@ -220,6 +220,11 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "withheld",
         "orders",
         "actions",
+        "shards",
+        "settled:<request id>",
+        "expansion:<name>",
+        "next:<name>",
+        "resharded",
     }
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -21,9 +27,11 @@ from queue_data import BUCKETS, Identity, identity_of, key, shard_of, shard_of_i
 from redisConnect import Queue
 from reshard import Reshard
 from tests import structure
+from tests.farm import wait_until
 from tests.test_atomic_verbs import Died, Mortal, expire_all
 from tests.test_redisConnect import BV, ENVIRONMENT, PERMANENT, TRANSIENT, lease_one, let_expire, pages, result
 
+ROOT = Path(__file__).resolve().parent.parent
 SHARDS = 4
 MANY = [aid_to_bvid(aid) for aid in range(7_000_001, 7_000_201)]
 
@@ -507,6 +515,13 @@ def test_data_of_an_earlier_version_are_one_shard(connection: redis.Redis) -> No
     assert connection.get(key("shards")) == "1"
 
 
+def test_data_that_were_lost_are_of_the_same_number_again(queue: Queue, connection: redis.Redis) -> None:
+    queue.hold_shards()
+    connection.flushall()
+    queue.sweep()
+    assert connection.get(key("shards")) == str(SHARDS)
+
+
 def test_a_server_that_goes_on_after_the_data_were_moved_changes_nothing(queue: Queue, connection: redis.Redis) -> None:
     queue.hold_shards()
     connection.set(key("shards"), f"{SHARDS}>2")
@@ -515,3 +530,92 @@ def test_a_server_that_goes_on_after_the_data_were_moved_changes_nothing(queue: 
     with pytest.raises(EngineError, match="start again"):
         queue.add([BV[0]])
     assert queue.counts().ready == 0
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+class Scripts:
+    """The scripts as a user starts them, on the Valkey of the tests."""
+
+    def __init__(self, folder: Path, socket: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("BILI_", "REDIS_"))}
+        self.environ = {**kept, "REDIS_URL": f"unix://{socket}", "BILI_DATA_DIR": str(folder), "LANGUAGE": "en"}
+
+    def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, *command], cwd=ROOT, env={**self.environ, **more}, **pipes)  # type: ignore[call-overload, no-any-return]
+
+    def run(self, *command: str, **more: str) -> tuple[int, str]:
+        process = self.start(*command, **more)
+        output, _errors = process.communicate(timeout=60)
+        return process.returncode, output
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, valkey_socket: str, connection: redis.Redis) -> Scripts:
+    return Scripts(tmp_path, valkey_socket)
+
+
+@pytest.mark.slow
+def test_programs_that_are_set_otherwise_end_with_status_2(scripts: Scripts) -> None:
+    assert scripts.run("add_url.py", BV[0], BILI_SHARDS="2")[0] == 0
+    for command in (("add_url.py", BV[1]), ("web_server.py", "--port", "0")):
+        status, output = scripts.run(*command, BILI_SHARDS="3")
+        assert status == 2 and "python web_server.py --reshard 3" in output
+    status, output = scripts.run("web_server.py", "--reshard", "3")
+    assert status == 0 and "BILI_SHARDS=3" in output
+    assert scripts.run("add_url.py", BV[1], BILI_SHARDS="3")[0] == 0
+    assert scripts.run("web_server.py", "--reshard", "65")[0] == 2
+
+
+@pytest.mark.slow
+def test_nothing_is_moved_while_a_server_or_a_worker_lives(scripts: Scripts, connection: redis.Redis) -> None:
+    queue = Queue(connection, Settings())
+    queue.hold_shards()
+    queue.heartbeat("some-worker", [], {"state": "works"})
+    status, output = scripts.run("web_server.py", "--reshard", "2")
+    assert status == 2 and "some-worker" in output
+    queue.heartbeat("some-worker", [], {"state": "ended"})
+    server = scripts.start("web_server.py", "--port", "0")
+    try:
+        wait_until("the server sweeps", lambda: connection.exists(key("swept")))
+        status, output = scripts.run("web_server.py", "--reshard", "2")
+        assert status == 2 and "Alive: web_server.py" in output
+    finally:
+        server.kill()
+        server.communicate()
+    assert connection.get(key("shards")) == "1"
+    assert scripts.run("web_server.py", "--reshard", "2")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_command_is_killed_again_and_again_and_ends(scripts: Scripts, connection: redis.Redis) -> None:
+    queue = Queue(connection, Settings())
+    fill(queue, 1, connection)
+    queue.hold_shards()
+    seen, chance, kills = picture(queue), random.Random(7), 0
+    while True:
+        process = scripts.start("web_server.py", "--reshard", "5")
+        began = count_of_writes(connection)
+        wanted = began + chance.randrange(10, 200) * (1 + kills)
+        while process.poll() is None and count_of_writes(connection) < wanted:
+            time.sleep(0.001)  # how far it is can only be asked
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    output, _errors = process.communicate()
+    assert process.returncode == 0, output
+    assert kills > 2
+    assert structure.problems(connection, 5) == []
+    assert picture(Queue(connection, Settings(shards=5))) == seen
+
+
+def count_of_writes(connection: redis.Redis) -> int:
+    stats = connection.info("commandstats")
+    return sum(
+        stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("del", "sadd", "hset", "hdel", "zrem", "evalsha")
+    )

@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("embedded", "own"),
         help="the servers' embedded Valkey, or one of the run's own that is kept away for a while (drawn by the seed)",
     )
+    parser.add_argument("--shards", type=int, default=1, help="of the queue")
     parser.add_argument("--folder", type=Path, help="where everything is kept (a new folder for temporary files)")
     parser.add_argument("--check", type=Path, metavar="DIR", help="judge an earlier run again by its folder")
     return parser
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 engine=engine,
                 pace_seconds=wanted.pace,
                 rate_bytes_per_second=wanted.rate * MIB,
+                shards=wanted.shards,
             )
         )
     sys.stdout.write("\n".join(outcome.lines()) + "\n")

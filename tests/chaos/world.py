@@ -56,6 +56,7 @@ class Options:
     """Of each connection to the CDN, so that a large video takes long enough to be broken in the middle."""
     pace_seconds: float = 0.8
     """Between two deeds of the nemesis, on average."""
+    shards: int = 1
 
 
 def _die_with_parent() -> None:
@@ -241,6 +242,7 @@ class World:
             "BILI_API_INTERVAL": "0",
             "BILI_LEASE_SECONDS": str(LEASE_SECONDS),
             "BILI_AFFINITY_SECONDS": str(AFFINITY_SECONDS),
+            "BILI_SHARDS": str(self.options.shards),
             **more,
         }
 
