@@ -560,22 +560,24 @@ class JobViews:
     def _with_title(self, title: str, after: str) -> Iterator[_Found]:
         folded, prefix = fold(title), folded_prefix(title)
 
-        def read(shard: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        def read(shard: int) -> Iterator[str]:
             start, count = f"({failure_member(after)}" if after else f"[{prefix}", self._batch(PART)
             while True:
                 members = self._members("titles", shard, start, f"[{prefix}\U0010ffff", count)
-                yield from zip(
-                    members,
-                    self._jobs_in(shard, [member.rpartition("\0")[2] for member in members]) if members else (),
-                    strict=True,
-                )
+                yield from members
                 if len(members) < count:
                     return
                 start = f"({members[-1]}"
 
-        for member, job in self._each(read, lambda found: _in_bytes(found[0])):
+        members = self._each(read, _in_bytes)
+        for where, job in self._resolved((failure_cursor(one), one.rpartition("\0")[2]) for one in members):
             matches = job is not None and fold(job["title"]).startswith(folded)
-            yield failure_cursor(member), job if matches else None
+            yield where, job if matches else None
+
+    def _resolved(self, entries: Iterator[tuple[str, str]]) -> Iterator[_Found]:
+        """Yield the jobs of ids, each with its place; they are looked up in parts."""
+        while part := list(itertools.islice(entries, PART)):
+            yield from zip((where for where, _url in part), self.jobs([url for _where, url in part]), strict=True)
 
     def _members(self, name: str, shard: int, start: str, stop: str, count: int) -> list[str]:
         (members,) = self._look(lambda pipe: pipe.zrangebylex(key(name, shard), start, stop, 0, count))
@@ -653,20 +655,18 @@ class JobViews:
     def _of_set(self, name: str, mark: str, newest_first: bool = False) -> Iterator[_Found]:
         """Yield what follows in the sorted sets of all shards, in the order of scores and ids."""
 
-        def read(shard: int) -> Iterator[tuple[float, str, dict[str, Any] | None]]:
+        def read(shard: int) -> Iterator[tuple[str, float]]:
             count, where = self._batch(PART), mark
             while batch := self._in_set(name, shard, where, count, newest_first):
                 yield from batch
                 if len(batch) < count:
                     return
-                where = f"{batch[-1][0]:.0f} {batch[-1][1]}"
+                where = _place_in_set(*batch[-1])
 
-        for score, url, job in self._each(read, lambda found: (found[0], _in_bytes(found[1])), newest_first):
-            yield f"{score:.0f} {url}", job
+        entries = self._each(read, lambda found: (found[1], _in_bytes(found[0])), newest_first)
+        return self._resolved((_place_in_set(url, score), url) for url, score in entries)
 
-    def _in_set(
-        self, name: str, shard: int, mark: str, count: int, newest_first: bool
-    ) -> list[tuple[float, str, dict[str, Any] | None]]:
+    def _in_set(self, name: str, shard: int, mark: str, count: int, newest_first: bool) -> list[tuple[str, float]]:
         """Return what follows in a sorted set: after the last one, or where that would be if it has left."""
         start, where = 0, key(name, shard)
         if mark:
@@ -687,8 +687,7 @@ class JobViews:
         (found,) = self._look(
             lambda pipe: pipe.zrange(where, start, start + count - 1, desc=newest_first, withscores=True)
         )
-        jobs = self._jobs_in(shard, [url for url, _score in found]) if found else []
-        return [(score, url, job) for (url, score), job in zip(found, jobs, strict=True)]
+        return [(url, score) for url, score in found]
 
     def _read_done(self, mark: str) -> Iterator[_Found]:
         if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,2})?", mark):
@@ -744,6 +743,10 @@ def _place_in_shards(mark: str) -> tuple[int, str]:
     if at and shard.isascii() and shard.isdecimal():
         return int(shard), place
     return 0, mark
+
+
+def _place_in_set(url: str, score: float) -> str:
+    return f"{score:.0f} {url}"
 
 
 def _place_in_list(mark: str) -> tuple[int, str]:

@@ -58,6 +58,8 @@ class ShardLeases:
     order: list[int] = field(init=False)
     _is_over: bool = False
     """Whether the worker gets nothing more: it is alone with a suspect, or drains for one."""
+    _is_answered: bool = False
+    """Whether the first shard alone had enough, and keeps that as the answer."""
 
     def __post_init__(self) -> None:
         self.order = self.request.order()
@@ -80,9 +82,7 @@ class ShardLeases:
             return self._that_stand(leases)
         if state in ("", BEGUN, "drained") or (not self._is_full and any(map(self._peek, self.order[1:]))):
             return self._go_on()
-        if len(self.found) == self.request.count and state == "given" and not self._is_over:
-            return self.found  # the first shard alone has answered, and keeps that
-        return self._settled() if self.found else []
+        return self._settled() if self.found and not self._is_answered else self.found
 
     def _useful_haves_elsewhere(self) -> bool:
         shards = {shard_of_id(url, self.request.shards) for url in self.request.haves} - {self._first}
@@ -155,6 +155,7 @@ class ShardLeases:
             return state, json.loads(leases)
         else:
             self._take(leases)
+            self._is_answered = part == "first" and state == "given" and len(leases) == self.request.count
         return state, []
 
     def _run_lease(self, shard: int, part: str) -> tuple[str, Any]:
