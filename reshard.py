@@ -17,8 +17,8 @@ from parse_ import parse_job_id
 from queue_data import (
     BUCKETS,
     COMMON_KEYS,
-    SOURCE_BUCKETS,
     Identity,
+    answer_key,
     as_dict,
     as_json,
     key,
@@ -29,10 +29,11 @@ from queue_data import (
 
 PART = 500
 BUCKETS_AT_ONCE = 100
+COUNTED_AT_ONCE = 1000
 HASHES = ("tries", "origin", "token", "stale", "ledger")
 SETS = ("kept", "leased", "delayed", "dead", "watch", "failures", "titles", "forgotten")
 LISTS = ("ready", "suspect", "titled")
-BUCKET_KINDS = {"seen": "vpesc", "closed": "vpes", "paged": "vpes", "done": "c", "record": "c"}
+BUCKET_KINDS = ("seen", "closed", "paged", "done", "record")
 SUMMED = ("failures", "replayed", "forgotten")
 
 Run = Callable[[str, Sequence[str], Sequence[str | int], int], Any]
@@ -49,8 +50,7 @@ class Reshard:
     def run(self) -> None:
         """Move everything; what an earlier call has moved is left where it is."""
         self._remember_sums()
-        self._move_buckets()
-        self._move_answers()
+        self._move_keys()
         self._move_expansions()
         for shard in range(self._old):
             self._move_listed(shard)
@@ -93,19 +93,24 @@ class Reshard:
 
     # -------------------------------------------------------------------------------- what has no order
 
-    def _move_buckets(self) -> None:
-        for kind, namespaces in BUCKET_KINDS.items():
-            for namespace in namespaces:
-                moving: dict[tuple[int, int], list[str]] = {}
-                for number in range(SOURCE_BUCKETS if namespace == "s" else BUCKETS):
-                    identity = Identity(namespace, number, "")
-                    way = shard_of(identity, self._old), shard_of(identity, self._new)
-                    if way[0] != way[1]:
-                        name = f"{kind}:{number}" if kind in ("done", "record") else f"{kind}:{namespace}:{number}"
-                        moving.setdefault(way, []).append(name)
-                for (source, target), names in moving.items():
-                    for first in range(0, len(names), BUCKETS_AT_ONCE):
-                        self._move_some(names[first : first + BUCKETS_AT_ONCE], source, target, kind == "record")
+    def _move_keys(self) -> None:
+        """Move whole buckets, and answers, all of which are found by their names."""
+        moving: dict[tuple[int, int, bool], list[str]] = {}
+        for where in self._redis.scan_iter(match="{bili:*}:*", count=PART):
+            tag, _mark, name = where.partition("}:")
+            source, (kind, *place) = int(tag.removeprefix("{bili:")), name.split(":")
+            if kind == "answer":
+                self._move_answer(where, source)
+            elif kind in BUCKET_KINDS:
+                target = shard_of(Identity(place[0] if len(place) > 1 else "c", int(place[-1]), ""), self._new)
+                if target != source:
+                    way = source, target, kind == "record"
+                    names = moving.setdefault(way, [])
+                    names.append(name)
+                    if len(names) == BUCKETS_AT_ONCE:
+                        self._move_some(moving.pop(way), *way)
+        for way, names in moving.items():
+            self._move_some(names, *way)
 
     def _move_some(self, names: Sequence[str], source: int, target: int, are_hashes: bool) -> None:
         with self._redis.pipeline(transaction=False) as pipe:
@@ -167,19 +172,15 @@ class Reshard:
                 self._redis.pexpire(key(name, target), max(1, self._redis.pttl(key(name, source))))
                 self._redis.srem(key(name, source), *jobs)
 
-    def _move_answers(self) -> None:
-        """Move the answers to calls about one job, for workers that ask again when they are back."""
-        for source in range(self._old):
-            for where in self._redis.scan_iter(match=key("answer:*", source), count=PART):
-                call, _mark, _answer = str(self._redis.get(where) or "").partition("\n")
-                verb, _mark, url = call.partition(" ")
-                if verb in ("ack", "nack", "release", "expand", "take", "claim"):
-                    target = self._target(url)
-                    left_ms = self._redis.pttl(where)
-                    if target != source and left_ms > 0:
-                        token = where.partition(":answer:")[2]
-                        self._redis.set(key(f"answer:{token}", target), self._redis.get(where) or "", px=left_ms)
-                        self._redis.delete(where)
+    def _move_answer(self, where: str, source: int) -> None:
+        """Move the answer to a call about one job, for a worker that asks again when it is back."""
+        answer = str(self._redis.get(where) or "")
+        verb, _mark, url = answer.partition("\n")[0].partition(" ")
+        if verb in ("ack", "nack", "release", "expand", "take", "claim"):
+            target, left_ms = self._target(url), self._redis.pttl(where)
+            if target != source and left_ms > 0:
+                self._redis.set(answer_key(where.partition(":answer:")[2], target), answer, px=left_ms)
+                self._redis.delete(where)
 
     def _spread_deaths(self, source: int) -> None:
         for part in self._parts(self._redis.zscan_iter(key("deaths", source), count=PART)):
@@ -261,7 +262,8 @@ class Reshard:
     def _remember_sums(self) -> None:
         """Write down, once, what cannot be counted again: sums, and who is alone with a suspect."""
         sums: Counter[str] = Counter()
-        latest, alone = 0, {}
+        latest = 0
+        alone: dict[str, str] = {}
         for shard in range(self._old):
             totals = self._redis.hgetall(key("totals", shard))
             sums.update({name: int(totals.get(name, 0)) for name in SUMMED})
@@ -296,9 +298,9 @@ class Reshard:
     def _count_done(self, shard: int) -> int:
         numbers = [n for n in range(BUCKETS) if shard_of(Identity("c", n, ""), self._new) == shard]
         done = 0
-        for first in range(0, len(numbers), PART):
+        for first in range(0, len(numbers), COUNTED_AT_ONCE):
             with self._redis.pipeline(transaction=False) as pipe:
-                for number in numbers[first : first + PART]:
+                for number in numbers[first : first + COUNTED_AT_ONCE]:
                     pipe.scard(key(f"done:{number}", shard))
                 done += sum(pipe.execute())
         return done

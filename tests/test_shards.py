@@ -277,7 +277,7 @@ def test_a_request_that_is_broken_off_anywhere_is_answered_with_all_that_it_leas
         except Died:
             leases = queue.lease("w1", 5, [kept.url], "r1", "i1", [5])
             assert {lease.url: lease.token for lease in leases} == leased(connection), commands
-            assert len(leases) == 5 and leases[0].url == kept.url
+            assert len(leases) == 5 and kept.url in {lease.url for lease in leases}
             assert queue.lease("w1", 5, [kept.url], "r1", "i1", [5]) == leases
             assert structure.problems(connection, SHARDS) == []
             continue
@@ -479,12 +479,13 @@ def test_spreading_that_dies_again_and_again_loses_nothing(
     before: int, after: int, connection: redis.Redis, mortal: Mortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reshard.PART", 7)
+    monkeypatch.setattr("reshard.BUCKETS_AT_ONCE", 3)
     queue = Queue(connection, Settings(shards=before))
     fill(queue, before, connection)
     seen = picture(queue)
     chance, deaths = random.Random(after), 0
     while True:
-        mortal.left = chance.randrange(1, 60) + 40 * deaths
+        mortal.left = chance.randrange(1, 60) + 20 * deaths
         try:
             spread(connection, mortal, before, after)
             break
