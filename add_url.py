@@ -31,6 +31,7 @@ from uuid import uuid4
 import requests
 
 from config import CATEGORIES, Category, Settings, category_problem, load
+from engine_url import read_url
 from errors import (
     DownloaderError,
     EngineError,
@@ -166,14 +167,14 @@ class Sink(Protocol):
 def open_sink(settings: Settings) -> Sink:
     """Return where the settings say that ids go, and say it."""
     if settings.redis_url:
-        say(_("The queue is in Redis at {url}.").format(url=place(settings.redis_url)))
+        say(_("The queue is in Redis at {url}.").format(url=read_url(settings.redis_url).place))
     elif not settings.server_is_local:
         say(_("The queue is at the server {url}.").format(url=place(settings.server_url)))
         return ServerSink(settings)
     else:
         say(_("The queue is the embedded one in {folder}.").format(folder=settings.data_dir))
     # Without a default of its own the queue keeps every category that is given: the server's may be another.
-    return open_queue(replace(settings, category=""))
+    return open_queue(replace(settings, category=""), is_patient=True)
 
 
 class ServerSink:

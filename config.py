@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 
 from create_folder import USUAL, Output, parse_output
+from engine_url import read_url
 from errors import UsageError
 from i18n import _
 from model import BEST, CODECS, KIB, NO_SOUND, QUALITIES, SOUNDS, Wishes, Working
@@ -269,8 +270,7 @@ def _url(text: str, root: Path) -> str:
 
 
 def _redis_url(text: str, root: Path) -> str:
-    if urlsplit(text).scheme not in ("redis", "rediss", "unix", "valkey", "valkeys"):
-        raise ValueError(_("it must look like redis://:password@host:6379/0"))
+    read_url(text)
     return re.sub(r"^valkey", "redis", text)
 
 

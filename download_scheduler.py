@@ -58,8 +58,8 @@ from page_streams import PageStreams
 from parse_ import parse_job_id
 from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from pipeline import NotNow, Rhythm, Slots
-from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock
-from result_log import ResultLog, log_path
+from queue_client import OWN_SHARE, RESULTS_PER_CALL, Beat, Heartbeat, Held, QueueClient, lease_clock
+from result_log import NEWEST, ResultLog, log_path
 from source_reader import read_source
 from sources import Told
 from steering import QrLogin, Steering
@@ -293,16 +293,25 @@ class Scheduler:
             self._steering.obey(beat.order)
             self._obey(self.working.read())
             self.board.state = self._state_word()
-        if beat.replay and not self._is_replaying:
+        if (beat.replay or self._results.owes(beat.data_id)) and not self._is_replaying:
             self._is_replaying = True
-            self._later(self._replay())
+            self._later(self._replay(beat.replay, beat.data_id))
 
-    async def _replay(self) -> None:
-        """Tell a queue that has lost what we finished of each page whose file still stands here."""
+    async def _replay(self, everything: bool, data_id: str) -> None:
+        """Tell a queue that has lost results, or whose data are others, of the pages whose files still stand here."""
         try:
-            # The oldest first: as long as the newest is not known there, an end in the middle is begun again.
-            told = await self._queue.replay(one for one in self._results.oldest_first() if self._stands(*one))
-            self._results.ask_no_more()  # a page whose file is gone stays unknown
+            if everything:
+                # The oldest first: as long as the newest is not known there, an end in the middle is begun again.
+                told = await self._queue.replay(one for one in self._results.oldest_first() if self._stands(*one))
+                self._results.ask_no_more()  # a page whose file is gone stays unknown
+            else:
+                owed = await asyncio.to_thread(lambda: [one for one in self._results.owed() if self._stands(*one)])
+                told = await self._queue.replay(owed[:RESULTS_PER_CALL])
+                if told and len(owed) >= NEWEST:  # older ones may be missing as well
+                    data_id = ""
+                told += await self._queue.replay(owed[RESULTS_PER_CALL:])
+            if data_id or not everything:
+                self._results.note_told(data_id)
             if told:
                 log.warning(_("The queue had lost %d results of this worker: told again"), told)
         except ServerError as error:

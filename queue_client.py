@@ -92,6 +92,8 @@ class Beat:
     """The site asked a worker of this address or account for less, and this is how long that counts yet."""
     order: Order | None = None
     """What the server wants of this worker, checked; as long as it was not told that this was obeyed."""
+    data_id: str = ""
+    """Whose data the queue's are: another name after a failover, a start or a loss."""
 
 
 class Pulse(NamedTuple):
@@ -105,6 +107,7 @@ class Pulse(NamedTuple):
     replay: bool
     slow_seconds: float = 0.0
     order: Order | None = None
+    data_id: str = ""
 
 
 class QueueClient:
@@ -208,6 +211,7 @@ class QueueClient:
             answer.get("replay", False),
             slow_seconds,
             answer.get("order"),
+            answer.get("data", ""),
         )
 
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
@@ -393,6 +397,7 @@ _BEAT = record(
     replay=flag,
     control=_CONTROL,
     order=read_order,
+    data=line(64),
 )
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
@@ -520,7 +525,7 @@ class Heartbeat:
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
                 finished = self._finished()
-                lost, period_seconds, replay, slow_seconds, order = await client.heartbeat(
+                lost, period_seconds, replay, slow_seconds, order, data_id = await client.heartbeat(
                     _renewals(held), self._state(), finished, self._standing()
                 )
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
@@ -543,6 +548,7 @@ class Heartbeat:
                 confirmed=() if replay else tuple(finished),
                 slow_seconds=slow_seconds,
                 order=order,
+                data_id=data_id,
             )
         )
         is_new = order is not None and order.id != self._ordered

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.exceptions import NoScriptError
 
 import retry
 from config import Settings
+from engine_checks import dangers
+from engine_url import EngineUrl
 from errors import EngineError, EngineFull, StaleToken
 from i18n import _
+from lineage import Lineage, what_changed
 from model import HAVE_LIMIT, Added, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from parse_ import parse_job_id
 from queue_data import (
@@ -55,7 +57,18 @@ from queue_data import (
     shard_of_id,
 )
 from queue_farm import FarmQueue
-from redis_engine import connect_embedded, connect_url, engine_errors, memory_is_full, nothing
+from redis_engine import (
+    Client,
+    connect_embedded,
+    connect_url,
+    engine_errors,
+    history_id,
+    look_at,
+    memory_is_full,
+    nothing,
+    place_of,
+    run_script,
+)
 from reshard import Reshard
 from shard_leases import Request, ShardLeases
 
@@ -65,17 +78,22 @@ ANSWER_MS, DAY_MS = 3600 * 1000, 24 * 3600 * 1000
 DEATHS_AT_ONCE = 100
 CLOCKS_APART_MS = 2000
 """The clocks of two shards' machines agree better than that; a death that is told again is the same."""
+KEPT_BY_REPLICAS = frozenset(
+    {"add", "ack", "cancel", "claim", "enlist", "expand", "expansion", "forget", "moved_in", "moved_out", "moved_records"}
+    | {"nack", "redrive", "replay", "revisit", "watch"}
+)
+"""What is waited for where REDIS_URL says so; a lease, a heartbeat or an order that is lost is soon had again."""
 
 _LUA = Path(__file__).resolve().parent / "lua"
 
 
-def open_queue(settings: Settings) -> Queue:
+def open_queue(settings: Settings, is_patient: bool = False) -> Queue:
     """Return the queue in ``REDIS_URL``, or in the embedded Valkey of the data folder where that is empty.
 
     Raises EngineError with one sentence when the engine cannot be reached or started, or its data lie in another number
-    of shards.
+    of shards. Who is patient waits in each verb for a failover to end.
     """
-    queue = _connect(settings)
+    queue = _connect(settings, is_patient)
     try:
         queue.hold_shards()
         try:
@@ -91,9 +109,10 @@ def open_queue(settings: Settings) -> Queue:
     return queue
 
 
-def _connect(settings: Settings) -> Queue:
+def _connect(settings: Settings, is_patient: bool = False) -> Queue:
     if settings.redis_url:
-        return Queue(connect_url(settings.redis_url), settings)
+        client, url = connect_url(settings.redis_url, is_patient)
+        return Queue(client, settings, url=url)
     connection, close = connect_embedded(settings.data_dir)
     return Queue(connection, settings, close, place=str(settings.data_dir))
 
@@ -103,10 +122,10 @@ def spread_anew(settings: Settings, shards: int) -> int:
 
     Raises EngineError, and changes nothing, while somebody works with them. One that was broken off is finished.
     """
-    with closing(_connect(settings)) as queue:
+    with closing(_connect(settings, True)) as queue:
         before, wanted = queue.begin_to_spread(shards)
         if before != wanted:
-            with closing(_connect(replace(settings, shards=max(before, wanted)))) as wide:
+            with closing(_connect(replace(settings, shards=max(before, wanted)), True)) as wide:
                 wide.spread(before, wanted)
         return before
 
@@ -119,15 +138,21 @@ class Queue(FarmQueue):
 
     def __init__(
         self,
-        connection: redis.Redis,
+        connection: Client,
         settings: Settings,
         close: Callable[[], None] = nothing,
         draw: retry.Draw = random.random,
         place: str = "",
+        url: EngineUrl | None = None,
     ) -> None:
-        options = connection.connection_pool.connection_kwargs
-        self.place = place or str(options.get("path") or f"{options.get('host')}:{options.get('port')}")
+        self.place = place or (url.place if url else place_of(connection))
         """Where the data is, without a password."""
+        self.data_id = ""
+        """Whose data these are, as ``look_at_data`` saw it last; nothing before that."""
+        self._lineage: Lineage | None = None
+        self._granted: dict[str, int] = {}
+        """The number of the newest lease that was given here, by the epoch of its data."""
+        self._url = url
         self._redis: Any = connection  # its stubs type each answer for every decoding and mode at once
         self._close = close
         self._draw = draw
@@ -722,18 +747,21 @@ class Queue(FarmQueue):
     @engine_errors
     def unsafe(self) -> list[str]:
         """Return a sentence for each way in which this engine may lose what was accepted."""
-        found = []
-        try:
-            options = {**self._redis.config_get("append*"), **self._redis.config_get("maxmemory-policy")}
-        except redis.ResponseError:
-            return []  # a managed server hides its configuration; nothing can be said
-        if options.get("appendonly") == "no":
-            found.append(_("Redis keeps no append-only file: what was accepted may be lost. Set: appendonly yes"))
-        elif options.get("appendfsync") != "always":
-            found.append(_("Redis does not sync each write: a power cut may lose a second. Set: appendfsync always"))
-        if options.get("maxmemory-policy", "noeviction") != "noeviction":
-            found.append(_("Redis may evict jobs when memory is short. Set: maxmemory-policy noeviction"))
-        return found
+        return dangers(look_at(self._redis, self._url))
+
+    @engine_errors
+    def look_at_data(self) -> str:
+        """Look whose data these are; return a sentence where they are others than the last time, else an empty one."""
+        granted = dict(self._granted)  # before the number is read: leases are given meanwhile
+        epoch, fence = self._redis.mget([key("epoch"), key("fence")])
+        found = Lineage(epoch or "", int(fence or 0), history_id(self._redis))
+        before, self._lineage = self._lineage, found
+        self.data_id = found.id
+        if before is not None:
+            before = replace(before, fence=max(before.fence, granted.get(before.epoch, 0)))
+        if change := what_changed(before, found):
+            self._granted.pop(before.epoch if before else "", None)
+        return change
 
     @engine_errors
     def adopt(self) -> None:
@@ -760,11 +788,8 @@ class Queue(FarmQueue):
     def _run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
         if self._is_moved:
             raise self._moved()
-        all_keys, all_args = [*self._common[shard], *keys], list(args)
-        try:
-            return self._scripts[script](keys=all_keys, args=all_args)
-        except NoScriptError:  # flushed again between the driver's loading and calling; its text cannot be missing
-            return self._redis.eval(self._scripts[script].script, len(all_keys), *all_keys, *all_args)
+        url = self._url if script in KEPT_BY_REPLICAS else None
+        return run_script(self._redis, self._scripts[script], [*self._common[shard], *keys], list(args), url)
 
     def _look_whether_moved(self) -> None:
         """See to it that nothing is written any more where nobody would look for it."""
@@ -817,6 +842,8 @@ class Queue(FarmQueue):
 
     def _lease(self, url: str, token: str, origin: str, attempt: int, ledger: str = "") -> Lease:
         found = as_dict(origin)
+        epoch, fence, _nonce = token.split(".")
+        self._granted[epoch] = max(self._granted.get(epoch, 0), int(fence))
         walk = None
         if ledger:
             stand = {name: value for name, value in as_dict(ledger).items() if name in ("cursor", "page", "taken")}

@@ -1,22 +1,53 @@
-"""The engine of the queue, Redis or Valkey: how it is reached, and what goes wrong with it as one sentence."""
+"""The engine of the queue, Redis or Valkey: how it is reached, and what goes wrong with it as one sentence.
+
+It may be one server, one that sentinels watch, or a cluster; docs/engines.md is for who runs it. What is given out is
+always a client of the same few abilities: commands, scripts, and pipelines whose keys have one tag.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import ssl
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import redis
-from redis.backoff import ConstantBackoff
+from redis.backoff import ConstantBackoff, NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    RedisClusterException,
+    SlotNotCoveredError,
+    TryAgainError,
+)
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from embedded_valkey import EmbeddedValkey
+from engine_checks import Facts
+from engine_url import EngineUrl, read_url
 from errors import EngineError, EngineFull
 from i18n import _
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+Client = redis.Redis | RedisCluster
+
+HOME = "{bili:0}"
+"""The tag of the keys whose node of a cluster is asked what has no key: the time, above all."""
+OF_ALL_NODES = frozenset({"DBSIZE", "KEYS", "SCAN"})
+"""What is asked of each node of a cluster, as the driver does it."""
+PAUSE_SECONDS = 0.15
+HASTY_SECONDS, PATIENT_SECONDS = 2.5, 20.0
+"""For so long, roughly, a failover is waited for within one verb: by a server, whose clients ask again; by a script."""
+WAIT_MS = 2000
 
 
 class _Placed(Protocol):
@@ -32,12 +63,48 @@ def nothing() -> None:
     """Do nothing: what is to be done at the end with an engine that is not ours."""
 
 
-def connect_url(url: str) -> redis.Redis:
-    """Return a connection to the engine at an address; nothing is sent yet."""
+# ------------------------------------------------------------------------------------------ reaching it
+
+
+def connect_url(text: str, is_patient: bool = False) -> tuple[Client, EngineUrl]:
+    """Return a client of the engine at an address. To a cluster it has spoken already, else nothing is sent yet.
+
+    ``is_patient`` is for scripts: a failover is waited for, where a server would say that the engine is away.
+    """
     try:
-        pool = redis.ConnectionPool.from_url(url, **_options(retries=1))
+        url = read_url(text)
     except ValueError as error:
         raise EngineError(_("REDIS_URL cannot be used: {problem}").format(problem=error)) from None
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name in url.options and not Path(url.options[name]).is_file():
+            raise EngineError(
+                _("REDIS_URL cannot be used: {option} names no file: {path}").format(
+                    option=name, path=url.options[name]
+                )
+            )
+    patience_seconds = PATIENT_SECONDS if is_patient else HASTY_SECONDS
+    if url.kind == "sentinel":
+        return _connect_sentinel(url, patience_seconds), url
+    if url.kind == "cluster":
+        return _connect_cluster(url, patience_seconds), url
+    return _connect_one(url), url
+
+
+def _connect_one(url: EngineUrl) -> redis.Redis:
+    options = {**_options(retries=1), **_login(url), **url.options, "db": url.database}
+    if url.kind == "socket":
+        return redis.Redis(
+            connection_pool=redis.ConnectionPool(
+                connection_class=redis.UnixDomainSocketConnection, path=url.path, **options
+            )
+        )
+    (server,) = url.servers
+    pool = redis.ConnectionPool(
+        connection_class=_TlsConnection if url.is_tls else _PlainConnection,
+        host=server.host,
+        port=server.port,
+        **options,
+    )
     return redis.Redis(connection_pool=pool)
 
 
@@ -64,6 +131,14 @@ def connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
     return redis.Redis(connection_pool=pool), engine.close
 
 
+def place_of(client: Client) -> str:
+    """Return where a client's engine is, without a password."""
+    if isinstance(client, RedisCluster):
+        return ",".join(f"{node.host}:{node.port}" for node in client.startup_nodes)
+    options = client.connection_pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host')}:{options.get('port')}")
+
+
 class _Patience(Retry):
     """Tries again what may pass; a password that was refused will be refused again."""
 
@@ -75,11 +150,39 @@ class _Patience(Retry):
         with_failure_count: bool = False,
     ) -> _R:
         def may_pass(error: Exception) -> bool:
-            if isinstance(error, redis.AuthenticationError):
+            if isinstance(error, (redis.AuthenticationError, _WrongName)) or _is_refused_by_tls(error):
                 return False
             return is_retryable is None or is_retryable(error)
 
         return super().call_with_retry(do, fail, may_pass, with_failure_count)
+
+
+class _Endurance(_Patience):
+    """Tries again for a bounded time, however connecting and sending are nested; each connection has its own copy."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(ConstantBackoff(PAUSE_SECONDS), -1)
+        self._seconds = seconds
+        self._until = 0.0
+
+    def call_with_retry(
+        self,
+        do: Callable[[], _R],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> _R:
+        def is_in_time(error: Exception) -> bool:
+            return time.monotonic() < self._until and (is_retryable is None or is_retryable(error))
+
+        is_outermost = not self._until
+        if is_outermost:
+            self._until = time.monotonic() + self._seconds
+        try:
+            return super().call_with_retry(do, fail, is_in_time, with_failure_count)
+        finally:
+            if is_outermost:
+                self._until = 0.0
 
 
 def _options(retries: int) -> dict[str, Any]:
@@ -95,6 +198,299 @@ def _options(retries: int) -> dict[str, Any]:
     }
 
 
+def _login(url: EngineUrl) -> dict[str, Any]:
+    return {"username": url.username or None, "password": url.password or None}
+
+
+class _Demoted(redis.ConnectionError):
+    """This server was the primary, and is a replica now: the connection leads to the wrong one."""
+
+
+class _PlainConnection(redis.Connection):
+    """Dials again where its server takes no writes: behind the same name there may be another one by now."""
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().read_response(*args, **kwargs)
+        except redis.ReadOnlyError as error:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise _Demoted(str(error)) from None
+
+
+class _TlsConnection(_PlainConnection, redis.SSLConnection):
+    """The same with TLS."""
+
+
+# ------------------------------------------------------------------------------------------ Sentinel
+
+
+class _WrongName(MasterNotFoundError):
+    """The sentinels have told, or refused to: asking again changes nothing."""
+
+
+class _Sentinels(Sentinel):
+    """Asks the sentinels who is the primary, and says in words why none can be had."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        problems, known, is_down, refusals = [], set[str](), False, 0
+        for number, sentinel in enumerate(self.sentinels):
+            try:
+                masters: dict[str, dict[str, Any]] = sentinel.sentinel_masters()  # type: ignore[assignment]
+            except redis.RedisError as error:
+                problems.append(f"{place_of(sentinel)}: {_refusal(error)}")
+                refusals += isinstance(error, (redis.AuthenticationError, NoPermissionError))
+                continue
+            known |= set(masters)
+            state = masters.get(service_name)
+            if state and self.check_master_state(state, service_name):  # type: ignore[no-untyped-call]
+                # The one that answers is asked first the next time.
+                self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+                return state["ip"], state["port"]
+            is_down = is_down or state is not None
+        is_settled = not is_down and (known or refusals == len(self.sentinels))
+        kind = _WrongName if is_settled else MasterNotFoundError
+        raise kind(_no_primary(service_name, sorted(known), is_down, problems))
+
+
+def _refusal(error: redis.RedisError) -> str:
+    if isinstance(error, redis.AuthenticationError):
+        return _("it refuses the password: set sentinel_password (and sentinel_username) behind the ? of REDIS_URL")
+    if isinstance(error, NoPermissionError):
+        return _("the ACL user needs +sentinel|masters there ({problem})").format(problem=error)
+    return str(error)
+
+
+def _no_primary(service: str, known: Sequence[str], is_down: bool, problems: Sequence[str]) -> str:
+    if is_down:
+        sentence = _("the primary of {service} is down, and the sentinels have not agreed on another one yet")
+    elif known:
+        sentence = _("the sentinels do not know {service}, only {known}: correct the name in REDIS_URL")
+    else:
+        sentence = _("no sentinel can be asked for {service}")
+    return "; ".join([sentence.format(service=service, known=", ".join(known)), *problems])
+
+
+def _connect_sentinel(url: EngineUrl, patience_seconds: float) -> redis.Redis:
+    tls = {"ssl": True, **{name: value for name, value in url.options.items() if name.startswith("ssl_")}}
+    of_sentinels = {
+        **{"username": url.sentinel_username or None, "password": url.sentinel_password or None},
+        **{"decode_responses": True, "socket_timeout": 1, "socket_connect_timeout": 1, "retry": Retry(NoBackoff(), 0)},
+        **(tls if url.is_tls else {}),
+    }
+    options = _options(retries=0) | {"socket_timeout": 5, "retry": _Endurance(patience_seconds)}
+    sentinels = _Sentinels(  # type: ignore[no-untyped-call]
+        list(url.servers),
+        sentinel_kwargs=of_sentinels,
+        **{**options, **_login(url), **url.options, "ssl": url.is_tls, "db": url.database},
+    )
+    client: redis.Redis = sentinels.master_for(url.service)  # type: ignore[no-untyped-call]
+    return client
+
+
+# ------------------------------------------------------------------------------------------ Cluster
+
+
+class _Cluster(RedisCluster):
+    """Sends each command and each pipeline to the node of its tag, and what has no key to the node of HOME.
+
+    The driver's own way would ask any node for the time, and pipelines would be split up. Where the slots have moved,
+    or a node is gone, the map of the cluster is read again, for a bounded time.
+    """
+
+    def __init__(self, url: EngineUrl, patience_seconds: float) -> None:
+        own = _options(retries=0) | {"socket_timeout": 5}
+        own.pop("retry")
+        self._patience = _Patience(
+            ConstantBackoff(PAUSE_SECONDS),
+            round(patience_seconds / PAUSE_SECONDS),
+            (
+                redis.ConnectionError,
+                redis.TimeoutError,
+                AskError,
+                TryAgainError,
+                ClusterDownError,
+                RedisClusterException,
+            ),
+        )
+        super().__init__(
+            startup_nodes=[ClusterNode(*server) for server in url.servers],  # type: ignore[no-untyped-call]
+            retry=Retry(NoBackoff(), 0),
+            require_full_coverage=False,
+            dynamic_startup_nodes=False,  # the names that the user gave are good when all addresses have changed
+            **{**own, **_login(url), **url.options, "ssl": url.is_tls},
+        )
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        if "target_nodes" in options or args[0] in OF_ALL_NODES:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        tag = _tag_of(args)
+        try:
+            return self.at_node(tag, lambda node: _ask(node, *args, **options))
+        except UnicodeEncodeError:  # the driver's packer in C knows no encoding_errors
+            return self.at_node(tag, lambda node: _ask(node, *_encoded(args), **options))
+
+    def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Any:
+        return _NodePipeline(self, bool(transaction))
+
+    def script_load(self, script: Any) -> Any:
+        """Load a script where most need it; another node gets it when it misses it."""
+        return self.execute_command("SCRIPT LOAD", script)
+
+    def at_node(self, tag: str, do: Callable[[redis.Redis], _R]) -> _R:
+        """Return what ``do`` returns for the node that has the keys of a tag, tried again while the cluster changes."""
+
+        def attempt() -> _R:
+            try:
+                node = self.get_node_from_key(tag)  # type: ignore[no-untyped-call]
+                return do(self.get_redis_connection(node))
+            except redis.AuthenticationError:
+                raise
+            except MovedError as error:
+                self.nodes_manager.move_slot(error)
+                raise
+            except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, SlotNotCoveredError):
+                self.nodes_manager.initialize()
+                raise
+
+        return self._patience.call_with_retry(attempt, lambda error: None)
+
+
+class _NodePipeline(redis.client.Pipeline):
+    """Commands whose keys have one tag, sent together to the node that has it."""
+
+    def __init__(self, cluster: _Cluster, transaction: bool) -> None:
+        self._cluster = cluster
+        super().__init__(None, {}, transaction, None)  # type: ignore[arg-type]
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        stack, self.command_stack = self.command_stack, []
+        try:
+            return self._send(stack, raise_on_error)
+        except UnicodeEncodeError:
+            return self._send([(_encoded(args), options) for args, options in stack], raise_on_error)
+
+    def _send(self, stack: list[tuple[Any, Any]], raise_on_error: bool) -> list[Any]:
+        tags = [tag for args, _options in stack if (tag := _tag_of(args, ""))]
+
+        def send(node: redis.Redis) -> list[Any]:
+            with node.pipeline(transaction=self.transaction) as pipe:
+                pipe.command_stack = list(stack)
+                return list(pipe.execute(raise_on_error))
+
+        return self._cluster.at_node(tags[0] if tags else HOME, send) if stack else []
+
+
+def _encoded(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a command with its texts as bytes; half a surrogate pair in a title must not stop a job."""
+    return args[0], *(one.encode("utf-8", "replace") if isinstance(one, str) else one for one in args[1:])
+
+
+def _ask(client: Any, *args: Any, **options: Any) -> Any:
+    return client.execute_command(*args, **options)
+
+
+def _tag_of(args: Sequence[Any], otherwise: str = HOME) -> str:
+    """Return the tag of the first key of a command: all of ours begin with one, and no name or text before it does."""
+    texts = (one.decode() if isinstance(one, bytes) and one.startswith(b"{") else one for one in args[1:])
+    first = next((one for one in texts if isinstance(one, str) and one.startswith("{")), otherwise)
+    return first.partition("}")[0] + "}" if first else ""
+
+
+def _connect_cluster(url: EngineUrl, patience_seconds: float) -> RedisCluster:
+    try:
+        return _Cluster(url, patience_seconds)
+    except (redis.RedisError, RedisClusterException) as error:
+        raise _as_engine_error(_cause(error), url.place) from None
+
+
+# ------------------------------------------------------------------------------------------ scripts
+
+
+def run_script(client: Any, script: Any, keys: Sequence[str], args: Sequence[Any], url: EngineUrl | None = None) -> Any:
+    """Run a registered script, loaded again where the engine has lost it; wait for replicas where ``url`` wants that.
+
+    Its answer counts only when they have what it changed: else EngineError, and the verb is to be repeated.
+    """
+    waits = url is not None and (url.wait_replicas or url.wait_fsync)
+    try:
+        if url is not None and waits:
+            return _run_and_wait(client, ("EVALSHA", script.sha), keys, args, url)
+        return script(keys=keys, args=args)
+    except NoScriptError:  # flushed again between loading and calling, or this node has never seen it
+        if url is not None and waits:
+            return _run_and_wait(client, ("EVAL", script.script), keys, args, url)
+        return client.eval(script.script, len(keys), *keys, *args)
+
+
+def _run_and_wait(client: Any, call: tuple[str, str], keys: Sequence[str], args: Sequence[Any], url: EngineUrl) -> Any:
+    with client.pipeline(transaction=False) as pipe:
+        pipe.execute_command(*call, len(keys), *keys, *args)
+        # A repeated verb may change nothing; what another connection has changed is waited for only behind a change.
+        pipe.set(f"{_tag_of(('', *keys))}:waited", 1)
+        pipe.execute_command("WAIT", url.wait_replicas, WAIT_MS)
+        if url.wait_fsync:  # of this server: replicas tell of their disks once a second only
+            pipe.execute_command("WAITAOF", 1, 0, WAIT_MS)
+        answer, _set, replicas, *synced = pipe.execute()
+    if synced and not synced[0][0]:
+        raise EngineError(
+            _(
+                "The change was not on the disk of Redis within {seconds:g} s: it counts as not made, and may be asked"
+                " for again"
+            ).format(seconds=WAIT_MS / 1000)
+        )
+    if replicas < url.wait_replicas:
+        raise EngineError(
+            _(
+                "Of the {wanted} replicas that REDIS_URL waits for, {count} had the change within {seconds:g} s: it"
+                " counts as not made, and may be asked for again"
+            ).format(wanted=url.wait_replicas, count=replicas, seconds=WAIT_MS / 1000)
+        )
+    return answer
+
+
+# ------------------------------------------------------------------------------------------ what it says of itself
+
+
+def look_at(client: Client, url: EngineUrl | None = None) -> Facts:
+    """Return what an engine tells of itself; what it hides is left out."""
+    configured: dict[str, str] = {}
+    for pattern in ("append*", "maxmemory-policy", "min-replicas-to-write"):
+        configured |= _told(functools.partial(client.config_get, pattern))
+    info: dict[str, Any] = {}
+    for section in ("server", "memory", "persistence", "replication"):
+        info |= _told(functools.partial(client.info, section))
+    kind = "single" if url is None else url.kind
+    return Facts(
+        configured=configured,
+        info=info,
+        cluster=_told(lambda: _ask(client, "CLUSTER INFO")) if kind == "cluster" else {},
+        fails_over=kind in ("sentinel", "cluster"),
+        is_open=url is not None and url.is_open,
+        waits=url is not None and url.wait_replicas > 0,
+        waits_fsync=url is not None and url.wait_fsync,
+        checks_host=url is None or url.options.get("ssl_check_hostname", True),
+    )
+
+
+def _told(ask: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return dict(ask())
+    except redis.ResponseError:
+        return {}  # a managed service, or an ACL user that may not ask
+
+
+def history_id(client: Client, tags: Sequence[str] = (HOME,)) -> str:
+    """Return how the servers of some tags name the history of their data: another one after a failover or a start."""
+    if isinstance(client, _Cluster):
+        told = [client.at_node(tag, lambda node: node.info("replication")) for tag in tags]
+    else:
+        told = [client.info("replication")]
+    return " ".join(sorted({str(one.get("master_replid", "")) for one in told}))
+
+
+# ------------------------------------------------------------------------------------------ what goes wrong
+
+
 def engine_errors(verb: Callable[Concatenate[_Place, _P], _R]) -> Callable[Concatenate[_Place, _P], _R]:
     """Turn whatever the driver raises into one EngineError with a sentence."""
 
@@ -102,21 +498,8 @@ def engine_errors(verb: Callable[Concatenate[_Place, _P], _R]) -> Callable[Conca
     def guarded(self: _Place, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return verb(self, *args, **kwargs)
-        except redis.AuthenticationError:
-            raise EngineError(_("Redis refused the password: correct REDIS_URL.")) from None
-        except redis.OutOfMemoryError:
-            raise memory_is_full(self.place) from None
-        except redis.RedisError as error:
-            if str(error).startswith("MISCONF"):
-                raise EngineFull(
-                    _(
-                        "Redis or Valkey ({place}) cannot write to its disk, and refuses every change until it can:"
-                        " make room there. It says: {problem}"
-                    ).format(place=self.place, problem=error)
-                ) from None
-            raise EngineError(
-                _("Redis or Valkey cannot be used now ({place}): {problem}").format(place=self.place, problem=error)
-            ) from None
+        except (redis.RedisError, RedisClusterException) as error:
+            raise _as_engine_error(_cause(error), self.place) from None
 
     return guarded
 
@@ -129,3 +512,65 @@ def memory_is_full(place: str) -> EngineFull:
             " accepted is safe."
         ).format(place=place)
     )
+
+
+def _as_engine_error(error: Exception, place: str) -> EngineError:
+    if isinstance(error, redis.OutOfMemoryError):
+        return memory_is_full(place)
+    if str(error).startswith("MISCONF"):
+        return EngineFull(
+            _(
+                "Redis or Valkey ({place}) cannot write to its disk, and refuses every change until it can:"
+                " make room there. It says: {problem}"
+            ).format(place=place, problem=error)
+        )
+    return EngineError(_sentence(error).format(place=place, problem=error))
+
+
+def _sentence(error: Exception) -> str:
+    """Return what is to be done about an error."""
+    text = str(error)
+    if isinstance(error, redis.AuthenticationError):
+        return _("Redis refused the password: correct REDIS_URL.")
+    if isinstance(error, NoPermissionError) or "ACL failure" in text:
+        return _(
+            "The ACL user of REDIS_URL lacks a permission at {place}: docs/engines.md has the line that it needs."
+            " It says: {problem}"
+        )
+    if _is_refused_by_tls(error):
+        return _(
+            "No TLS connection to Redis or Valkey ({place}) can be had: give ssl_ca_certs, and where the server wants"
+            " them ssl_certfile and ssl_keyfile, behind the ? of REDIS_URL. It says: {problem}"
+        )
+    if isinstance(error, (_Demoted, redis.ReadOnlyError)):
+        return _(
+            "Redis or Valkey ({place}) is a replica and takes no writes: name the primary in REDIS_URL, or the"
+            " sentinels with redis+sentinel://"
+        )
+    if isinstance(error, AskError):
+        return _("The slots of the cluster at {place} are being moved: it is asked again. It says: {problem}")
+    if isinstance(error, (ClusterDownError, SlotNotCoveredError)):
+        return _("The cluster at {place} does not serve all slots now: too many of its nodes are away, or not joined.")
+    if isinstance(error, redis.BusyLoadingError):
+        return _("Redis or Valkey ({place}) is reading its data from the disk: it answers when it has them all.")
+    if "NOREPLICAS" in text:
+        return _(
+            "Redis or Valkey ({place}) takes no writes, because too few replicas follow it (min-replicas-to-write)."
+            " It says: {problem}"
+        )
+    return _("Redis or Valkey cannot be used now ({place}): {problem}")
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what a cluster's client has wrapped while it looked for a node."""
+    found: BaseException | None = error
+    while isinstance(found, RedisClusterException) and not isinstance(found, SlotNotCoveredError):
+        found = found.__cause__ or found.__context__
+    return found if isinstance(found, redis.RedisError) else error
+
+
+def _is_refused_by_tls(error: BaseException) -> bool:
+    """Tell whether the two could not agree on TLS, which will not pass by itself."""
+    if isinstance(error, ssl.SSLError) or isinstance(error.__cause__ or error.__context__, ssl.SSLError):
+        return True
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)

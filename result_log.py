@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,8 @@ from model import MIB, Result
 log = logging.getLogger(__name__)
 
 ASKED_AT_ONCE = 64
+NEWEST = 1000
+"""So many results are told again where the queue's data are another server's: a failover loses what came last."""
 LIMIT_BYTES = 32 * MIB
 """A longer log loses its older half at the next start: about 10^5 pages."""
 
@@ -38,15 +41,19 @@ class ResultLog:
     """The pages that one worker has finished, and which of them the queue is to be asked about.
 
     A queue that was set back may know the newest result all the same, because it came after that. So each one is asked
-    about once, and the last one that was known then, again and again.
+    about once, and the last one that was known then, again and again. That finds data that were set back, but not
+    each hole that a failover leaves: so the newest results are told again whenever the queue's data are others. Whose
+    data were told is noted among the results; where it is not known, all are owed.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_broken = False
         self._unsure: list[str] = []
+        self._told_to = ""
         try:
             self._shorten()
+            self._told_to = self._last_told_to()
             for url, _result in self.oldest_first():
                 self._unsure = [url]
         except OSError as error:
@@ -76,6 +83,35 @@ class ResultLog:
         """Ask about none of those that are there now: they were told again, as far as their files stand."""
         self._unsure.clear()
 
+    def owes(self, data_id: str) -> bool:
+        """Tell whether results are to be told again to these data; an empty name says nothing."""
+        return bool(data_id) and data_id != self._told_to
+
+    def owed(self) -> list[tuple[str, Result]]:
+        """Return what is to be told to other data, the oldest first: the newest, or all where nobody knows of them."""
+        return list(deque(self.oldest_first(), NEWEST if self._told_to else None))
+
+    def note_told(self, data_id: str) -> None:
+        """Note that these data know all that is here; with an empty name, that all is owed to whatever comes."""
+        self._told_to = data_id
+        try:
+            if self._path.exists():  # without results there is nothing to note
+                with self._path.open("ab") as file:
+                    file.write(b"\n" + json.dumps({"told": data_id}).encode())
+        except OSError as error:
+            self._complain(error)
+
+    def _last_told_to(self) -> str:
+        told = ""
+        try:
+            with self._path.open("rb") as file:
+                for line in file:
+                    if line.startswith(b'{"told"'):
+                        told = _told(line)
+        except FileNotFoundError:
+            pass
+        return told
+
     def oldest_first(self) -> Iterator[tuple[str, Result]]:
         """Yield id and result of each page; what is no such line is skipped."""
         try:
@@ -101,6 +137,14 @@ class ResultLog:
         if not self._is_broken:
             log.warning(_("%s cannot be used: %s"), self._path, error.strerror)
         self._is_broken = True
+
+
+def _told(line: bytes) -> str:
+    try:
+        told = json.loads(line)["told"]
+    except (ValueError, KeyError):
+        return ""
+    return told if isinstance(told, str) else ""
 
 
 def _entry(line: bytes) -> tuple[str, Result] | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -18,6 +19,7 @@ import waitress
 
 from config import Settings
 from demo.process import SiteProcess
+from redis_engine import connect_url
 from redisConnect import Queue
 from tests.farm import Farm
 from web import create_app
@@ -57,10 +59,35 @@ def valkey_socket() -> Iterator[str]:
         yield path
 
 
+FORM = os.environ.get("ENGINE_FORM", "")
+"""How the queue of most tests reaches its engine: as usual, as the ACL user of the docs, or in a cluster."""
+
+
+@pytest.fixture(scope="session")
+def engine_options(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """How the driver reaches the engine that has the keys, and the address for the product where that is another."""
+    from tests.engines import ACL_USER, Cluster, allow_acl_user, closing_all
+
+    if FORM == "cluster":
+        with closing_all(Cluster(tmp_path_factory.mktemp("cluster"), "--save", "", "--appendonly", "no")) as (cluster,):
+            yield {"port": cluster.node_of("{bili:0}:ready").port, "url": cluster.url}
+        return
+    path = request.getfixturevalue("valkey_socket")
+    url = ""
+    if FORM == "acl":
+        with redis.Redis(unix_socket_path=path, decode_responses=True) as admin:
+            allow_acl_user(admin)
+        url = f"unix://{ACL_USER}:PASSWORD@{path}"
+    yield {"unix_socket_path": path, "url": url}
+
+
 @pytest.fixture
-def connection(valkey_socket: str) -> Iterator[redis.Redis]:
+def connection(engine_options: dict[str, Any]) -> Iterator[redis.Redis]:
     """An empty database."""
-    connection = redis.Redis(unix_socket_path=valkey_socket, decode_responses=True, encoding_errors="replace")
+    options = {name: value for name, value in engine_options.items() if name != "url"}
+    connection = redis.Redis(**options, decode_responses=True, encoding_errors="replace")
     connection.flushall()
     yield connection
     connection.close()
@@ -77,11 +104,16 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def queue(connection: redis.Redis, settings: Settings) -> Iterator[Queue]:
+def queue(connection: redis.Redis, settings: Settings, engine_options: dict[str, Any]) -> Iterator[Queue]:
     """A queue in an empty database."""
-    queue = Queue(connection, settings)
+    if FORM == "acl":
+        connection.acl_log_reset()
+    reached = connect_url(engine_options["url"])[0] if engine_options["url"] else connection
+    queue = Queue(reached, settings)
     yield queue
     queue.close()
+    if FORM == "acl":
+        assert connection.acl_log() == []
 
 
 @pytest.fixture

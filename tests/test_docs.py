@@ -27,6 +27,7 @@ READMES = ("README.md", "README.zh-CN.md")
 IN_DOCS = (
     "docs/api.md",
     "docs/architecture.md",
+    "docs/engines.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
@@ -225,6 +226,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "expansion:<name>",
         "next:<name>",
         "resharded",
+        "waited",
     }
 
 

@@ -58,6 +58,7 @@ from model import (
 from part_file import RESERVE_BYTES, Identity, PartFile
 from queue_client import OWN_SHARE, Beat, QueueClient, lease_clock, make_server_session
 from redisConnect import Queue
+from result_log import ResultLog
 
 PLAIN, LARGE = video("plain"), video("large-a")
 PAGE = f"{PLAIN.bvid}?p=1&cid={PLAIN.pages[0].cid}"
@@ -506,11 +507,31 @@ async def test_a_result_is_told_again_only_while_its_file_stands_as_it_was(
     connection.flushdb()
     path.write_bytes(path.read_bytes()[:-1])
     assert not stands(url, result)
-    await worker.scheduler._replay()
+    await worker.scheduler._replay(True, "")
     path.unlink()
     assert not stands(url, result)
     assert queue.counts().done == 0
     assert worker.scheduler._results.unsure() == ()  # or it would be asked for with each heartbeat
+
+
+@pytest.mark.slow
+async def test_other_data_are_told_the_newest_results_once(
+    queue: Queue, connection: redis.Redis, start_worker: StartWorker
+) -> None:
+    """A failover may have lost one of two results that came at once, and the worker is asked about the other."""
+    queue.add([PLAIN.bvid])
+    queue.look_at_data()
+    worker = await start_worker()
+    await until("done", lambda: worker.scheduler.board.done == 1)
+    results = worker.scheduler._results
+    await until("it is noted whose data know it", lambda: not results.owes(queue.data_id))
+    connection.delete(*connection.keys("{bili:0}:done:*"), "{bili:0}:totals")
+    results.ask_no_more()  # nothing is asked about: only another name of the data can tell
+    connection.set("{bili:0}:epoch", "another")
+    queue.look_at_data()
+    await until("told again", lambda: queue.counts().done == 1)
+    await until("and noted", lambda: not results.owes(queue.data_id))
+    assert ResultLog(results._path).owes("others") and not ResultLog(results._path).owes(queue.data_id)
 
 
 # ------------------------------------------------------------------------------------------ the pipeline

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder", "plain_text"}),
+    frozenset({"create_folder", "engine_checks", "engine_url", "lineage", "plain_text"}),
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
@@ -39,7 +39,21 @@ LEVELS: tuple[frozenset[str], ...] = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
-    {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
+    {
+        "board",
+        "config",
+        "create_folder",
+        "engine_checks",
+        "engine_url",
+        "errors",
+        "lineage",
+        "model",
+        "mp4_boxes",
+        "parse_",
+        "range_reply",
+        "retry",
+        "shapes",
+    }
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
     | {"series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}

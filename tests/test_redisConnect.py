@@ -1164,12 +1164,12 @@ def test_a_job_whose_result_is_told_again_is_downloaded_no_more(queue: Queue, co
     assert not connection.hlen("{bili:0}:origin")
 
 
-def test_a_recorded_job_that_fails_for_good_is_not_dead(queue: Queue) -> None:
+def test_a_recorded_job_that_fails_for_good_is_not_dead(queue: Queue, connection: redis.Redis) -> None:
     lease = page_lease(queue, cid=7)
     queue.replay("w9", [(lease.url, result(7))])
     queue.nack(lease.url, lease.token, PERMANENT)
     assert queue.counts() == Counts(0, 0, 0, 1, 0)
-    assert structure.problems(queue._redis) == []
+    assert structure.problems(connection) == []
 
 
 def test_many_recorded_jobs_are_left_out_in_bounded_steps(queue: Queue) -> None:

@@ -118,3 +118,35 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytes
         f"{tmp_path / 'missing' / 'results'} cannot be used: No such file or directory"
     ]
     assert log.unsure() == ()
+
+
+# ------------------------------------------------------------------------------------------ whose data were told
+
+
+def test_everything_is_owed_until_somebody_was_told_and_then_the_newest(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_log, "NEWEST", 2)
+    log = fill(path)
+    assert log.owes("a") and not log.owes("") and [url for url, _result in log.owed()] == URLS
+    log.note_told("a")
+    for known in (log, ResultLog(path)):
+        assert not known.owes("a") and known.owes("b")
+        assert [url for url, _result in known.owed()] == URLS[-2:]
+    log.note_told("")
+    assert [url for url, _result in ResultLog(path).owed()] == URLS
+    assert list(ResultLog(path).oldest_first()) == [(url, result(number)) for number, url in enumerate(URLS)]
+
+
+def test_a_worker_without_results_writes_nothing_down(path: Path) -> None:
+    log = ResultLog(path)
+    log.note_told("a")
+    assert not log.owes("a") and not path.exists()
+
+
+@pytest.mark.parametrize("line", ['{"told"', '{"told": 5}', '{"told": "a"', '{"told"}'])
+def test_a_torn_note_of_who_was_told_means_that_nobody_knows(path: Path, line: str) -> None:
+    fill(path).note_told("a")
+    with path.open("a") as file:
+        file.write(f"\n{line}")
+    assert [url for url, _result in ResultLog(path).owed()] == URLS

@@ -802,6 +802,9 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
         def sample(self) -> bool:
             return False
 
+        def look_at_data(self) -> str:
+            return "these are other data" if self.calls == 3 else ""
+
         def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
             return ([] if after_ms is None else [VIDEO]), 5.0
 
@@ -810,6 +813,7 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
     web_server.tick(sweeper, ended, 0.0)  # type: ignore[arg-type]
     assert (sweeper.left, sweeper.calls) == (0, 4)
     assert caplog.text.count(f"{VIDEO} has failed for good") == 1
+    assert caplog.text.count("these are other data") == 1
 
 
 # ------------------------------------------------------------------------------------------ the process

@@ -106,12 +106,14 @@ class Verbs:
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._queue.worker_count() / 200)
-        answer = {
+        answer: dict[str, Any] = {
             "lost": lost,
             "control": self._control(body),
             "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
             "order": self._order(body),
         }
+        if self._queue.data_id:
+            answer["data"] = self._queue.data_id
         if "finished" in body:
             answer["replay"] = not self._queue.knows(body["finished"])
         return jsonify(answer)
