@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import redis
-import waitress
 
+import web_server
 from config import Settings
 from demo.process import SiteProcess
 from redisConnect import Queue
@@ -95,18 +95,10 @@ def farm(tmp_path: Path, site: SiteProcess) -> Iterator[Farm]:
 @pytest.fixture
 def queue_server(queue: Queue, settings: Settings) -> Iterator[str]:
     """The address of a real queue server in a thread of the test."""
-    server = waitress.create_server(create_app(settings, queue), host="127.0.0.1", port=0, threads=4)
-    ended = threading.Event()
-
-    def serve() -> None:
-        # Turn by turn, so that the server is closed by the thread that runs it.
-        while not ended.is_set():
-            server.asyncore.loop(timeout=0.05, map=server._map, count=1)
-        server.task_dispatcher.shutdown()
-        server.asyncore.close_all(server._map, ignore_all=True)
-
-    thread = threading.Thread(target=serve)
+    server = web_server.listen(create_app(settings, queue), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
     thread.start()
-    yield f"http://127.0.0.1:{server.effective_port}"
-    ended.set()
+    ((host, port),) = server.places
+    yield f"http://{host}:{port}"
+    server.end()
     thread.join()

@@ -33,6 +33,12 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
+OF_EVERY_ANSWER = (
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+)
+
 OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"})
 """They come all the time, and nobody waits to see what they change."""
 
@@ -86,9 +92,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         if request.method == "POST" and request.path not in OF_WORKERS and response.status_code < 400:
             dashboard.clear()
         response.headers["Cache-Control"] = "no-cache" if request.endpoint == "static" else "no-store"
-        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers.extend(OF_EVERY_ANSWER)
         return response
 
     return app

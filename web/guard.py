@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from flask import request
@@ -115,17 +116,14 @@ class Guard:
 
     def _check_host(self) -> None:
         """Hold off DNS rebinding: a foreign name that points here makes a browser believe it is the same site."""
-        match = re.fullmatch(
-            r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/@]+))(?::[0-9]*)?", request.environ.get("HTTP_HOST", "")
-        )
-        name = (match[1] or match[2]).lower().removesuffix(".") if match else ""
+        name = _host_name(request.environ.get("HTTP_HOST", ""))
         if name not in self._hosts and not is_address(name):
             raise MisdirectedRequest(_("the server does not go by this name: add it to BILI_HOSTS on the server"))
 
     def _check_site(self) -> None:
         """Refuse what another site makes a browser send; a link to a page of the dashboard may be followed."""
-        site = request.headers.get("Sec-Fetch-Site")
-        origin = request.headers.get("Origin")
+        site = request.environ.get("HTTP_SEC_FETCH_SITE")
+        origin = request.environ.get("HTTP_ORIGIN")
         if site is None and origin is not None:
             foreign = urlsplit(origin).netloc.lower() != request.environ.get("HTTP_HOST", "").lower()
         else:
@@ -164,7 +162,7 @@ class Guard:
         """Only JSON, which no form of another site can send; only of a known length, so that nothing is cut."""
         if request.mimetype != "application/json":
             raise UnsupportedMediaType(_("send JSON, with Content-Type: application/json"))
-        if request.headers.get("Transfer-Encoding") or request.content_length is None:
+        if request.environ.get("HTTP_TRANSFER_ENCODING") or request.content_length is None:
             raise LengthRequired(_("send the body with a Content-Length"))
 
 
@@ -173,6 +171,14 @@ def _is_page() -> bool:
     return request.method in ("GET", "HEAD") and (request.path == "/" or request.path.startswith("/ui/"))
 
 
+@lru_cache(1024)
+def _host_name(host: str) -> str:
+    """Return the name of a Host field without its port; an empty text for what is none."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/@]+))(?::[0-9]*)?", host)
+    return (match[1] or match[2]).lower().removesuffix(".") if match else ""
+
+
+@lru_cache(1024)
 def is_address(name: str) -> bool:
     """Tell whether a host is named by its IP address."""
     try:

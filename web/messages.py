@@ -159,8 +159,10 @@ def read_query(name: str, check: Check, default: Any) -> Any:
 
 
 def _checked(check: Check, value: Any, name: str) -> Any:
-    with bad_request():
+    try:
         return at(name, check, value)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 @contextmanager
