@@ -343,7 +343,8 @@ class Queue:
         process: what an earlier process of that worker held is given back at once where ``have`` names it.
         ``have_bytes`` is how much of each of them lies there: a process may have died before it told.
         """
-        nonces = [secrets.token_hex(8) for _unused in range(count)]
+        drawn = secrets.token_hex(8 * count)
+        nonces = [drawn[start : start + 16] for start in range(0, len(drawn), 16)]
         arguments: list[str | int] = [count, worker, instance, self._lease_ms, self._affinity_ms, secrets.token_hex(4)]
         keys = [answer_key(request or secrets.token_hex(8))]
         named = have[:HAVE_LIMIT]

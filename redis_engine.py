@@ -91,7 +91,8 @@ class _Packer(HiredisRespSerializer):
         try:
             return list(super().pack(*args))
         except UnicodeEncodeError:
-            return list(super().pack(*(one.encode("utf-8", "replace") if isinstance(one, str) else one for one in args)))
+            plain: Any = [one.encode("utf-8", "replace") if isinstance(one, str) else one for one in args]
+            return list(super().pack(*plain))
 
 
 def _options(retries: int) -> dict[str, Any]:

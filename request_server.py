@@ -60,7 +60,7 @@ class _Connection(asyncio.Protocol):
         self.head: Head | None = None
         self.is_answered = True
         self.is_lingering = False
-        self.has_ended = False
+        self.has_ended = self.has_said_all = False
         self.deadline = self.stalled_at = 0.0
         self.peer = ""
         self._searched_bytes = 0
@@ -93,7 +93,8 @@ class _Connection(asyncio.Protocol):
         self._read()
 
     def eof_received(self) -> bool:
-        return not self.is_answered and not self.is_lingering  # the answer is still wanted
+        self.has_said_all = True
+        return not self.is_answered  # then the answer is still wanted
 
     def _wait(self, seconds: float, stall_seconds: float) -> None:
         """Wait for what must come within this time, and some of it within the shorter one."""
@@ -148,7 +149,7 @@ class _Connection(asyncio.Protocol):
         log.info(_("refused a request of %s: %d, %s"), self.peer, status, sentence)
         body = json.dumps({"error": sentence}, ensure_ascii=False).encode()
         fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        self.answer(answer_text(f"{status} {HTTPStatus(status).phrase}", fields, True) + body, True)
+        self.answer(_head_text(f"{status} {HTTPStatus(status).phrase}", fields, True) + body, True)
 
     # from an answer to bytes
 
@@ -166,6 +167,8 @@ class _Connection(asyncio.Protocol):
             self._read()
         else:
             self._wait(IDLE_SECONDS, IDLE_SECONDS)
+        if self.has_said_all and self.is_answered:
+            self.transport.close()
 
     def _linger(self) -> None:
         self.is_lingering = True
@@ -222,9 +225,13 @@ class RequestServer:
     def end(self) -> None:
         """Ask it to end; to be called from any thread, and from a signal's handler."""
         self._ended.set()
-        with suppress(RuntimeError):  # it has ended already
+        self._tell(self._turn)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        """Have the loop do something; nothing where it has not begun, or has ended already."""
+        with suppress(RuntimeError):
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._turn)
+                self._loop.call_soon_threadsafe(what)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -312,13 +319,13 @@ class RequestServer:
                 continue
             head = connection.head
             assert head is not None
+            answer = _answer_of(self._application, self._environ(connection, head, body))
             is_last = head.is_last or self.is_ending or head.body_bytes > self.body_limit
-            text = self._answer(connection, head, body, is_last)
+            text = _answer_text(head, *answer, is_last)
             self._answers.append((connection, text, is_last))
             if not self._is_woken:
                 self._is_woken = True
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._send_answers)
+                self._tell(self._send_answers)
 
     def _send_answers(self) -> None:
         self._is_woken = False  # before the first look: what is appended from now on wakes the loop again
@@ -326,9 +333,8 @@ class RequestServer:
             connection, text, is_last = self._answers.popleft()
             connection.answer(text, is_last)
 
-    def _answer(self, connection: _Connection, head: Head, body: bytes, is_last: bool) -> bytes:
-        """Have the application answer; its faults are logged, and not told."""
-        environ = head.environ | {
+    def _environ(self, connection: _Connection, head: Head, body: bytes) -> dict[str, Any]:
+        return head.environ | {
             "SCRIPT_NAME": "",
             "SERVER_NAME": "localhost",
             "SERVER_PORT": str(connection.port),
@@ -341,12 +347,6 @@ class RequestServer:
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
-        status, fields, content = _answer_of(self._application, environ)
-        if head.environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304"):
-            return answer_text(status, fields, is_last)
-        if not any(name.lower() == "content-length" for name, _value in fields):
-            fields = [*fields, ("Content-Length", str(len(content)))]
-        return answer_text(status, fields, is_last) + content
 
 
 def _answer_of(application: Application, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
@@ -375,7 +375,16 @@ def _date(_second: int) -> str:
     return formatdate(usegmt=True)
 
 
-def answer_text(status: str, fields: Iterable[tuple[str, str]], is_last: bool) -> bytes:
+def _answer_text(head: Head, status: str, fields: Sequence[tuple[str, str]], content: bytes, is_last: bool) -> bytes:
+    """Return an answer as it is sent, which has no body where the request or the status forbids it."""
+    if head.environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304"):
+        return _head_text(status, fields, is_last)
+    if not any(name.lower() == "content-length" for name, _value in fields):
+        fields = [*fields, ("Content-Length", str(len(content)))]
+    return _head_text(status, fields, is_last) + content
+
+
+def _head_text(status: str, fields: Iterable[tuple[str, str]], is_last: bool) -> bytes:
     """Return the head of an answer; the fields are the application's, which lets no line end into them."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields), f"Date: {_date(int(time.time()))}"]
     if is_last:

@@ -206,7 +206,7 @@ def prints(module: Module) -> list[str]:
 
 
 def catches_everything(module: Module) -> list[str]:
-    """Two places may catch any Exception: the ends of a job and of a request, where a bug in one must not end others."""
+    """Two places may catch any Exception: the ends of a job and of a request, where a bug must not end others."""
     names = [
         (handler.lineno, ast.unparse(handler.type) if handler.type else "everything")
         for handler in ast.walk(module.tree)

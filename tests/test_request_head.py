@@ -14,7 +14,8 @@ GET = b"GET / HTTP/1.1\r\nHost: h"
 def test_a_head_becomes_what_wsgi_calls_it() -> None:
     head = read_head(
         b"POST /ui/a%20b/%E4%B8%AD?x=%20&y HTTP/1.1\r\nHost: queue.example:8080\r\ncontent-type:application/json\r\n"
-        b"CONTENT-LENGTH: 12 \r\nX-Forwarded-For: \t192.0.2.1\r\nX-Forwarded-For: 192.0.2.2\r\nCookie: a=1\r\nCookie: b=2"
+        b"CONTENT-LENGTH: 12 \r\nX-Forwarded-For: \t192.0.2.1\r\n"
+        b"X-Forwarded-For: 192.0.2.2\r\nCookie: a=1\r\nCookie: b=2"
     )
     assert (head.body_bytes, head.is_last, head.awaits_continue) == (12, False, False)
     assert head.environ == {
