@@ -61,6 +61,7 @@ class _Connection(asyncio.Protocol):
         self.is_answered = True
         self.is_lingering = False
         self.has_ended = self.has_said_all = False
+        self.is_choked = False
         self.deadline = self.stalled_at = 0.0
         self.peer = ""
         self._searched_bytes = 0
@@ -86,15 +87,24 @@ class _Connection(asyncio.Protocol):
         self.buffer += data
         self._server.buffered_bytes += len(data)
         self.stalled_at = self._server.now + STALL_SECONDS
-        if not self.is_answered:
+        if not self.is_answered or self.is_choked:
             if len(self.buffer) > PIPELINED_BYTES:
                 self.transport.pause_reading()
             return
         self._read()
+        self._server.make_room()
 
     def eof_received(self) -> bool:
         self.has_said_all = True
         return not self.is_answered  # then the answer is still wanted
+
+    def pause_writing(self) -> None:
+        self.is_choked = True  # it asks without fetching the answers
+
+    def resume_writing(self) -> None:
+        self.is_choked = False
+        if self.is_answered and not self.is_lingering:
+            self._go_on()
 
     def _wait(self, seconds: float, stall_seconds: float) -> None:
         """Wait for what must come within this time, and some of it within the shorter one."""
@@ -116,8 +126,6 @@ class _Connection(asyncio.Protocol):
             self._hand_on(b"")  # the application says that it is too large
         elif len(self.buffer) >= self.head.body_bytes:
             self._hand_on(self._taken(self.head.body_bytes))
-        else:
-            self._server.make_room(self)
 
     def _read_head(self) -> bool:
         while self.buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with it
@@ -158,15 +166,20 @@ class _Connection(asyncio.Protocol):
         if self.has_ended:
             return
         self.is_answered, self.head = True, None
+        self._server.wait_again(self)
+        self._wait(IDLE_SECONDS, IDLE_SECONDS)
         self.transport.write(text)
         if is_last:
             self._linger()
-        elif self.buffer:
-            self.transport.resume_reading()
+        elif not self.is_choked:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Look whether the next request is there already."""
+        self.transport.resume_reading()
+        if self.buffer:
             self._wait(HEAD_SECONDS, STALL_SECONDS)
             self._read()
-        else:
-            self._wait(IDLE_SECONDS, IDLE_SECONDS)
         if self.has_said_all and self.is_answered:
             self.transport.close()
 
@@ -295,11 +308,18 @@ class RequestServer:
         self.buffered_bytes -= len(connection.buffer)
         connection.buffer.clear()
 
-    def make_room(self, connection: _Connection) -> None:
-        """Where unfinished requests are too many bytes together, the one that was begun first goes."""
+    def wait_again(self, connection: _Connection) -> None:
+        """Note that a connection was answered: all others have been waited for longer."""
+        if self._connections.pop(connection, connection) is None:
+            self._connections[connection] = None
+
+    def make_room(self) -> None:
+        """Where unfinished requests are too many bytes together, the one that was waited for longest goes."""
         while self.buffered_bytes > BUFFERED_BYTES:
-            unfinished = [one for one in self._connections if one.is_answered and one.buffer]
-            self._drop(min(unfinished, key=lambda one: one.deadline))
+            unfinished = next((one for one in self._connections if one.is_answered and one.buffer), None)
+            if unfinished is None:
+                return
+            self._drop(unfinished)
 
     def _drop(self, connection: _Connection) -> None:
         self.leave(connection)

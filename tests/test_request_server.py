@@ -37,7 +37,7 @@ class Application:
             assert self.let.wait(20)
         if path == "/fault":
             raise RuntimeError("secret inside")
-        body = environ["wsgi.input"].read() or path.encode()
+        body = environ["wsgi.input"].read() or path.encode() * (100_000 if path == "/large" else 1)
         is_large = int(environ.get("CONTENT_LENGTH") or 0) > 1000
         status = "413 Content Too Large" if is_large else "204 No Content" if path == "/none" else "200 OK"
         start(status, [("X-Peer", environ["REMOTE_ADDR"])])
@@ -138,6 +138,20 @@ def test_requests_that_come_at_once_are_answered_in_their_order(place: Running) 
     assert answers.count(b"HTTP/1.1 200 OK") == count + 1
     assert answers.endswith(b"/last")
     assert place.application.seen == [*(f"/{number}" for number in range(count)), "/last"]
+
+
+def test_who_does_not_fetch_the_answers_gets_no_more_of_them(place: Running) -> None:
+    with place.connect() as peer:
+        peer.sendall(GET % b"large" * 100)
+        seen = place.application.seen
+        wait_until(lambda: len(seen) > 1, "some are answered")
+        place.ask(GET % b"others")
+        before = len(seen)
+        for _unused in range(20):
+            place.ask(GET % b"others")
+        assert len(seen) - before < 40, "60 MB wait for nobody"
+        peer.shutdown(socket.SHUT_WR)
+        assert everything(peer).count(b"HTTP/1.1 200 OK") == 100
 
 
 def test_a_request_may_come_byte_by_byte(place: Running) -> None:
@@ -246,10 +260,13 @@ def test_where_there_are_too_many_the_one_waited_for_longest_goes() -> None:
         busy = stack.enter_context(place.connect())
         busy.sendall(GET % b"wait")
         assert place.application.begun.wait(10)
+        worker = stack.enter_context(place.connect())
         silent = []
         for _unused in range(30):
             silent.append(stack.enter_context(place.connect()))
             assert place.ask(GET % b"others").endswith(b"/others"), "who comes is always let in"
+            worker.sendall(GET % b"again")
+            until(worker, b"/again")
         assert everything(silent[0]) == b""
         place.application.let.set()
         until(busy, b"/wait")

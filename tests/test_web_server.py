@@ -275,6 +275,20 @@ def test_behind_a_proxy_on_this_machine_workers_have_the_addresses_that_it_names
     assert beat_from(client, "127.0.0.1", "rubbish") is None
 
 
+def test_the_real_server_lets_through_what_a_proxy_names(queue_server: str) -> None:
+    def beat(forwarded: str, **fields: Any) -> Any:
+        connection = http.client.HTTPConnection(queue_server.removeprefix("http://"), timeout=20)
+        with contextlib.closing(connection):
+            body = json.dumps({"worker": "w", "jobs": [], **fields})
+            headers = {"Content-Type": "application/json", "X-Forwarded-For": forwarded}
+            connection.request("POST", "/heartbeat", body, headers)
+            return json.loads(connection.getresponse().read())["control"]
+
+    beat("203.0.113.9, 192.0.2.1", risk={"kind": "-352", "seconds": 300})
+    assert beat("192.0.2.1") is not None
+    assert beat("192.0.2.2") is None
+
+
 def test_a_path_is_recorded_as_the_file_is_called(client: FlaskClient) -> None:
     path = "other/👩\u200d💻 e\u0301 \u00a0 [BV].mp4"
     post(client, "/ack", ack_of(lease_page(client), path=path, title="a\ud800b\x1b[2Jc"))

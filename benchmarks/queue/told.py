@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.queue import model
 from benchmarks.report import Goal
 
 Figures = Mapping[str, Any]
@@ -101,6 +102,8 @@ def markdown(figures: Figures, machine: Mapping[str, str]) -> str:
     for case, table in (("choose", _choose), ("verbs", _verbs), ("workers", _workers)):
         if case in figures:
             lines += ["", *table(figures[case])]
+    if "verbs" in figures:
+        lines += ["", *model.table(figures["verbs"])]
     return "\n".join(lines)
 
 
