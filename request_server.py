@@ -96,7 +96,8 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.has_said_all = True
-        return not self.is_answered  # then the answer is still wanted
+        is_asking = not self.is_answered or (self.is_choked and bool(self.buffer))
+        return is_asking and not self.is_lingering  # then the answers are still wanted
 
     def pause_writing(self) -> None:
         self.is_choked = True  # it asks without fetching the answers
@@ -187,11 +188,11 @@ class _Connection(asyncio.Protocol):
         self.is_lingering = True
         self._taken(len(self.buffer))
         self._wait(LINGER_SECONDS, LINGER_SECONDS)
-        if self.transport.can_write_eof():
+        if self.has_said_all or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
             self.transport.write_eof()
             self.transport.resume_reading()
-        else:
-            self.transport.close()
 
     @property
     def is_late(self) -> bool:

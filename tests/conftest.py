@@ -18,6 +18,7 @@ import redis
 import web_server
 from config import Settings
 from demo.process import SiteProcess
+from redis_engine import connect_url
 from redisConnect import Queue
 from tests.farm import Farm
 from web import create_app
@@ -60,7 +61,7 @@ def valkey_socket() -> Iterator[str]:
 @pytest.fixture
 def connection(valkey_socket: str) -> Iterator[redis.Redis]:
     """An empty database."""
-    connection = redis.Redis(unix_socket_path=valkey_socket, decode_responses=True, encoding_errors="replace")
+    connection = connect_url(f"unix://{valkey_socket}")
     connection.flushall()
     yield connection
     connection.close()

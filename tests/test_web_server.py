@@ -32,6 +32,7 @@ import web.frame
 import web_server
 from config import Settings
 from errors import EngineError
+from model import Page, Result
 from parse_ import aid_to_bvid
 from plain_text import size_text, span_text
 from redisConnect import Queue, open_queue
@@ -294,6 +295,15 @@ def test_a_path_is_recorded_as_the_file_is_called(client: FlaskClient) -> None:
     post(client, "/ack", ack_of(lease_page(client), path=path, title="a\ud800b\x1b[2Jc"))
     item = (client.get("/success").json or {})["items"][0]
     assert (item["path"], item["title"]) == (path, "a?b [2Jc")
+
+
+def test_half_a_surrogate_pair_in_a_title_stops_no_job(queue: Queue) -> None:
+    queue.add([VIDEO])
+    (container,) = queue.lease("w", 1)
+    page = queue.expand(container.url, container.token, [Page(1, 11, "x\ud800")]).lease
+    assert page is not None
+    assert queue.ack(page.url, page.token, Result("other/a.mp4", 1, 1.0, "é\ud800")) == "done"
+    assert [item["title"] for item in queue.success("", 9)[0]] == ["é?"]
 
 
 def test_listings_are_paged(client: FlaskClient) -> None:
