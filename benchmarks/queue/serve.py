@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -200,5 +201,7 @@ KINDS: dict[str, tuple[Callable[[Callable[[], Application], int], None], Callabl
 
 if __name__ == "__main__":
     kind, at_port, at_url = sys.argv[1:]
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     start, make_application, _package = KINDS[kind]
     start(lambda: make_application(at_url), int(at_port))
