@@ -168,7 +168,7 @@ class Worker:
                 self._troubles[str(status)] += 1
             attempt += 1
             wait = random.uniform(0, min(30.0, 0.5 * 2.0**attempt)) + float(fields.get("retry-after", 0))
-            await asyncio.sleep(wait)
+            await asyncio.sleep(min(wait, max(0.0, self._until - time.monotonic())))
         return None, {}
 
     async def _once(self, target: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -192,7 +192,9 @@ async def work(port: int, seconds: float, workers: int) -> None:
     began = time.monotonic()
     await asyncio.gather(*(Worker(port, number, calls, troubles).work(began, seconds) for number in range(workers)))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"calls": calls, "troubles": troubles, "cpu_seconds": used.ru_utime + used.ru_stime}))
+    print(
+        json.dumps({"began": began, "calls": calls, "troubles": troubles, "cpu_seconds": used.ru_utime + used.ru_stime})
+    )
 
 
 def main(verb: str, *rest: str) -> None:

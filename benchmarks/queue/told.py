@@ -79,7 +79,7 @@ def goals(figures: Figures) -> list[Goal]:
             _ratio("jobs a second, leased 8 at a time, to the Lua called directly", jobs["1"], jobs["direct"], 0.5)
         )
         found.append(_ratio("the same of two servers", jobs["2"], jobs["direct"], None))
-    if workers := figures.get("workers"):
+    if (workers := figures.get("workers")) and "get_url" in workers["steady"]:
         p99 = workers["steady"]["get_url"]["p99_ms"]
         found.append(Goal(f"p99 of a lease with {workers['workers']} workers", round(p99, 1), None, 500.0, "ms"))
     return found
@@ -87,7 +87,7 @@ def goals(figures: Figures) -> list[Goal]:
 
 def _ratio(text: str, own: float, other: float, low: float | None) -> Goal:
     value = round(own / other, 2) if other else None
-    return Goal(text, value, low, None, problem="" if other else "the other one answered nobody")
+    return Goal(text, value, low if other else None, None, problem="" if other else "the other one answered nobody")
 
 
 def markdown(figures: Figures, machine: Mapping[str, str]) -> str:
