@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all chaos simulate mutate bench screenshots lint messages clean
+.PHONY: help demo test test-all chaos simulate mutate bench bench-queue screenshots lint messages clean
 
 help:
 	@echo "make demo      download from the stand-in site into Download/demo, offline"
@@ -19,6 +19,7 @@ help:
 	@echo "make simulate  thousands of seeded faults in virtual time (SEEDS=5000)"
 	@echo "make mutate    break the product on purpose, and see that the tests notice"
 	@echo "make bench     measure this downloader beside others; see docs/performance.md (BENCH_ARGS=--quick)"
+	@echo "make bench-queue  measure the queue server beside others; see docs/scale.md (BENCH_ARGS=--quick)"
 	@echo "make screenshots  the pictures of the dashboard, from a farm on this machine (needs Chromium)"
 	@echo "make messages  bring the Chinese catalogue up to date with the sentences in the code"
 	@echo "make clean     remove the virtual environment and the caches"
@@ -44,6 +45,9 @@ mutate: $(VENV)/development
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-queue: $(VENV)/bench
+	$(BIN)/python -m benchmarks.queue $(BENCH_ARGS)
 
 screenshots: $(VENV)/development
 	$(BIN)/python -m tests.screenshots

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -46,14 +47,22 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return time, level and text."""
-        at = datetime.fromtimestamp(record.created).astimezone()
-        time = at.isoformat(timespec="milliseconds") if self._with_date else at.strftime("%H:%M:%S")
+        second, milliseconds = divmod(int(record.created * 1000), 1000)
+        day, of_day, zone = _moment(second)
+        time = f"{day}T{of_day}.{milliseconds:03d}{zone}" if self._with_date else of_day
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
         level = record.levelname
         painted = self._paint(level if record.levelno > logging.INFO else "text", one_line(text))
         return f"{self._paint('time', time)} {self._paint(level, level)} {painted}"
+
+
+@lru_cache(1)
+def _moment(second: int) -> tuple[str, str, str]:
+    """Return day, time of day and distance from UTC; kept, because a server logs thousands of lines in a second."""
+    at = datetime.fromtimestamp(second).astimezone()
+    return at.strftime("%Y-%m-%d"), at.strftime("%H:%M:%S"), at.isoformat()[19:]
 
 
 class SayHandler(logging.Handler):

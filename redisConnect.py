@@ -79,7 +79,19 @@ DEATHS_AT_ONCE = 100
 CLOCKS_APART_MS = 2000
 """The clocks of two shards' machines agree better than that; a death that is told again is the same."""
 KEPT_BY_REPLICAS = frozenset(
-    {"add", "ack", "cancel", "claim", "enlist", "expand", "expansion", "forget", "moved_in", "moved_out", "moved_records"}
+    {
+        "add",
+        "ack",
+        "cancel",
+        "claim",
+        "enlist",
+        "expand",
+        "expansion",
+        "forget",
+        "moved_in",
+        "moved_out",
+        "moved_records",
+    }
     | {"nack", "redrive", "replay", "revisit", "watch"}
 )
 """What is waited for where REDIS_URL says so; a lease, a heartbeat or an order that is lost is soon had again."""
@@ -428,7 +440,8 @@ class Queue(FarmQueue):
             asked = Request(request, worker, instance, count, haves, self._lease_ms, self._affinity_ms, self._shards)
             found = ShardLeases(self._run, secrets.token_hex, asked).lease()
             return tuple(self._lease(*fields) for fields in found)
-        nonces = [secrets.token_hex(8) for _unused in range(count)]
+        drawn = secrets.token_hex(8 * count)
+        nonces = [drawn[start : start + 16] for start in range(0, len(drawn), 16)]
         arguments: list[str | int] = [
             count,
             worker,

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import redis
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AskError,
     ClusterDownError,
@@ -185,11 +186,24 @@ class _Endurance(_Patience):
                 self._until = 0.0
 
 
+class _Packer(HiredisRespSerializer):
+    """Packs commands in C; half a surrogate pair in a title, which that refuses, must not stop a job."""
+
+    def pack(self, *args: Any) -> list[bytes]:
+        """Return a command as the engine reads it."""
+        try:
+            return list(super().pack(*args))
+        except UnicodeEncodeError:
+            plain: Any = [one.encode("utf-8", "replace") if isinstance(one, str) else one for one in args]
+            return list(super().pack(*plain))
+
+
 def _options(retries: int) -> dict[str, Any]:
     """Return the driver's options. It retries a connection within each retry of a command: the number counts twice."""
     return {
         "decode_responses": True,
-        "encoding_errors": "replace",  # half a surrogate pair in a title must not stop a job
+        "encoding_errors": "replace",
+        "command_packer": _Packer(),
         "socket_timeout": 15,
         "socket_connect_timeout": 3,
         "health_check_interval": 30,

@@ -5,7 +5,7 @@ The server checks what is sent to it with them, the workers' client what the ser
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +14,8 @@ from i18n import _
 Check = Callable[[Any], Any]
 """Returns the value, cleaned; raises ValueError with a sentence that goes behind the field's name."""
 
-_CONTROLS = frozenset({"Cc", "Zl", "Zp"})
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+"""The characters of the categories Cc, Zl and Zp."""
 
 
 def line(maximum: int, minimum: int = 0, cut: bool = False) -> Check:
@@ -28,8 +29,9 @@ def line(maximum: int, minimum: int = 0, cut: bool = False) -> Check:
             raise ValueError(_("a text is expected"))
         if not minimum <= len(value) <= maximum and not (cut and len(value) > maximum):
             raise ValueError(_("{low} to {high} characters are expected").format(low=minimum, high=maximum))
-        text = value[:maximum].encode("utf-8", "replace").decode()
-        return "".join(" " if unicodedata.category(character) in _CONTROLS else character for character in text)
+        if value.isascii() and value.isprintable():  # nearly always
+            return value[:maximum]
+        return _CONTROL.sub(" ", value[:maximum].encode("utf-8", "replace").decode())
 
     return check
 

@@ -1,4 +1,4 @@
-"""The queue server: ``web/`` behind waitress, and what goes on beside it.
+"""The queue server: ``web/`` behind a RequestServer, and what goes on beside it.
 
 ``python web_server.py --host 127.0.0.1 --port 8080``.
 """
@@ -10,8 +10,8 @@ import errno
 import logging
 import os
 import re
-import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,28 +20,27 @@ from contextlib import closing, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-import waitress
-
 from config import MAX_SHARDS, Settings, is_loopback, load
 from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
 from log_setup import start_logging
-from model import MIB
 from notices import notices
 from notify import Notifier
 from redisConnect import Queue, open_queue, spread_anew
+from request_server import RequestServer
 from status_table import show_status
-from web import create_app
+from web import MAX_BODY_BYTES, create_app
 
 log = logging.getLogger(__name__)
 
-MAX_BUFFERED_BYTES = 16 * MIB
-"""Up to here a body that is too large is read to its end, so that the client gets to see the 413."""
 MIN_TOKEN_CHARACTERS = 16
 """Beyond loopback. The right token always opens, so that its length is what keeps it from being guessed."""
-MAX_CONNECTIONS = 2000
+MAX_CONNECTIONS = 10_000
+THREADS = 8
+BACKLOG = 2048
+"""So many may knock at once; Linux cuts it to its own limit, 4096 as a rule."""
 SPARE_FILES = 100
-"""What the process needs beside its clients: the engine, bodies on disk, the log."""
+"""What the process needs beside its clients: the engine, the log."""
 SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
 
@@ -130,27 +129,53 @@ class Watch:
         self._problems = problems
 
 
-def listen(app: Any, host: str, port: int) -> Any:
-    """Return a waitress server that listens already; raise UsageError where the address cannot be had.
-
-    The limits keep slow and half-open connections (dropped after 10 seconds) from standing in the way of others;
-    bodies are read to their end before a thread sees them.
-    """
+def listen(app: Any, host: str, port: int) -> RequestServer:
+    """Return a server that listens already; raise UsageError where the address cannot be had."""
     try:
-        return waitress.create_server(
-            app,
-            host=host,
-            port=port,
-            threads=8,
-            connection_limit=_connection_limit(),
-            channel_timeout=10,
-            cleanup_interval=3,
-            asyncore_use_poll=hasattr(select, "poll"),
-            ident=None,
-            max_request_body_size=MAX_BUFFERED_BYTES,
-        )
-    except (OSError, ValueError) as error:
+        sockets = _listening_sockets(host, port)
+    except (OSError, UnicodeError) as error:
         raise UsageError(_address_problem(host, port, error)) from None
+    return RequestServer(app, sockets, threads=THREADS, connection_limit=_connection_limit(), body_limit=MAX_BODY_BYTES)
+
+
+def _listening_sockets(host: str, port: int) -> list[socket.socket]:
+    """Return a socket for each address of the host, all on one port; an address that this machine lacks is left out."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    missing = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    try:
+        for family, *_kind, address in dict.fromkeys(found):
+            taken = sockets[0].getsockname()[1] if sockets else port
+            try:
+                sockets.append(_listening_socket(family, (address[0], taken, *address[2:])))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    if not sockets:
+        raise missing
+    return sockets
+
+
+def _listening_socket(family: int, address: tuple[Any, ...]) -> socket.socket:
+    door = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform == "win32":
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)  # there, reusing shares a port in use
+        else:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        door.bind(address)
+        door.listen(BACKLOG)
+    except OSError:
+        door.close()
+        raise
+    return door
 
 
 def _connection_limit() -> int:
@@ -176,10 +201,9 @@ def _address_problem(host: str, port: int, error: Exception) -> str:
     return _("Cannot listen on {host}, port {port}: {problem}").format(host=host, port=port, problem=error)
 
 
-def listening_urls(server: Any) -> list[str]:
-    """Return the addresses at which a waitress server listens; localhost may have two."""
-    places = getattr(server, "effective_listen", None) or [(server.effective_host, server.effective_port)]
-    return [f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/" for host, port in places]
+def listening_urls(server: RequestServer) -> list[str]:
+    """Return the addresses at which a server listens; localhost may have two."""
+    return [f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/" for host, port in server.places]
 
 
 def _demand_token(host: str, settings: Settings) -> None:
@@ -207,13 +231,13 @@ def _demand_token(host: str, settings: Settings) -> None:
     )
 
 
-def _end_on_signals() -> None:
+def _end_on_signals(server: RequestServer) -> None:
     """Let the first SIGTERM or SIGINT end the server with its requests finished, and a second one at once."""
 
     def end(number: int, frame: FrameType | None) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, _end_now)
-        raise KeyboardInterrupt
+        server.end()
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, end)
@@ -287,7 +311,7 @@ def _test_notification(settings: Settings) -> int:
 def _serve(settings: Settings, queue: Queue, host: str, port: int) -> None:
     notifier = Notifier(settings.notify) if settings.notify else None
     server = listen(create_app(settings, queue), host, port)
-    _end_on_signals()
+    _end_on_signals(server)
     ended = threading.Event()
     ticking = threading.Thread(target=tick, args=(queue, ended), name="tick", daemon=True)
     ticking.start()
@@ -315,7 +339,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_status(settings, arguments.json)
             return 0
         start_logging(settings)
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of workers is no news
         if arguments.reshard:
             return _reshard(settings, arguments.reshard)
         if arguments.test_notification:

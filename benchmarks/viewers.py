@@ -1,7 +1,7 @@
 """What people who look cost: leases a second of a server that knows 1,000 workers, with and without open dashboards.
 
 Each lease is given back at once, so that the queue stays as it is. The workers keep their connections and beat every
-five seconds, as they do: each open connection costs waitress a little at every turn of its loop, whoever has it.
+five seconds, as they do: there are servers that open connections cost a little at every turn of their loop.
 
 ``python -m benchmarks.viewers``. Each viewer asks every two seconds for what changes of a page, as the page does.
 """

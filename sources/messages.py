@@ -75,10 +75,14 @@ def read_lease(fields: Mapping[str, Any]) -> Lease:
 
 def lease_fields(lease: Lease) -> dict[str, Any]:
     """Return what is sent of a lease: how to read it comes with a source only."""
-    fields = asdict(lease)
-    if lease.walk is None:
-        del fields["walk"]
-    return fields
+    fields = {
+        "url": lease.url,
+        "token": lease.token,
+        "category": lease.category,
+        "attempt": lease.attempt,
+        "lease_seconds": lease.lease_seconds,
+    }
+    return fields if lease.walk is None else fields | {"walk": asdict(lease.walk)}
 
 
 _ADDRESSES = {

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import redis
-import waitress
 
+import redis_engine
+import web_server
 from config import Settings
 from demo.process import SiteProcess
-from redis_engine import connect_url
 from redisConnect import Queue
 from tests.farm import Farm
 from web import create_app
@@ -87,7 +87,7 @@ def engine_options(
 def connection(engine_options: dict[str, Any]) -> Iterator[redis.Redis]:
     """An empty database."""
     options = {name: value for name, value in engine_options.items() if name != "url"}
-    connection = redis.Redis(**options, decode_responses=True, encoding_errors="replace")
+    connection = redis.Redis(**options, **redis_engine._options(retries=1))
     connection.flushall()
     yield connection
     connection.close()
@@ -108,7 +108,7 @@ def queue(connection: redis.Redis, settings: Settings, engine_options: dict[str,
     """A queue in an empty database."""
     if FORM == "acl":
         connection.acl_log_reset()
-    reached = connect_url(engine_options["url"])[0] if engine_options["url"] else connection
+    reached = redis_engine.connect_url(engine_options["url"])[0] if engine_options["url"] else connection
     queue = Queue(reached, settings)
     yield queue
     queue.close()
@@ -127,18 +127,10 @@ def farm(tmp_path: Path, site: SiteProcess) -> Iterator[Farm]:
 @pytest.fixture
 def queue_server(queue: Queue, settings: Settings) -> Iterator[str]:
     """The address of a real queue server in a thread of the test."""
-    server = waitress.create_server(create_app(settings, queue), host="127.0.0.1", port=0, threads=4)
-    ended = threading.Event()
-
-    def serve() -> None:
-        # Turn by turn, so that the server is closed by the thread that runs it.
-        while not ended.is_set():
-            server.asyncore.loop(timeout=0.05, map=server._map, count=1)
-        server.task_dispatcher.shutdown()
-        server.asyncore.close_all(server._map, ignore_all=True)
-
-    thread = threading.Thread(target=serve)
+    server = web_server.listen(create_app(settings, queue), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
     thread.start()
-    yield f"http://127.0.0.1:{server.effective_port}"
-    ended.set()
+    ((host, port),) = server.places
+    yield f"http://{host}:{port}"
+    server.end()
     thread.join()

@@ -312,7 +312,7 @@ def test_the_statuses_of_the_api_are_those_that_the_server_gives() -> None:
         "TooManyRequests": 429,
     }
     assert set(re.findall(r"raise (\w+)\(", source)) - {"UsageError", "ValueError"} <= set(raised)
-    assert said == {*raised.values(), 404, 409, 413, 500, 503}
+    assert said == {*raised.values(), 404, 409, 413, 431, 500, 503}
 
 
 # ------------------------------------------------------------------------------------------ links and words

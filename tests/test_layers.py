@@ -20,9 +20,9 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "series", "stream_choice", "visitor"}
+        | {"pace", "request_head", "series", "stream_choice", "visitor"}
     ),
-    frozenset({"orders", "queue_data", "redis_engine", "sources"}),
+    frozenset({"orders", "queue_data", "redis_engine", "request_server", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
         | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
@@ -55,7 +55,7 @@ PURE = frozenset(
         "shapes",
     }
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
-    | {"series", "source_ids", "sources", "stream_choice", "visitor"}
+    | {"request_head", "series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
@@ -64,7 +64,6 @@ DOORS = {
     "redis": {"redisConnect", "redis_engine"},
     "flask": {"web"},
     "werkzeug": {"web"},
-    "waitress": {"web_server"},
     "requests": {"add_url", "site_walk"},
     "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
@@ -221,14 +220,14 @@ def prints(module: Module) -> list[str]:
 
 
 def catches_everything(module: Module) -> list[str]:
-    """One place may catch any Exception: the end of a job, where a bug in one must not end the others."""
+    """Two places may catch any Exception: the ends of a job and of a request, where a bug must not end others."""
     names = [
         (handler.lineno, ast.unparse(handler.type) if handler.type else "everything")
         for handler in ast.walk(module.tree)
         if isinstance(handler, ast.ExceptHandler)
     ]
     found = [f"line {line}: {name}" for line, name in names if name in ("Exception", "everything")]
-    return found[1:] if module.name == "download_scheduler" else found
+    return found[1:] if module.name in ("download_scheduler", "request_server") else found
 
 
 def has_a_loose_record(module: Module) -> list[str]:

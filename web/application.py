@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from flask import Flask, Response, jsonify, request
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -33,6 +37,12 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
+OF_EVERY_ANSWER = (
+    ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+)
+
 OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"})
 """They come all the time, and nobody waits to see what they change."""
 
@@ -42,8 +52,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app = Flask("web_server", root_path=str(ROOT))
     app.debug = False  # whatever FLASK_DEBUG says: its error pages show code and environment
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.json.ensure_ascii = False  # type: ignore[attr-defined]
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json = _Compact(app)
     sessions = Sessions(settings.token)
     guard = Guard(settings, sessions)
     app.before_request(guard.check)
@@ -85,13 +94,36 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         metrics.count_request(response)
         if request.method == "POST" and request.path not in OF_WORKERS and response.status_code < 400:
             dashboard.clear()
-        response.headers["Cache-Control"] = "no-cache" if request.endpoint == "static" else "no-store"
-        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
+    _add_fields(app)
+
     return app
+
+
+class _Compact(DefaultJSONProvider):
+    """Writes answers as they are, with one encoder for all of them: Flask's makes one for each."""
+
+    _encode = staticmethod(json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return an answer of JSON."""
+        return Response(f"{self._encode(args[0] if args else kwargs)}\n", mimetype="application/json")
+
+
+def _add_fields(app: Flask) -> None:
+    """Let every answer have OF_EVERY_ANSWER; what it shows is not kept by anybody, unless it says otherwise itself."""
+    inner = app.wsgi_app
+
+    def wsgi(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        def begin(status: str, fields: list[tuple[str, str]], *problem: Any) -> Any:
+            is_kept = any(name == "Cache-Control" for name, _value in fields)
+            more = OF_EVERY_ANSWER if is_kept else (("Cache-Control", "no-store"), *OF_EVERY_ANSWER)
+            return start(status, [*fields, *more], *problem)
+
+        return inner(environ, begin)
+
+    app.wsgi_app = wsgi  # type: ignore[method-assign, assignment]
 
 
 def _answer_error(error: HTTPException) -> Response:

@@ -12,7 +12,9 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import request
@@ -104,30 +106,27 @@ class Guard:
 
     def check(self) -> None:
         """Raise the HTTP error of a request that may not go on."""
-        self._check_host()
-        if request.path in self.OPEN_PATHS:
+        path, environ = request.path, request.environ
+        self._check_host(environ)
+        if path in self.OPEN_PATHS:
             return
-        self._check_site()
-        if request.path != self.SIGN_IN_PATH and not request.path.startswith("/static/"):  # which is no secret
+        self._check_site(environ)
+        if path != self.SIGN_IN_PATH and not path.startswith("/static/"):  # which is no secret
             self._check_token()
-        if request.method == "POST":
+        if environ["REQUEST_METHOD"] == "POST":
             self._check_body()
 
-    def _check_host(self) -> None:
+    def _check_host(self, environ: Mapping[str, Any]) -> None:
         """Hold off DNS rebinding: a foreign name that points here makes a browser believe it is the same site."""
-        match = re.fullmatch(
-            r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/@]+))(?::[0-9]*)?", request.environ.get("HTTP_HOST", "")
-        )
-        name = (match[1] or match[2]).lower().removesuffix(".") if match else ""
+        name = _host_name(environ.get("HTTP_HOST", ""))
         if name not in self._hosts and not is_address(name):
             raise MisdirectedRequest(_("the server does not go by this name: add it to BILI_HOSTS on the server"))
 
-    def _check_site(self) -> None:
+    def _check_site(self, environ: Mapping[str, Any]) -> None:
         """Refuse what another site makes a browser send; a link to a page of the dashboard may be followed."""
-        site = request.headers.get("Sec-Fetch-Site")
-        origin = request.headers.get("Origin")
+        site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
         if site is None and origin is not None:
-            foreign = urlsplit(origin).netloc.lower() != request.environ.get("HTTP_HOST", "").lower()
+            foreign = urlsplit(origin).netloc.lower() != environ.get("HTTP_HOST", "").lower()
         else:
             foreign = site not in (None, "same-origin", "none") and not _is_page()
         if foreign:
@@ -164,7 +163,7 @@ class Guard:
         """Only JSON, which no form of another site can send; only of a known length, so that nothing is cut."""
         if request.mimetype != "application/json":
             raise UnsupportedMediaType(_("send JSON, with Content-Type: application/json"))
-        if request.headers.get("Transfer-Encoding") or request.content_length is None:
+        if request.environ.get("HTTP_TRANSFER_ENCODING") or request.content_length is None:
             raise LengthRequired(_("send the body with a Content-Length"))
 
 
@@ -173,6 +172,14 @@ def _is_page() -> bool:
     return request.method in ("GET", "HEAD") and (request.path == "/" or request.path.startswith("/ui/"))
 
 
+@lru_cache(1024)
+def _host_name(host: str) -> str:
+    """Return the name of a Host field without its port; an empty text for what is none."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\[\]:/@]+))(?::[0-9]*)?", host)
+    return (match[1] or match[2]).lower().removesuffix(".") if match else ""
+
+
+@lru_cache(1024)
 def is_address(name: str) -> bool:
     """Tell whether a host is named by its IP address."""
     try:

@@ -159,8 +159,10 @@ def read_query(name: str, check: Check, default: Any) -> Any:
 
 
 def _checked(check: Check, value: Any, name: str) -> Any:
-    with bad_request():
+    try:
         return at(name, check, value)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 @contextmanager
@@ -175,8 +177,9 @@ def bad_request() -> Iterator[None]:
 def decimal(low: int, high: int) -> Check:
     """Return the check of a number in an address."""
 
+    inside = number(low, high, whole=True)
+
     def check(text: str) -> int:
-        digits = re.fullmatch("[0-9]{1,9}", text)
-        return int(number(low, high, whole=True)(int(text) if digits else None))
+        return int(inside(int(text) if re.fullmatch("[0-9]{1,9}", text) else None))
 
     return check

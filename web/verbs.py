@@ -28,6 +28,7 @@ from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record
 from sources import lease_fields, listed_page, sort_out
 from web.actions import egress, names, note
+from web.kept import Kept
 from web.messages import (
     ACK,
     ADD,
@@ -63,6 +64,11 @@ class Verbs:
         self._site = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
         self.totals: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._counted: Kept[int] = Kept()
+
+    def _worker_count(self) -> int:
+        """Return how many workers there are; a moment old, because each of them asks."""
+        return self._counted.get("workers", self._queue.worker_count)
 
     def get_url(self) -> Response:
         """Lease jobs; where nothing is ready, say in Retry-After when to ask again."""
@@ -80,7 +86,7 @@ class Verbs:
             log.info(_("leased %d to %s: %s"), len(leases), worker, ", ".join(lease.url for lease in leases))
             self._count("leased", len(leases))
         else:
-            response.headers["Retry-After"] = str(max(2, math.ceil(self._queue.worker_count() / 200)))
+            response.headers["Retry-After"] = str(max(2, math.ceil(self._worker_count() / 200)))
         return response
 
     def expand(self) -> Response:
@@ -105,7 +111,7 @@ class Verbs:
         lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body), titles)
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
-        pace = max(2.0, self._queue.worker_count() / 200)
+        pace = max(2.0, self._worker_count() / 200)
         answer: dict[str, Any] = {
             "lost": lost,
             "control": self._control(body),
