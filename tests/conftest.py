@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import redis
 
-import redis_engine
 import web_server
 from config import Settings
 from demo.process import SiteProcess
+from redis_engine import connect_url
 from redisConnect import Queue
 from tests.farm import Farm
 from web import create_app
@@ -86,8 +86,10 @@ def engine_options(
 @pytest.fixture
 def connection(engine_options: dict[str, Any]) -> Iterator[redis.Redis]:
     """An empty database."""
-    options = {name: value for name, value in engine_options.items() if name != "url"}
-    connection = redis.Redis(**options, **redis_engine._options(retries=1))
+    socket = engine_options.get("unix_socket_path")
+    client, _url = connect_url(f"unix://{socket}" if socket else f"redis://127.0.0.1:{engine_options['port']}")
+    assert isinstance(client, redis.Redis)
+    connection = client
     connection.flushall()
     yield connection
     connection.close()
@@ -108,7 +110,7 @@ def queue(connection: redis.Redis, settings: Settings, engine_options: dict[str,
     """A queue in an empty database."""
     if FORM == "acl":
         connection.acl_log_reset()
-    reached = redis_engine.connect_url(engine_options["url"])[0] if engine_options["url"] else connection
+    reached = connect_url(engine_options["url"])[0] if engine_options["url"] else connection
     queue = Queue(reached, settings)
     yield queue
     queue.close()
