@@ -518,7 +518,8 @@ class Queue(FarmQueue):
         """Lease the first new page to who expanded its container, unless somebody else was quicker."""
         shard = shard_of_id(url, self._shards)
         args: list[str | int] = [url, worker, instance, self._lease_ms, secrets.token_hex(8), secrets.token_hex(4)]
-        fields = json.loads(self._run("take", [answer_key(token, shard)], args, shard))
+        # Under a name of its own: the answer to the expansion may be in the same shard.
+        fields = json.loads(self._run("take", [answer_key(f"{token}:take", shard)], args, shard))
         return self._lease(*fields) if fields else None
 
     @engine_errors
