@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,11 +173,8 @@ class Queue(FarmQueue):
         self._lease_seconds = settings.lease_seconds
         self._lease_ms = round(settings.lease_seconds * 1000)
         self._affinity_ms = round(settings.affinity_seconds * 1000)
-        common = (_LUA / "common.lua").read_text("utf-8")
         self._scripts = {
-            path.stem: connection.register_script(common + path.read_text("utf-8"))
-            for path in _LUA.glob("*.lua")
-            if path.stem != "common"
+            path.stem: connection.register_script(_script(path)) for path in _LUA.glob("*.lua") if path.stem != "common"
         }
         self._shards = settings.shards
         self._is_moved = False
@@ -525,7 +523,7 @@ class Queue(FarmQueue):
         """Queue what a container lists shard by shard, and then close it.
 
         Whoever dies in between leaves it open: it is expanded again, and what is there already is known. It counts as
-        new all the same until it was counted, so that a ledger is right (``enlist`` of lua/common.lua).
+        new all the same until it was counted, so that a ledger is right (``enlist`` of lua/parts).
         """
         home = shard_of_id(url, self._shards)
         opened = self._run("expansion", [answer_key(token, home)], [url, token, secrets.token_hex(8)], home)
@@ -556,7 +554,8 @@ class Queue(FarmQueue):
         """Lease the first new page to who expanded its container, unless somebody else was quicker."""
         shard = shard_of_id(url, self._shards)
         args: list[str | int] = [url, worker, instance, self._lease_ms, secrets.token_hex(8), secrets.token_hex(4)]
-        fields = json.loads(self._run("take", [answer_key(token, shard)], args, shard))
+        # Under a name of its own: the answer to the expansion may be in the same shard.
+        fields = json.loads(self._run("take", [answer_key(f"{token}:take", shard)], args, shard))
         return self._lease(*fields) if fields else None
 
     @engine_errors
@@ -867,6 +866,13 @@ class Queue(FarmQueue):
         if answer is None:
             raise StaleToken(_("The lease of {id} has moved on: nothing was changed").format(id=url), 409)
         return answer
+
+
+def _script(path: Path) -> str:
+    """Return a script behind what it shares with others: with all, and with those that it names."""
+    own = path.read_text("utf-8")
+    parts = [_LUA / "common.lua", *(_LUA / "parts" / f"{name}.lua" for name in re.findall(r"(?m)^-- with (\w+)$", own))]
+    return "".join(part.read_text("utf-8") for part in parts) + own
 
 
 def _told(result: Result) -> list[str]:

@@ -1,6 +1,7 @@
 -- drain: a worker gets nothing new until it holds nothing, because a suspect needs it. KEYS: the common ones.
 -- ARGV: worker, lease_ms, and choose where the suspect waits in this shard and its worker is chosen here; drain or stop
 -- where that was decided elsewhere. Answers whether it drains.
+-- with turns
 
 local worker, at = ARGV[1], now()
 

@@ -2,6 +2,7 @@
 -- added here, a seen bucket for each page, and for each container its seen, closed and paged one.
 -- ARGV: id of the container, its origin or '', for how many ms it may be repeated, number of pages, then id and member of
 -- each job, the pages first. Answers for each job 1 where it is new, also if it was added by a call before.
+-- with listing
 
 local mark_key, origin = KEYS[OWN + 1], ARGV[2] ~= '' and ARGV[2]
 local news, pages, containers = enlist(ARGV[1], origin, tonumber(ARGV[4]), 5, OWN + 2, mark_key)

@@ -9,6 +9,7 @@
 -- Answers {added, known, {id, token, origin, attempt, ledger} or nothing}, as JSON, or false for a stale token; of a
 -- source that is ended here, whatever was to follow, {added, known, true}; {added, known, {id, worker, instance}} where the
 -- first new page is to be taken in another step.
+-- with listing
 
 local answer_key, closed_key, own_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN + 3]
 local id, token, member, more = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'

@@ -2,6 +2,7 @@
 -- ARGV: worker, lease_ms, status as JSON, then for each job id, token, how many bytes of it are on disk, its title or ''
 -- and that folded.
 -- Answers the ids whose lease is no longer this one.
+-- with renewal
 
 local worker, lease_ms = ARGV[1], tonumber(ARGV[2])
 -- Where memory is full a script is refused at its first write that may need some, and not after another write. A

@@ -8,6 +8,7 @@
 -- `recall` (nothing is given that was not given before), or the mark of bar.lua under which this worker gets a suspect.
 -- The states: `settled` and `begun` (see settle.lua), `recalled`, `given`; `alone` and `suspect`, which shard_leases.py
 -- resolves with the other shards, with the mark in place of the leases; and `drains`.
+-- with turns
 
 local answer_key = KEYS[OWN + 1]
 local count, worker, instance = tonumber(ARGV[1]), ARGV[2], ARGV[3]

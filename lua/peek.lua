@@ -1,5 +1,6 @@
 -- peek: whether a lease request may find something in this shard. KEYS: the common ones. ARGV: worker, instance, lease_ms,
 -- ids that the worker has chunks of. Answers 2 where a suspect waits, 1 where something else may, or 0. Writes nothing.
+-- with turns
 
 local worker, instance, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 

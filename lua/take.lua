@@ -1,5 +1,5 @@
 -- take: the first new page of a container that was expanded is leased to who did it, if it still waits. KEYS: the common
--- ones, answer:<token> of the container's lease.
+-- ones, answer:<token>:take with the token of the container's lease.
 -- ARGV: id, worker, instance, lease_ms, nonce, an epoch in case there is none. Answers the fields of a lease as JSON, or
 -- false as JSON where somebody else was quicker, or the worker holds a suspect.
 

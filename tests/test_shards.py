@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from tests.test_redisConnect import BV, ENVIRONMENT, PERMANENT, TRANSIENT, lease
 ROOT = Path(__file__).resolve().parent.parent
 SHARDS = 4
 MANY = [aid_to_bvid(aid) for aid in range(7_000_001, 7_000_201)]
+FEW = MANY[:50]
 
 
 @pytest.fixture
@@ -106,19 +108,20 @@ def test_two_ids_of_one_identity_are_never_in_two_shards(
 @pytest.mark.parametrize("shards", [2, 3, 8, 64])
 @pytest.mark.parametrize("step", [1, 2, 16, 1000])
 def test_the_load_is_spread_whatever_the_distance_of_ids(shards: int, step: int) -> None:
-    counts = Counter(shard_of_id(f"{BV[0]}?p=1&cid={cid}", shards) for cid in range(1, 20_000 * step, step))
+    buckets = (Identity("c", cid, "") for cid in range(1, 4000 * step, step))
+    counts = Counter(shard_of(bucket, shards) for bucket in buckets)
     assert len(counts) == shards
-    assert max(counts.values()) < 2 * 20_000 / shards
+    assert max(counts.values()) < 2 * 4000 / shards
 
 
 # ------------------------------------------------------------------------------------------ verbs
 
 
 def test_a_farm_of_several_shards_finishes_everything_once(queue: Queue, connection: redis.Redis) -> None:
-    assert queue.add(MANY, request="r1").added == len(MANY)
-    assert queue.add(MANY, request="r1").added == len(MANY)
-    assert queue.add(MANY).known == len(MANY)
-    assert len({shard_of_id(url, SHARDS) for url in MANY}) == SHARDS
+    assert queue.add(FEW, request="r1").added == len(FEW)
+    assert queue.add(FEW, request="r1").added == len(FEW)
+    assert queue.add(FEW).known == len(FEW)
+    assert len({shard_of_id(url, SHARDS) for url in FEW}) == SHARDS
     work, finished = True, []
     while work:
         work = False
@@ -126,7 +129,7 @@ def test_a_farm_of_several_shards_finishes_everything_once(queue: Queue, connect
             for lease in list(queue.lease(worker, 5)):
                 work = True
                 if "cid=" not in lease.url:
-                    aid = MANY.index(lease.url)
+                    aid = FEW.index(lease.url)
                     expanded = queue.expand(lease.url, lease.token, pages(*range(3 * aid + 1, 3 * aid + 4)))
                     assert (expanded.added, expanded.known) == (3, 0)
                     if expanded.lease is None:
@@ -135,7 +138,7 @@ def test_a_farm_of_several_shards_finishes_everything_once(queue: Queue, connect
                 assert not queue.heartbeat(worker, [(lease.url, lease.token, 5)], {"state": "works"})
                 assert queue.ack(lease.url, lease.token, result(parse_job_id(lease.url).cid)) == "done"
                 finished.append(lease.url)
-    assert len(finished) == len(set(finished)) == 3 * len(MANY) == queue.counts().done
+    assert len(finished) == len(set(finished)) == 3 * len(FEW) == queue.counts().done
     assert sorted(item["url"] for item in all_of(queue.success)) == sorted(finished)
     assert structure.problems(connection, SHARDS) == []
     assert queue.knows(finished) and not queue.knows([*finished, f"{BV[0]}?p=1&cid=99999"])
@@ -237,21 +240,26 @@ def test_a_page_of_a_listing_whose_reader_dies_is_counted_once(
     raise AssertionError("it never came to its end")
 
 
+@pytest.mark.parametrize("is_at_home", [True, False])
 def test_an_expansion_that_is_broken_off_anywhere_is_completed(
-    queue: Queue, connection: redis.Redis, mortal: Mortal
+    is_at_home: bool, queue: Queue, connection: redis.Redis, mortal: Mortal
 ) -> None:
+    """Also where the first page belongs to the shard of its video."""
+    home = shard_of_id(BV[0], SHARDS)
+    first = next(n for n in range(1, 99) if (shard_of_id(f"{BV[0]}?p=1&cid={n}", SHARDS) == home) == is_at_home)
+    cids = range(first, first + 8)
     for commands in range(100):
         connection.flushall()
         queue.add([BV[0]])
         lease = lease_one(queue)
         mortal.left = commands
         try:
-            Queue(mortal, Settings(shards=SHARDS)).expand(lease.url, lease.token, pages(*range(1, 9)))
+            Queue(mortal, Settings(shards=SHARDS)).expand(lease.url, lease.token, pages(*cids))
         except Died:
-            expanded = queue.expand(lease.url, lease.token, pages(*range(1, 9)))
+            expanded = queue.expand(lease.url, lease.token, pages(*cids))
             assert (expanded.added, expanded.known) == (8, 0)
-            assert expanded.lease is not None and expanded.lease.url == f"{BV[0]}?p=1&cid=1"
-            assert queue.expand(lease.url, lease.token, pages(*range(1, 9))) == expanded
+            assert expanded.lease is not None and expanded.lease.url == f"{BV[0]}?p=1&cid={first}"
+            assert queue.expand(lease.url, lease.token, pages(*cids)) == expanded
             assert leased(connection) == {expanded.lease.url: expanded.lease.token}
             assert queue.counts().ready == 7
             assert structure.problems(connection, SHARDS) == []
@@ -356,7 +364,20 @@ def test_a_suspect_is_leased_to_a_worker_that_holds_nothing_in_any_shard(queue: 
     assert [lease.url for lease in suspect] == [BV[0]]
     assert all(queue.lease("w1", 3, request=f"t{number}") == () for number in range(20))
     assert structure.problems(connection, SHARDS) == []
-    queue.nack(suspect[0].url, suspect[0].token, TRANSIENT)
+    # What was alone once may be so again at once, though the bars of the first time stand in other shards yet.
+    let_expire(connection, BV[0], shards=SHARDS)
+    queue.sweep()
+    queue.cancel([BV[0]])
+    again = next(url for url in BV if shard_of_id(url, SHARDS) == shard_of_id(BV[0], SHARDS) and url != BV[0])
+    queue.add([again])
+    make_suspect(queue, connection, again)
+    home = shard_of_id(again, SHARDS)
+    request = next(
+        f"v{n}" for n in range(99) if zlib.crc32(f"w1 v{n}".encode()) % SHARDS == home
+    )  # it asks there first
+    assert [lease.url for lease in queue.lease("w1", 1, request=request)] == [again]
+    assert structure.problems(connection, SHARDS) == []
+    queue.cancel([again])
     assert queue.lease("w1", 3, request="after")
     assert structure.problems(connection, SHARDS) == []
 
@@ -450,7 +471,9 @@ def picture(queue: Queue) -> dict[str, Any]:
 WAYS = [(1, 4), (4, 3), (2, 5), (3, 1)]
 
 
-@pytest.mark.parametrize(("before", "after"), WAYS)
+@pytest.mark.parametrize(
+    ("before", "after"), [(1, 4), *(pytest.param(*way, marks=pytest.mark.slow) for way in WAYS[1:])]
+)
 def test_a_queue_is_spread_over_another_number_of_shards(before: int, after: int, connection: redis.Redis) -> None:
     queue = Queue(connection, Settings(shards=before))
     fill(queue, before, connection)
@@ -600,7 +623,7 @@ def test_the_command_is_killed_again_and_again_and_ends(scripts: Scripts, connec
     while True:
         process = scripts.start("web_server.py", "--reshard", "5")
         began = count_of_writes(connection)
-        wanted = began + chance.randrange(10, 200) * (1 + kills)
+        wanted = began + chance.randrange(10, 100) + 50 * kills
         while process.poll() is None and count_of_writes(connection) < wanted:
             time.sleep(0.001)  # how far it is can only be asked
         if process.poll() is not None:
