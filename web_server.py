@@ -146,6 +146,7 @@ def listen(app: Any, host: str, port: int) -> Any:
             asyncore_use_poll=hasattr(select, "poll"),
             ident=None,
             max_request_body_size=MAX_BUFFERED_BYTES,
+            clear_untrusted_proxy_headers=False,  # web/ decides whom it believes
         )
     except (OSError, ValueError) as error:
         raise UsageError(_address_problem(host, port, error)) from None
