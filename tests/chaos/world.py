@@ -56,6 +56,8 @@ class Options:
     """Of each connection to the CDN, so that a large video takes long enough to be broken in the middle."""
     pace_seconds: float = 0.8
     """Between two deeds of the nemesis, on average."""
+    fails_over: bool = False
+    """Whether each worker knows all servers, and goes from one to another by itself."""
 
 
 def _die_with_parent() -> None:
@@ -248,10 +250,13 @@ class World:
         """Make a machine with folders of its own, and start its worker."""
         folder = self.folder / "machines" / name
         folder.mkdir(parents=True)
-        port = self.relay.door(name, self.ports[home])
+        doors = [self.relay.door(name, self.ports[home])]
+        if self.options.fails_over:
+            others = [port for number, port in enumerate(self.ports) if number != home]
+            doors += [self.relay.door(f"{name}@{port}", port) for port in others]
         environ = self._environ(
             BILI_WORKER=name,
-            BILI_SERVER_URL=f"http://127.0.0.1:{port}",
+            BILI_SERVER_URL=",".join(f"http://127.0.0.1:{port}" for port in doors),
             BILI_DATA_DIR=str(folder / "data"),
             BILI_DOWNLOAD_DIR=str(folder / "Download"),
             BILI_WORKING_FILE=str(folder / "working.json"),
