@@ -24,6 +24,8 @@ STALL_SECONDS = 60.0
 """A worker whose loop has made no turn for so long does not live; it makes two a second."""
 MOST_MIRRORS = 50
 
+Label = tuple[str, str] | None
+
 
 @contextmanager
 def serving_metrics(
@@ -85,7 +87,7 @@ def metrics(board: Board, health: Health, free_bytes: Callable[[], int]) -> list
     lines = _lines("jobs", "gauge", "Jobs by stage.", {("stage", stage): n for stage, n in stages.items()})
     lines += _lines("state", "gauge", "What the worker does: one is 1.", {("state", board.state): 1})
     lines += _lines("done_total", "counter", "Pages finished since the start.", {None: board.done})
-    failures = {("kind", kind): count for kind, count in list(board.failures.items())}
+    failures: dict[Label, float] = {("kind", kind): count for kind, count in list(board.failures.items())}
     lines += _lines("failures_total", "counter", "Attempts failed since the start, by the kind of error.", failures)
     lines += _lines("dead_total", "counter", "Jobs that failed for good since the start.", {None: board.dead})
     lines += _lines(
@@ -134,7 +136,7 @@ def _mirror_lines(health: Health, now: float) -> list[str]:
     ]
 
 
-def _lines(name: str, kind: str, about: str, values: Mapping[tuple[str, str] | None, float]) -> list[str]:
+def _lines(name: str, kind: str, about: str, values: Mapping[Label, float]) -> list[str]:
     lines = [f"# HELP bili_worker_{name} {about}", f"# TYPE bili_worker_{name} {kind}"]
     for label, value in values.items():
         where = f'{{{label[0]}="{_escaped(label[1])}"}}' if label else ""

@@ -115,6 +115,16 @@ def test_every_setting_that_is_named_is_one(name: str) -> None:
     assert named and named <= set(VARIABLES)
 
 
+@pytest.mark.parametrize(
+    "name", ["docs/deploy.md", "README.md", "README.zh-CN.md", "deploy/nginx.conf", "deploy/compose.env"]
+)
+def test_every_file_of_deploy_that_is_named_is_there_and_none_is_forgotten(name: str) -> None:
+    named = set(re.findall(r"\bdeploy/([\w@.-]+\w)", (ROOT / name).read_text("utf-8")))
+    there = {path.name for path in DEPLOY.iterdir()}
+    assert named <= there
+    assert name != "docs/deploy.md" or named == there
+
+
 def env_file(name: str) -> dict[str, str]:
     lines = [line for line in text_of(name).splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
@@ -350,9 +360,8 @@ def test_systemd_takes_the_units_and_finds_them_shut(name: str, tmp_path: Path) 
 def test_the_commands_of_the_units_make_a_farm(hand: ByHand) -> None:
     """ExecStart, Environment and EnvironmentFile of two servers and a worker, as systemd would start them."""
     engine_port, ports = free_port(), [free_port(), free_port()]
-    lines = [line.split(maxsplit=1) for line in text_of("valkey.conf").splitlines() if line and line[0] != "#"]
-    options = [word for key, value in lines for word in (f"--{key}", value.strip('"'))]
-    engine = [engine_binary(), "--port", str(engine_port), "--bind", "127.0.0.1", "--dir", str(hand.folder), *options]
+    engine = [engine_binary(), str(DEPLOY / "valkey.conf"), "--port", str(engine_port), "--bind", "127.0.0.1"]
+    engine += ["--dir", str(hand.folder)]
     hand.start("valkey", engine, hand.environ())
     wait_until("Valkey serves", lambda: is_open(engine_port), 20)
     server_env = {name: value.replace(":6379", f":{engine_port}") for name, value in env_file("server.env").items()}

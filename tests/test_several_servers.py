@@ -22,7 +22,15 @@ import add_url
 from config import Settings
 from errors import ServerUnreachable, StaleToken
 from model import Failure, Lease, Page, Result
-from queue_client import Beat, Heartbeat, Held, QueueClient, lease_clock, make_server_session
+from queue_client import (
+    Beat,
+    Heartbeat,
+    Held,
+    QueueClient,
+    beat_limit_seconds,
+    lease_clock,
+    make_server_session,
+)
 from redisConnect import Queue
 from server_choice import ServerChoice
 from status_table import show_status
@@ -78,9 +86,8 @@ async def test_a_server_that_fails_is_left_for_the_next_one_with_the_same_words(
     first.answers["/get_url"], second.answers["/get_url"] = fault, ok([])
     settings = replace(settings, server_urls=(servers[0].url, servers[1].url))
     async with make_server_session(settings) as session:
-        client = QueueClient(settings, session, "w1", "i1", draw=lambda: 1.0)  # a wait would be long, and is none
-        async with asyncio.timeout(0.4):
-            await client.lease(2, [PAGE])
+        client = QueueClient(settings, session, "w1", "i1", draw=lambda: 1e6)  # whoever waits has no patience left
+        await client.lease(2, [PAGE])
         assert first.asked == second.asked and len(first.asked) == 1
         await client.lease(1)
         assert (len(first.asked), len(second.asked)) == (1, 2)  # it is remembered as bad
@@ -95,10 +102,10 @@ async def test_a_server_that_is_gone_or_answers_nothing_is_left_too(servers: lis
     silent = await asyncio.start_server(nothing, "127.0.0.1", 0)
     urls = (f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}", servers[0].url)
     servers[0].answers["/heartbeat"] = {"lost": []}
-    settings = replace(settings, server_urls=urls, lease_seconds=1.0)
+    settings = replace(settings, server_urls=urls, lease_seconds=9.0)
     async with make_server_session(settings) as session:
         client = QueueClient(settings, session, "w1", "i1")
-        async with asyncio.timeout(2.0):  # what a heartbeat may take altogether
+        async with asyncio.timeout(beat_limit_seconds(settings)):
             assert (await client.heartbeat([], {})).lost == []
     silent.close()
     for writer in writers:
@@ -243,13 +250,17 @@ def test_who_signed_in_at_one_server_is_known_at_each_and_after_a_restart(
     assert with_another_token.get("/").status_code == 401
 
 
-def test_who_changed_something_at_one_server_sees_it_at_the_other_at_once(two: tuple[Flask, Flask]) -> None:
+def test_who_changed_something_at_one_server_sees_it_at_the_other_at_once(
+    two: tuple[Flask, Flask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEPT_SECONDS", "LONGEST_SECONDS"):
+        monkeypatch.setattr(f"web.kept.{name}", 60.0)
     a, b = map(bearer, two)
     page = "/ui/jobs?fragment=1"
-    assert VIDEO not in b.get(page).text  # kept by b, for a second at least
+    assert VIDEO not in b.get(page).text  # kept by b, for a minute here
     answer = a.post("/add_url", json={"urls": [VIDEO]})
     cookies = SimpleCookie(answer.headers["Set-Cookie"])
-    assert VIDEO not in b.get(page).text  # another browser may see it a moment later
+    assert VIDEO not in b.get(page).text  # another browser sees it when that is over
     b.set_cookie(Changes.COOKIE, cookies[Changes.COOKIE].value)
     assert VIDEO in b.get(page).text
 

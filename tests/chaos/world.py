@@ -56,6 +56,7 @@ class Options:
     """Of each connection to the CDN, so that a large video takes long enough to be broken in the middle."""
     pace_seconds: float = 0.8
     """Between two deeds of the nemesis, on average."""
+    lease_seconds: float = LEASE_SECONDS
     fails_over: bool = False
     """Whether each worker knows all servers, and goes from one to another by itself."""
 
@@ -241,7 +242,7 @@ class World:
             **own,
             "LANGUAGE": "en",
             "BILI_API_INTERVAL": "0",
-            "BILI_LEASE_SECONDS": str(LEASE_SECONDS),
+            "BILI_LEASE_SECONDS": str(self.options.lease_seconds),
             "BILI_AFFINITY_SECONDS": str(AFFINITY_SECONDS),
             **more,
         }
