@@ -17,6 +17,8 @@ import redis
 from aiohttp import web
 from flask import Flask
 from flask.testing import FlaskClient
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 import add_url
 from config import Settings
@@ -176,8 +178,13 @@ def test_heartbeats_go_on_at_another_server(settings: Settings, queue_server: st
 
 
 def test_add_url_and_the_status_go_to_the_next_server(
-    settings: Settings, queue_server: str, queue: Queue, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    queue_server: str,
+    queue: Queue,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("site_walk.TRIES", 1)  # at once, without a wait between
     dead = f"http://127.0.0.1:{free_port()}"
     settings = replace(settings, server_urls=(dead, queue_server), token=TOKEN)
     sink = add_url.ServerSink(settings)
@@ -274,7 +281,7 @@ def test_a_change_is_heard_of_once_and_nonsense_never() -> None:
 
 
 def test_a_server_lives_while_its_engine_is_away(settings: Settings) -> None:
-    away = redis.Redis(host="127.0.0.1", port=free_port())
+    away = redis.Redis(host="127.0.0.1", port=free_port(), retry=Retry(NoBackoff(), 0))
     client = create_app(replace(settings, token=TOKEN), Queue(away, settings)).test_client()
     assert client.get("/livez").status_code == 200  # without a token, as a supervisor asks
     assert client.get("/healthz").status_code == 503
