@@ -48,6 +48,7 @@ from log_setup import note, start_logging
 from model import Added, Failure, Lease
 from parse_ import parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
+from server_choice import ServerChoice, is_there, together
 from site_walk import Site, body, new_session, persist, place, problem, shown
 from source_ids import LESSON, RANKING, Source, find_source
 from sources import (
@@ -169,7 +170,7 @@ def open_sink(settings: Settings) -> Sink:
     if settings.redis_url:
         say(_("The queue is in Redis at {url}.").format(url=read_url(settings.redis_url).place))
     elif not settings.server_is_local:
-        say(_("The queue is at the server {url}.").format(url=place(settings.server_url)))
+        say(_("The queue is at the server {url}.").format(url=", ".join(map(place, settings.server_urls))))
         return ServerSink(settings)
     else:
         say(_("The queue is the embedded one in {folder}.").format(folder=settings.data_dir))
@@ -178,9 +179,10 @@ def open_sink(settings: Settings) -> Sink:
 
 
 class ServerSink:
-    """The queue behind the server at BILI_SERVER_URL."""
+    """The queue behind the servers at BILI_SERVER_URL."""
 
     def __init__(self, settings: Settings) -> None:
+        self._servers = ServerChoice(settings.server_urls, time.monotonic)
         self._url = settings.server_url
         if not settings.token:
             sentence = _("BILI_TOKEN is not set: the server {url} is on another machine and wants it")
@@ -232,7 +234,24 @@ class ServerSink:
         self._session.close()
 
     def _call(self, method: str, path: str, content: object = None) -> dict[str, Any]:
-        return persist(lambda: self._call_once(method, path, content), ServerUnreachable)
+        return persist(lambda: self._call_each(method, path, content), ServerUnreachable)
+
+    def _call_each(self, method: str, path: str, content: object) -> dict[str, Any]:
+        """Ask one server after the other until one answers."""
+        problems: dict[str, ServerUnreachable] = {}
+        for url in self._servers.in_order():
+            self._url = url
+            try:
+                answer = self._call_once(method, path, content)
+            except ServerUnreachable as error:
+                problems[place(url)] = error
+                if is_there(error):
+                    break
+                self._servers.failed(url)
+                continue
+            self._servers.answered(url)
+            return answer
+        raise together(problems)
 
     def _call_once(self, method: str, path: str, content: object) -> dict[str, Any]:
         try:

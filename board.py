@@ -5,7 +5,7 @@ Written by the scheduler alone, in one thread; the time is given.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +103,8 @@ class Board:
     def __init__(self) -> None:
         self.jobs: dict[str, JobView] = {}
         self.done = self.failed = self.dead = 0
+        self.failures: Counter[str] = Counter()
+        """By the kind of the error."""
         self.received_bytes = 0
         self.state = "starting"
         self.note = ""
@@ -133,6 +135,11 @@ class Board:
         self._samples.append((at, self.received_bytes))
         while len(self._samples) > 2 and at - self._samples[0][0] > SPEED_WINDOW_SECONDS:
             self._samples.popleft()
+
+    @property
+    def sampled_at(self) -> float:
+        """When the scheduler last looked; long ago where it never did."""
+        return self._samples[-1][0] if self._samples else float("-inf")
 
     @property
     def speed_bytes_per_second(self) -> float:

@@ -6,6 +6,7 @@ right. Relative paths are relative to the folder of the scripts, wherever they a
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -98,7 +99,7 @@ class Settings:
     """Every setting with its default; ``redis_url``, ``token``, ``sessdata``, ``notify`` are secrets without a repr."""
 
     redis_url: str = field(default="", repr=False)
-    server_url: str = "http://127.0.0.1:8080"
+    server_urls: tuple[str, ...] = ("http://127.0.0.1:8080",)
     token: str = field(default="", repr=False)
     worker: str = ""
     web_url: str = "https://www.bilibili.com"
@@ -159,15 +160,25 @@ class Settings:
         named = (self.web_url, self.api_url, self.passport_url, self.short_url)
         return (*self.media_hosts, *(urlsplit(url).netloc.lower() for url in named if url not in _REAL_URLS))
 
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto the server believes."""
+    metrics_address: str = ""
+    """Where a worker shows its figures to Prometheus, ``host:port``; empty is nowhere."""
+
+    @property
+    def server_url(self) -> str:
+        """The first queue server, which names the farm where one name is needed."""
+        return self.server_urls[0]
+
     @property
     def server_is_local(self) -> bool:
-        """Tell whether the queue server is on this machine's loopback."""
-        return is_loopback(urlsplit(self.server_url).hostname or "")
+        """Tell whether all queue servers are on this machine's loopback."""
+        return all(is_loopback(urlsplit(url).hostname or "") for url in self.server_urls)
 
 
 _VARIABLES = {
     "redis_url": "REDIS_URL",
-    "server_url": "BILI_SERVER_URL",
+    "server_urls": "BILI_SERVER_URL",
     "token": "BILI_TOKEN",
     "worker": "BILI_WORKER",
     "web_url": "BILI_WEB_URL",
@@ -200,6 +211,8 @@ _VARIABLES = {
     "notify": "BILI_NOTIFY",
     "log_level": "BILI_LOG_LEVEL",
     "log_file": "BILI_LOG_FILE",
+    "trusted_proxies": "BILI_TRUSTED_PROXIES",
+    "metrics_address": "BILI_METRICS_ADDRESS",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -267,6 +280,39 @@ def _url(text: str, root: Path) -> str:
     if parts.port == 0:  # reading the port raises ValueError where it is no number
         raise ValueError(_("port 0 is nobody's"))
     return text.rstrip("/")
+
+
+def _urls(text: str, root: Path) -> tuple[str, ...]:
+    """Return addresses of servers, each once, in the order in which they are named."""
+    found = dict.fromkeys(_url(part.strip(), root) for part in text.split(",") if part.strip())
+    if not found:
+        raise ValueError(_("it must be an http:// or https:// address, such as http://192.0.2.1:8080"))
+    return tuple(found)
+
+
+def _networks(text: str, root: Path) -> tuple[str, ...]:
+    """Return addresses and networks as they are written, or none for the word ``none``."""
+    named = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if named == ("none",):
+        return ()
+    for part in named:
+        try:
+            ipaddress.ip_network(part)
+        except ValueError:
+            raise ValueError(_("{name} is no address and no network such as 10.0.0.0/8").format(name=part)) from None
+    return named
+
+
+def _listening_address(text: str, root: Path) -> str:
+    """Return ``host:port``; without a host it is this machine only."""
+    parts = urlsplit(f"//127.0.0.1:{text}" if text.isdecimal() else f"//{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or not port or parts.path or "@" in parts.netloc:
+        raise ValueError(_("it must be a port, or an address and a port, such as 127.0.0.1:9100"))
+    return parts.netloc
 
 
 def _redis_url(text: str, root: Path) -> str:
@@ -423,7 +469,7 @@ def parse_speed(value: object) -> float:
 
 _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "redis_url": _redis_url,
-    "server_url": _url,
+    "server_urls": _urls,
     "token": _header,
     "worker": _worker,
     "web_url": _url,
@@ -456,6 +502,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "notify": _addresses,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_file": _path,
+    "trusted_proxies": _networks,
+    "metrics_address": _listening_address,
 }
 
 

@@ -574,6 +574,7 @@ class Scheduler:
                 self._heartbeat.apologize(held)
             return
         self.board.failed += 1
+        self.board.failures[error.kind] += 1
         if state == "dead":
             self.board.dead += 1
             self._unfinished.pop(lease.url, None)

@@ -42,6 +42,7 @@ from model import (
 )
 from orders import read_order
 from parse_ import parse_job_id
+from server_choice import ServerChoice, is_there, together, with_place
 from shapes import Check, flag, line, list_of, number, record
 from sources import WALK, read_lease
 
@@ -57,6 +58,8 @@ OWN_SHARE = 0.95
 CUT_OFF_LIMIT = 128
 OBEYED_SECONDS = 0.5
 STOP_SECONDS = 2.0
+TOTAL_SECONDS = 20.0
+CONNECT_SECONDS = 5.0
 LOOP_STALL_SECONDS = 600.0
 """A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
 
@@ -75,8 +78,13 @@ def make_server_session(settings: Settings) -> aiohttp.ClientSession:
         headers=headers,
         trust_env=not settings.server_is_local,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=20, sock_connect=5),
+        timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
     )
+
+
+def beat_limit_seconds(settings: Settings) -> float:
+    """Return how long a heartbeat may take: a third of a lease, so that two may be late."""
+    return max(2.0, settings.lease_seconds / 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,11 @@ class QueueClient:
         instance: str,
         draw: retry.Draw = random.random,
     ) -> None:
-        self._server = settings.server_url
+        self._servers = ServerChoice(settings.server_urls, lease_clock, worker)
+        # A server that takes requests and answers none must leave time to ask the others.
+        several = len(settings.server_urls) > 1
+        self._limit_seconds = TOTAL_SECONDS / 2 if several else None
+        self._beat_limit_seconds = beat_limit_seconds(settings) / len(settings.server_urls) if several else None
         self._session = session
         self._worker = worker
         self._instance = instance
@@ -203,7 +215,9 @@ class QueueClient:
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state), **(standing or {})}
         if finished:
             body["finished"] = list(finished)
-        answer = _understood(_BEAT, (await self._once("POST", "/heartbeat", None, body))[0])
+        answer = _understood(
+            _BEAT, (await self._ask_each("POST", "/heartbeat", None, body, self._beat_limit_seconds))[0]
+        )
         slow_seconds = answer.get("control", {}).get("slow_seconds", 0.0)
         return Pulse(
             answer["lost"],
@@ -290,7 +304,7 @@ class QueueClient:
         attempt = 0
         while True:
             try:
-                answer = await self._once(method, path, query, body)
+                answer = await self._ask_each(method, path, query, body, self._limit_seconds)
                 self._note_presence(None)
                 return answer
             except ServerUnreachable as error:
@@ -310,26 +324,58 @@ class QueueClient:
             log.info(_("The server answers again"))
         self._is_away = error is not None
 
-    async def _once(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: Mapping[str, Any] | None
+    async def _ask_each(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        limit_seconds: float | None,
     ) -> tuple[Any, Mapping[str, str]]:
+        """Ask one server after the other, word for word the same; raise ServerUnreachable where none answers."""
+        problems: dict[str, ServerUnreachable] = {}
+        for server in self._servers.in_order():
+            try:
+                answer = await self._once(server, method, path, query, body, limit_seconds)
+            except ServerUnreachable as error:
+                problems[server] = error
+                if is_there(error):
+                    break
+                if self._servers.failed(server) and not self._servers.is_single():
+                    log.warning(_("%s; another server is asked"), with_place(server, error))
+                continue
+            if self._servers.answered(server) and not self._servers.is_single():
+                log.info(_("The server %s answers again"), server)
+            return answer
+        raise together(problems)
+
+    async def _once(
+        self,
+        server: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        limit_seconds: float | None,
+    ) -> tuple[Any, Mapping[str, str]]:
+        options: dict[str, Any] = {"params": query, "json": body, "allow_redirects": False}
+        if limit_seconds is not None:
+            connect_seconds = min(CONNECT_SECONDS, limit_seconds)
+            options["timeout"] = aiohttp.ClientTimeout(total=limit_seconds, sock_connect=connect_seconds)
         try:
-            async with self._session.request(
-                method, self._server + path, params=query, json=body, allow_redirects=False
-            ) as reply:
+            async with self._session.request(method, server + path, **options) as reply:
                 content = await _read(reply)
                 if reply.status == 200:
                     return json.loads(content), reply.headers
                 raise _refusal(reply.status, content, _header_seconds(reply.headers.get("Retry-After")))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            place = self._server
             raise ServerUnreachable(
                 _("The server {place} cannot be reached: {problem}").format(
-                    place=place, problem=str(error) or "timeout"
+                    place=server, problem=str(error) or "timeout"
                 )
             ) from None
         except (ValueError, RecursionError):
-            raise ServerError(_("{place} answers, but not like a queue server").format(place=self._server)) from None
+            raise ServerError(_("{place} answers, but not like a queue server").format(place=server)) from None
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:
@@ -523,7 +569,7 @@ class Heartbeat:
         held, cut_off = list(self._held.values()), list(self._cut_off.values())
         sent = lease_clock()
         try:
-            async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
+            async with asyncio.timeout(beat_limit_seconds(self._settings)):
                 finished = self._finished()
                 lost, period_seconds, replay, slow_seconds, order, data_id = await client.heartbeat(
                     _renewals(held), self._state(), finished, self._standing()

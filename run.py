@@ -30,6 +30,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,10 +55,11 @@ from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from mirrors import Health, media_allowed
 from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
-from queue_client import QueueClient, make_server_session
+from queue_client import QueueClient, lease_clock, make_server_session
 from speed_limit import SpeedLimit
 from steering import QrLogin
 from terminal import Terminal
+from worker_metrics import serving_metrics
 
 log = logging.getLogger("run")
 
@@ -238,6 +240,7 @@ def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
 async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty_seconds: float | None) -> int:
     running = asyncio.Event()
     instance = new_instance(time.time())
+    free_bytes = partial(free_disk_bytes, settings.download_dir)
     for folder in {settings.scratch_dir, settings.download_dir / PARTS_FOLDER}:  # the setting may be a new one
         remove_leftovers(folder)
         discard_old_parts(folder, OLD_PARTS_SECONDS)
@@ -262,9 +265,13 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
         )
         _stop_on_signals(scheduler)
         _draw_anew_on_signals(terminal.lines)
-        log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, settings.server_url, settings.download_dir)
+        servers = ", ".join(settings.server_urls)
+        log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, servers, settings.download_dir)
         async with _kept_login(Keeper(settings, passport, site.login, site.check_login)):
-            with terminal.bars(scheduler.board, lambda: free_disk_bytes(settings.download_dir)):
+            with (
+                serving_metrics(settings.metrics_address, scheduler.board, health, free_bytes, lease_clock),
+                terminal.bars(scheduler.board, free_bytes),
+            ):
                 return await scheduler.run(until_empty_seconds)
 
 

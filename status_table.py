@@ -24,6 +24,7 @@ from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
 from i18n import _, translated
 from plain_text import harmless, size_text, span_text, speed_text
+from server_choice import ServerChoice, together
 from site_walk import body, new_session, place, problem
 from sources import facts
 
@@ -40,7 +41,7 @@ WITHOUT_END = 1000
 def show_status(settings: Settings, as_json: bool) -> None:
     """Print what the server tells of the farm; raise ServerError where it tells nothing."""
     with closing(_Server(settings)) as server:
-        status = gathered(server, settings.server_url)
+        status = gathered(server)
     console = Console(width=None if sys.stdout.isatty() else WITHOUT_END, markup=False, highlight=False, emoji=False)
     if as_json:
         console.print(json.dumps(status, ensure_ascii=False, indent=1), soft_wrap=True)
@@ -53,7 +54,9 @@ class _Server:
     """What is asked of the server; whatever is between may answer in its place, so each answer is looked at."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.server_url
+        self._servers = ServerChoice(settings.server_urls, time.monotonic)
+        self.url = settings.server_url
+        """The one that was asked last."""
         self._session = new_session(settings.token, trust_env=not settings.server_is_local)
 
     def close(self) -> None:
@@ -61,14 +64,25 @@ class _Server:
         self._session.close()
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return an answer of the server."""
-        url = place(self._url)
+        """Return an answer of the first server that gives one."""
+        problems: dict[str, ServerUnreachable] = {}
+        for url in self._servers.in_order():
+            self.url = url
+            try:
+                return self._get(path)
+            except ServerUnreachable as error:
+                problems[place(url)] = error
+                self._servers.failed(url)
+        raise together(problems)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        url = place(self.url)
         try:
-            with self._session.get(self._url + path, timeout=TIMEOUT, stream=True) as reply:
+            with self._session.get(self.url + path, timeout=TIMEOUT, stream=True) as reply:
                 text = body(reply)
         except (OSError, ValueError) as error:
             sentence = _("{problem}: is web_server.py running there? BILI_SERVER_URL says where it is looked for")
-            raise ServerUnreachable(sentence.format(problem=problem(error, self._url))) from None
+            raise ServerUnreachable(sentence.format(problem=problem(error, self.url))) from None
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError):
@@ -78,7 +92,8 @@ class _Server:
         reason = answer.get("error") if isinstance(answer, dict) else None
         if reply.status_code != 200 and isinstance(reason, str):
             sentence = _("the server {url} answers HTTP {status} {reason}")
-            raise ServerError(sentence.format(url=url, status=reply.status_code, reason=harmless(reason)))
+            kind = ServerUnreachable if reply.status_code >= 500 else ServerError
+            raise kind(sentence.format(url=url, status=reply.status_code, reason=harmless(reason)))
         if reply.status_code != 200 or not isinstance(answer, dict):
             sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
             raise ServerError(sentence.format(url=url))
@@ -100,19 +115,19 @@ class _Server:
 # ------------------------------------------------------------------------------------------ what there is to say
 
 
-def gathered(server: _Server, url: str) -> dict[str, Any]:
+def gathered(server: _Server) -> dict[str, Any]:
     """Return all facts, as ``--json`` prints them."""
     status = server.get("/status")
     if not isinstance(status.get("jobs"), dict):
         server.get("/healthz")
-        raise ServerError(_("{url} is no queue server of this project").format(url=place(url)))
+        raise ServerError(_("{url} is no queue server of this project").format(url=place(server.url)))
     sources, more_sources = server.everything("/sources")
     failed, more_failed = server.everything("/failed")
     away_seconds = max(120.0, 3 * float(status.get("lease_seconds") or 0))
     workers = [_worker(worker, away_seconds) for worker in status.get("workers", ()) if isinstance(worker, dict)]
     workers.sort(key=lambda worker: (worker["state"] == "away", worker["worker"]))
     return {
-        "server": place(url),
+        "server": place(server.url),
         "jobs": {state: int(status["jobs"].get(state, 0)) for state in STATES},
         "speed_bytes_per_second": sum(worker["speed_bytes_per_second"] or 0 for worker in workers),
         "next_due_seconds": status.get("next_due_seconds"),

@@ -599,7 +599,7 @@ def test_an_http_proxy_is_used_for_the_site_but_not_for_a_server_here(
     assert proxy.requests[-1].path.startswith("http://api.site.invalid/x/web-interface/ranking/v2?")
     before = len(proxy.requests)
     server.answers["/redrive"] = Reply(body='{"redriven": 3}')
-    sink = add_url.ServerSink(Settings(server_url=server.url, token=TOKEN))
+    sink = add_url.ServerSink(Settings(server_urls=(server.url,), token=TOKEN))
     assert sink.redrive_all() == 3
     sink.close()
     assert len(proxy.requests) == before
@@ -774,7 +774,7 @@ def test_from_another_machine_everything_goes_through_the_server(
 
 
 def test_a_refresh_through_the_server(web_server: str, queue: Queue) -> None:
-    sink = add_url.ServerSink(Settings(server_url=web_server, token=TOKEN))
+    sink = add_url.ServerSink(Settings(server_urls=(web_server,), token=TOKEN))
     assert sink.add(["ep5"], "", "", False, "") == Added(1, 0)
     (lease,) = queue.lease("w", 1)
     queue.expand(lease.url, lease.token, ())
@@ -798,7 +798,7 @@ def test_a_source_is_left_to_a_worker_behind_a_server(environ: dict[str, str], w
 
 
 def server_sink(server: StandIn) -> add_url.ServerSink:
-    return add_url.ServerSink(Settings(server_url=server.url, token=TOKEN))
+    return add_url.ServerSink(Settings(server_urls=(server.url,), token=TOKEN))
 
 
 def test_a_lost_answer_is_asked_again_as_the_same_request(
@@ -1025,7 +1025,7 @@ def test_rankings_that_the_settings_name_are_watched_in_the_queue(
 def test_what_is_watched_through_a_server_stays_watched_there(
     environ: dict[str, str], web_server: str, queue: Queue
 ) -> None:
-    sink = add_url.ServerSink(Settings(server_url=web_server, token=TOKEN))
+    sink = add_url.ServerSink(Settings(server_urls=(web_server,), token=TOKEN))
     options = watch_options(targets=["mid:7", "rank:财经", "BV1xx411c7mD"], watch=60, category="远")
     for again in (False, True):
         add_url.add_all(sink, Settings(), options, add_url.Tally(), again)

@@ -87,6 +87,8 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_OUTPUT": "{titel}",
         "BILI_NOTIFY": "topsecret",
         "BILI_LOG_LEVEL": "loud",
+        "BILI_TRUSTED_PROXIES": "10.0.0.0/40",
+        "BILI_METRICS_ADDRESS": "127.0.0.1",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -105,7 +107,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_NOTIFY": "json://secretuser:secretpassword@host/"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_LOG_LEVEL": "Debug", "BILI_LOG_FILE": "logs/bili.log"}
+    values |= {"BILI_TRUSTED_PROXIES": "10.0.0.0/8, 2001:DB8::1"}
     settings = parse_settings(values)
+    assert settings.trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
     assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"
@@ -204,7 +208,39 @@ def test_without_a_setting_there_is_no_limit_of_speed_and_up_to_16_connections()
     ],
 )
 def test_a_server_on_this_machine_is_told_from_others(url: str, local: bool) -> None:
-    assert Settings(server_url=url).server_is_local is local
+    assert Settings(server_urls=(url,)).server_is_local is local
+
+
+def test_several_servers_are_told_apart_by_commas_and_each_is_looked_at() -> None:
+    settings = parse_settings({"BILI_SERVER_URL": "http://a:1/, https://b/farm,http://a:1"})
+    assert settings.server_urls == ("http://a:1", "https://b/farm") and settings.server_url == "http://a:1"
+    assert not Settings(server_urls=("http://127.0.0.1:8080", "http://192.0.2.1:8080")).server_is_local
+    assert Settings(server_urls=("http://127.0.0.1:8080", "http://[::1]:8081")).server_is_local
+    for wrong in ("http://a:1,b:2", ",", "http://a:1,ftp://b"):
+        with pytest.raises(UsageError, match="BILI_SERVER_URL="):
+            parse_settings({"BILI_SERVER_URL": wrong})
+
+
+def test_that_no_proxy_is_trusted_can_be_said() -> None:
+    assert parse_settings({"BILI_TRUSTED_PROXIES": "None"}).trusted_proxies == ()
+    assert parse_settings({}).trusted_proxies == ("127.0.0.1", "::1")
+    for wrong in ("none,10.0.0.1", "10.0.0.1/8", "proxy.example"):
+        with pytest.raises(UsageError, match="BILI_TRUSTED_PROXIES="):
+            parse_settings({"BILI_TRUSTED_PROXIES": wrong})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("9100", "127.0.0.1:9100"), ("0.0.0.0:9100", "0.0.0.0:9100"), ("[::1]:9100", "[::1]:9100"), ("a.b:1", "a.b:1")],
+)
+def test_figures_are_shown_on_loopback_where_no_host_is_named(text: str, address: str) -> None:
+    assert parse_settings({"BILI_METRICS_ADDRESS": text}).metrics_address == address
+
+
+@pytest.mark.parametrize("text", ["host", "host:", "host:0", "host:70000", "u@host:1", "host:1/x", ":", "0"])
+def test_no_other_place_for_figures_is_taken(text: str) -> None:
+    with pytest.raises(UsageError, match="BILI_METRICS_ADDRESS="):
+        parse_settings({"BILI_METRICS_ADDRESS": text})
 
 
 @pytest.mark.parametrize("bad", ["", " ", "a/b", "..", ".hidden", "x\n", "C:", "é" * 61, " a"])
@@ -334,7 +370,7 @@ def test_addresses_for_notices_are_taken_apart_where_one_begins(text: str, found
     settings = parse_settings({"BILI_NOTIFY": text})
     assert settings.notify == found
     assert "://" not in repr(
-        Settings(server_url="", web_url="", api_url="", passport_url="", short_url="", notify=found)
+        Settings(server_urls=("",), web_url="", api_url="", passport_url="", short_url="", notify=found)
     )
 
 

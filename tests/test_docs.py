@@ -28,6 +28,7 @@ IN_DOCS = (
     "docs/api.md",
     "docs/architecture.md",
     "docs/engines.md",
+    "docs/deploy.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
@@ -173,7 +174,19 @@ def test_the_chinese_readme_is_chinese_and_promises_in_chinese() -> None:
 
 # ------------------------------------------------------------------------------------------ the file map
 
-FOLDERS = ("Download", "benchmarks", "demo", "docs", "ffmpeg", "locales", "sources", "static", "templates", "tests")
+FOLDERS = (
+    "Download",
+    "benchmarks",
+    "demo",
+    "deploy",
+    "docs",
+    "ffmpeg",
+    "locales",
+    "sources",
+    "static",
+    "templates",
+    "tests",
+)
 MADE_LATER = ("Download/",)
 """By the first worker."""
 

@@ -108,7 +108,7 @@ async def start_worker(site: RunningSite, queue_server: str, settings: Settings)
                 web_url=site.web_url,
                 api_url=site.api_url,
                 media_hosts=site.media_hosts,
-                server_url=queue_server,
+                server_urls=(queue_server,),
                 api_interval_seconds=0.0,
                 **changes,
             )

@@ -1258,7 +1258,7 @@ def test_an_add_whose_answer_gets_lost_counts_once(queue_server: str, queue: Que
     from add_url import ServerSink
 
     with Relay(int(queue_server.rsplit(":", 1)[1])) as relay:
-        sink = ServerSink(replace(settings, server_url=relay.url(), token="any"))
+        sink = ServerSink(replace(settings, server_urls=(relay.url(),), token="any"))
         lost = relay.drop_replies("/add_url", 2)
         added = sink.add(videos(1, 5), "", "", False, "r1")
         sink.close()
@@ -1307,7 +1307,7 @@ class Crowd:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(connector=connector, trace_configs=[tracing], timeout=timeout) as session:
-            settings = Settings(server_url=self.url)
+            settings = Settings(server_urls=(self.url,))
 
             async def one(number: int) -> None:
                 clients = [
@@ -1448,7 +1448,7 @@ async def test_after_an_outage_workers_come_back_spread_out(
 
     tracing.on_request_end.append(end)
     tracing.on_request_exception.append(fail)
-    settings = Settings(server_url=f"http://127.0.0.1:{port}", working_file=tmp_path / "working.json")
+    settings = Settings(server_urls=(f"http://127.0.0.1:{port}",), working_file=tmp_path / "working.json")
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, trace_configs=[tracing]) as session:
         with contextlib.ExitStack() as first:

@@ -112,7 +112,7 @@ async def test_a_worker_says_which_streams_it_took_and_hears_of_a_cancelled_job(
     queue_server: str, queue: Queue, settings: Settings
 ) -> None:
     one = page(queue)
-    settings = replace(settings, server_url=queue_server)
+    settings = replace(settings, server_urls=(queue_server,))
     async with make_server_session(settings) as session:
         client = QueueClient(settings, session, "w1", "i1")
         queue.cancel([one.url])

@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "request_head", "series", "stream_choice", "visitor"}
+        | {"pace", "request_head", "series", "server_choice", "stream_choice", "visitor"}
     ),
     frozenset({"orders", "queue_data", "redis_engine", "request_server", "sources"}),
     frozenset(
@@ -29,7 +29,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"download_stream_file", "extras", "merge_stream_file", "page_streams", "redisConnect", "source_reader"}
-        | {"status_table", "steering", "terminal"}
+        | {"status_table", "steering", "terminal", "worker_metrics"}
     ),
     frozenset({"download_scheduler", "late_extras", "web"}),
     frozenset({"add_url", "run", "web_server"}),
@@ -55,7 +55,8 @@ PURE = frozenset(
         "shapes",
     }
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
-    | {"request_head", "series", "source_ids", "sources", "stream_choice", "visitor"}
+    | {"request_head", "series", "server_choice", "source_ids", "sources", "stream_choice"}
+    | {"visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 

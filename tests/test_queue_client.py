@@ -61,7 +61,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def client(server: Server, settings: Settings) -> AsyncIterator[QueueClient]:
-    settings = replace(settings, server_url=server.url, token="secret-token")
+    settings = replace(settings, server_urls=(server.url,), token="secret-token")
     async with make_server_session(settings) as session:
         yield QueueClient(settings, session, "w1", "i1", draw=lambda: 0.01)
 
@@ -168,7 +168,7 @@ async def test_what_is_no_whole_answer_is_never_taken_for_one(settings: Settings
             writer.close()
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    settings = replace(settings, server_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    settings = replace(settings, server_urls=(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}",))
     timeout = ClientTimeout(total=0.3 if answer is None else 20)
     async with ClientSession(timeout=timeout) as session:
         client = QueueClient(settings, session, "w1", "i1")
@@ -194,7 +194,7 @@ async def test_a_failure_is_told_with_its_class_and_the_wait_that_it_needs(serve
 
 
 async def test_no_server_at_all_is_one_sentence(settings: Settings) -> None:
-    settings = replace(settings, server_url="http://127.0.0.1:9")
+    settings = replace(settings, server_urls=("http://127.0.0.1:9",))
     async with make_server_session(settings) as session:
         with pytest.raises(ServerUnreachable, match=r"http://127\.0\.0\.1:9 cannot be reached"):
             await QueueClient(settings, session, "w", "i").release(HELD)
@@ -287,7 +287,7 @@ def beating(settings: Settings, held: dict[str, Held]) -> tuple[Heartbeat, list[
 
 async def test_a_blocked_loop_does_not_stop_the_heartbeat(queue_server: str, settings: Settings) -> None:
     """The worker's loop stands still; its leases are renewed all the same, by a thread and a loop of their own."""
-    settings = replace(settings, server_url=queue_server, lease_seconds=1.0)
+    settings = replace(settings, server_urls=(queue_server,), lease_seconds=1.0)
     lease = replace(HELD, lease_seconds=1.0)
     held = {HELD.url: Held(lease, lease_clock() + 1.0, lambda: {"chunks": True})}
     heartbeat, beats, beaten = beating(settings, held)
@@ -307,7 +307,7 @@ async def test_a_blocked_loop_does_not_stop_the_heartbeat(queue_server: str, set
 
 async def test_a_heartbeat_moves_the_deadline_and_says_what_is_done(server: Server, settings: Settings) -> None:
     server.answers["/heartbeat"] = {"lost": [], "control": None, "heartbeat_seconds": 0.2}
-    settings = replace(settings, server_url=server.url)
+    settings = replace(settings, server_urls=(server.url,))
     before = lease_clock() + 1.0
     held = {HELD.url: Held(HELD, before, lambda: {"title": "t", "chunks": False})}
     heartbeat, _beats, beaten = beating(settings, held)
@@ -334,7 +334,7 @@ async def test_a_heartbeat_tells_how_the_worker_stands_with_the_site_and_hears_o
         beats.append(beat)
         beaten.set()
 
-    settings = replace(settings, server_url=server.url)
+    settings = replace(settings, server_urls=(server.url,))
     heartbeat = Heartbeat(settings, "w1", "i1", {}, dict, on_beat, standing=lambda: standing)
     heartbeat.start()
     try:
@@ -363,7 +363,7 @@ async def test_a_deadline_counts_from_when_it_was_asked_for_and_a_failed_beat_mo
 
     server.answers["/heartbeat"] = answer
     held = {HELD.url: Held(HELD, 1.0, dict)}
-    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), held)
+    heartbeat, beats, beaten = beating(replace(settings, server_urls=(server.url,), lease_seconds=1.0), held)
     heartbeat.start()
     try:
         assert await asyncio.to_thread(beaten.wait, 20)
@@ -384,7 +384,7 @@ async def test_a_heartbeat_that_is_not_answered_is_not_waited_for_until_the_leas
         return web.Response()
 
     server.answers["/heartbeat"] = [silent, lambda _r: web.json_response({"lost": []})]
-    heartbeat, _beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), {})
+    heartbeat, _beats, beaten = beating(replace(settings, server_urls=(server.url,), lease_seconds=1.0), {})
     heartbeat.start()
     try:
         assert await asyncio.to_thread(beaten.wait, 12)  # the session alone would wait for 20 s
@@ -399,7 +399,7 @@ async def test_the_server_sets_the_pace_of_heartbeats_but_three_always_fit_into_
 ) -> None:
     server.answers["/heartbeat"] = {"lost": [], "heartbeat_seconds": told}
     held = {HELD.url: Held(replace(HELD, lease_seconds=3.0), 1.0, dict)}
-    heartbeat, _beats, beaten = beating(replace(settings, server_url=server.url), held)
+    heartbeat, _beats, beaten = beating(replace(settings, server_urls=(server.url,)), held)
     heartbeat.start()
     try:
         assert await asyncio.to_thread(beaten.wait, 20)
@@ -414,7 +414,7 @@ async def test_a_lease_that_ran_out_is_named_once_and_given_back_where_it_had_no
     """The server forgives a death that was none, and must not keep what nobody works on."""
     other = replace(HELD, url="BV17x411w7KC?p=2&cid=8", token="e.2.n")
     server.answers["/heartbeat"] = {"lost": [HELD.url], "control": None, "heartbeat_seconds": 0.2}
-    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), {})
+    heartbeat, beats, beaten = beating(replace(settings, server_urls=(server.url,), lease_seconds=1.0), {})
     for lease in (HELD, other):
         heartbeat.apologize(Held(lease, 0.0, dict))
     heartbeat.start()
@@ -442,7 +442,7 @@ async def test_a_heartbeat_that_stops_ends_its_thread_also_in_the_middle_of_a_be
         return web.Response()
 
     server.answers["/heartbeat"] = silent
-    heartbeat = Heartbeat(replace(settings, server_url=server.url), "w1", "i", {}, dict, lambda _beat: None)
+    heartbeat = Heartbeat(replace(settings, server_urls=(server.url,)), "w1", "i", {}, dict, lambda _beat: None)
     heartbeat.start()
     await asyncio.wait_for(asked.wait(), 20)
     heartbeat.stop()
@@ -457,7 +457,7 @@ async def test_a_worker_whose_loop_is_dead_lets_its_leases_run_out(
 ) -> None:
     monkeypatch.setattr("queue_client.LOOP_STALL_SECONDS", 0.0)
     server.answers["/heartbeat"] = {"lost": []}
-    heartbeat, _beats, beaten = beating(replace(settings, server_url=server.url, lease_seconds=1.0), {})
+    heartbeat, _beats, beaten = beating(replace(settings, server_urls=(server.url,), lease_seconds=1.0), {})
     heartbeat.start()
     try:
         assert not await asyncio.to_thread(beaten.wait, 1)
@@ -479,7 +479,7 @@ async def test_an_order_is_heard_and_soon_told_to_be_obeyed(
         if beat.order is not None:
             obeyed["order"] = beat.order.id
 
-    heartbeat = Heartbeat(replace(settings, server_url=queue_server), "w1", "i1", {}, lambda: dict(obeyed), on_beat)
+    heartbeat = Heartbeat(replace(settings, server_urls=(queue_server,)), "w1", "i1", {}, lambda: dict(obeyed), on_beat)
     heartbeat.start()
     try:
         async with asyncio.timeout(20):
@@ -497,7 +497,7 @@ async def test_an_order_is_heard_and_soon_told_to_be_obeyed(
 async def test_an_order_that_makes_no_sense_costs_no_lease(server: Server, settings: Settings, order: Any) -> None:
     server.answers["/heartbeat"] = {"lost": [], "heartbeat_seconds": 0.2, "order": order}
     held = {HELD.url: Held(HELD, 0.0, dict)}
-    heartbeat, beats, beaten = beating(replace(settings, server_url=server.url), held)
+    heartbeat, beats, beaten = beating(replace(settings, server_urls=(server.url,)), held)
     heartbeat.start()
     try:
         assert await asyncio.to_thread(beaten.wait, 5)

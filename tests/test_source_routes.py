@@ -122,7 +122,7 @@ def test_what_was_never_added_is_read_when_its_watch_says_so(queue: Queue, conne
 @pytest.mark.asyncio
 async def test_the_workers_client_tells_pages(queue: Queue, queue_server: str) -> None:
     queue.add([UPLOADER], wishes={"limit": 5, "oldest_first": True})
-    settings = Settings(server_url=queue_server)
+    settings = Settings(server_urls=(queue_server,))
     async with aiohttp.ClientSession() as session:
         worker = QueueClient(settings, session, "w", "i")
         (found,) = (await worker.lease(1)).leases

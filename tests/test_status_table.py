@@ -46,12 +46,12 @@ def busy(queue: Queue) -> Queue:
 
 
 def table(settings: Settings, server: str, capsys: pytest.CaptureFixture[str], **more: Any) -> str:
-    show_status(replace(settings, server_url=server, **more), as_json=False)
+    show_status(replace(settings, server_urls=(server,), **more), as_json=False)
     return capsys.readouterr().out
 
 
 def facts(settings: Settings, server: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    show_status(replace(settings, server_url=server), as_json=True)
+    show_status(replace(settings, server_urls=(server,)), as_json=True)
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     return answer
 
@@ -181,17 +181,17 @@ def test_what_cannot_be_used_is_said_in_one_sentence(
     settings: Settings, status: int, text: str, error: type[ServerError], sentence: str
 ) -> None:
     with answering(status, text, Location="http://127.0.0.2:1/") as (url, _asked), pytest.raises(error) as caught:
-        show_status(replace(settings, server_url=url), as_json=False)
+        show_status(replace(settings, server_urls=(url,)), as_json=False)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_token_is_sent_and_a_server_that_is_away_is_named(settings: Settings) -> None:
     with answering(200, "{}") as (url, asked), pytest.raises(ServerError):
-        show_status(replace(settings, server_url=url, token="secret"), as_json=False)
+        show_status(replace(settings, server_urls=(url,), token="secret"), as_json=False)
     assert asked[0] == "/status Bearer secret"
     away = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ServerUnreachable, match=r"cannot be reached: is web_server.py running there\? BILI_SERVER_URL"):
-        show_status(replace(settings, server_url=away), as_json=False)
+        show_status(replace(settings, server_urls=(away,)), as_json=False)
 
 
 def script(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

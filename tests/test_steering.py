@@ -272,7 +272,7 @@ def test_a_stand_in_that_the_settings_name_may_log_in_too() -> None:
 
 async def test_the_workers_client_hears_orders_and_answers_them(queue: Queue, queue_server: str) -> None:
     async with aiohttp.ClientSession() as session:
-        worker = QueueClient(Settings(server_url=queue_server), session, "w1", "i")
+        worker = QueueClient(Settings(server_urls=(queue_server,)), session, "w1", "i")
         assert (await worker.heartbeat([], {})).order is None
         queue.steer(["w1"], {"count": 3, "max_speed": None}, "somebody", "l")
         order = (await worker.heartbeat([], {})).order

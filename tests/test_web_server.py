@@ -485,13 +485,13 @@ def address_of(rule: str) -> str:
     return rule.replace("<path:filename>", "dashboard.css")
 
 
-def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None:
+def test_every_route_demands_the_token_but_those_of_health(guarded: FlaskClient) -> None:
     routes = list(guarded.application.url_map.iter_rules())
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
         *("/sources", "/watch", "/history", "/steer", "/login", "/actions"),
         *("/jobs", "/job", "/failures", "/cancel", "/first", "/forget"),
-        *("/replay", "/success", "/failed", "/healthz", "/metrics", "/static/<path:filename>"),
+        *("/replay", "/success", "/failed", "/healthz", "/livez", "/metrics", "/static/<path:filename>"),
         *(f"/ui/{name}" for name in ("machines", "jobs", "job", "failures", "sources", "add", "actions")),
         *("/ui/sign-in", "/ui/sign-out"),
     }
@@ -500,7 +500,7 @@ def test_every_route_demands_the_token_but_healthz(guarded: FlaskClient) -> None
             continue
         for method in rule.methods or ():
             answer = guarded.open(address_of(rule.rule), method=method)
-            assert answer.status_code == (200 if rule.rule == "/healthz" else 401), (rule.rule, method)
+            assert answer.status_code == (200 if rule.rule in ("/healthz", "/livez") else 401), (rule.rule, method)
     assert guarded.get("/nothing").status_code == 401
     assert guarded.get("/healthz/../status").status_code == 401
 
@@ -586,7 +586,7 @@ def test_other_sites_can_make_a_browser_do_nothing(app: Flask, queue: Queue, sit
     client = app.test_client()
     queue.add([VIDEO])
     for rule in app.url_map.iter_rules():
-        if rule.rule == "/healthz":
+        if rule.rule in ("/healthz", "/livez"):
             continue
         for method in {"GET", "POST"} & (rule.methods or set()):
             if method == "GET" and (rule.rule == "/" or rule.rule.startswith("/ui/")):
@@ -715,10 +715,36 @@ def test_metrics_are_what_prometheus_reads(client: FlaskClient) -> None:
         "bili_added_total 1",
         'bili_requests_total{route="/expand",status="200"} 1',
         'bili_requests_total{route="other",status="404"} 1',
+        "bili_leased_total 2",  # the video, and its page with the expansion
+        "bili_acked_total 0",
+        'bili_request_seconds_bucket{route="/expand",le="+Inf"} 1',
+        'bili_request_seconds_count{route="/expand"} 1',
     ):
         assert expected in lines
     for line in lines:
-        assert re.fullmatch(r'# (HELP|TYPE) bili_\w+ .+|bili_\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? \d+', line), line
+        number = r"\d+(\.\d+)?(e-\d+)?"
+        assert re.fullmatch(rf'# (HELP|TYPE) bili_\w+ .+|bili_\w+(\{{\w+="[^"]*"(,\w+="[^"]*")*\}})? {number}', line), (
+            line
+        )
+    seconds = {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
+    assert 0 < seconds["bili_engine_seconds"] < 5
+    assert 0 < seconds['bili_request_seconds_sum{route="/expand"}'] < 5
+
+
+def test_what_requests_took_is_counted_by_bounds(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("web.metrics.BUCKETS_SECONDS", (0.0, 1000.0))
+    for _number in range(3):
+        client.get("/livez")
+    lines = client.get("/metrics").text.splitlines()
+    for bound, count in (("0.0", 0), ("1000.0", 3), ("+Inf", 3)):
+        assert f'bili_request_seconds_bucket{{route="/livez",le="{bound}"}} {count}' in lines
+
+
+def test_what_becomes_of_leases_is_counted(client: FlaskClient) -> None:
+    lease = lease_page(client)
+    post(client, "/nack", nack_of(lease))
+    assert client.post("/nack", json=nack_of({**lease, "token": "e.1.n"})).status_code == 409
+    assert "bili_nacked_total 1" in client.get("/metrics").text.splitlines()
 
 
 # ------------------------------------------------------------------------------------------ the engine goes away

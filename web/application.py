@@ -24,7 +24,8 @@ from web.guard import Guard, SignInNeeded
 from web.jobs import Jobs
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
-from web.session import Sessions
+from web.proxies import TrustedProxies
+from web.session import CHANGE_SECONDS, Changes, Sessions
 from web.steering import Steering
 from web.verbs import Verbs
 
@@ -45,6 +46,8 @@ OF_EVERY_ANSWER = (
 
 OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"})
 """They come all the time, and nobody waits to see what they change."""
+SEEN_BY_NOBODY = OF_WORKERS | {"/ui/sign-in", "/ui/sign-out"}
+"""What changes no page."""
 
 
 def create_app(settings: Settings, queue: Queue) -> Flask:
@@ -55,13 +58,15 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.json = _Compact(app)
     sessions = Sessions(settings.token)
     guard = Guard(settings, sessions)
-    app.before_request(guard.check)
+    app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
 
     verbs, jobs = Verbs(settings, queue), Jobs(queue)
     steering = Steering(queue)
     metrics = Metrics(queue, verbs.totals)
+    app.before_request(metrics.begin_request)
+    app.before_request(guard.check)
     for view in (
-        *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
+        *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz, verbs.livez),
         *(jobs.jobs, jobs.job, jobs.failures),
         *(verbs.history, steering.actions, metrics.metrics),
     ):
@@ -89,11 +94,21 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.register_error_handler(StaleToken, _answer_stale_token)
     app.register_error_handler(EngineError, _answer_engine_error)
 
+    changes = Changes()
+
+    @app.before_request
+    def hear_of_changes() -> None:
+        if changes.is_news(request.cookies.get(Changes.COOKIE, "")):
+            dashboard.clear()
+
     @app.after_request
     def finish(response: Response) -> Response:
         metrics.count_request(response)
-        if request.method == "POST" and request.path not in OF_WORKERS and response.status_code < 400:
+        if request.method == "POST" and request.path not in SEEN_BY_NOBODY and response.status_code < 400:
             dashboard.clear()
+            response.set_cookie(
+                Changes.COOKIE, changes.note(), max_age=CHANGE_SECONDS, httponly=True, samesite="Strict"
+            )
         return response
 
     _add_fields(app)

@@ -173,7 +173,7 @@ class Dashboard:
                 max_age=SESSION_SECONDS,
                 httponly=True,
                 samesite="Strict",
-                secure=request.headers.get("X-Forwarded-Proto") == "https",
+                secure=request.is_secure,
             )
         return answer
 

@@ -92,8 +92,8 @@ class WrongTokens:
 class Guard:
     """Looks at every request before its route does."""
 
-    OPEN_PATHS = frozenset({"/healthz"})
-    """Without a token: it says nothing but whether the server works."""
+    OPEN_PATHS = frozenset({"/healthz", "/livez"})
+    """Without a token: they say nothing but whether the server works."""
     SIGN_IN_PATH = "/ui/sign-in"
     BEARER_PATHS = frozenset({"/get_url"})
     """Not with what a browser remembers, a password or a session: any page can make it send a GET with that."""

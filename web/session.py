@@ -6,11 +6,15 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 
 SESSION_SECONDS = 30 * 86400
+CHANGE_SECONDS = 20
+"""As long as a server may show a page that was made before a change."""
 
 
 class Sessions:
@@ -48,3 +52,35 @@ class Sessions:
 
     def _sign(self, content: str) -> str:
         return hmac.digest(self._key, content.encode(), "sha256").hex()
+
+
+class Changes:
+    """What a browser has changed just now, told to all servers by its own cookie: what they keep is old for it.
+
+    The server that took the change knows so itself. Another one, behind the same proxy, hears of it with the browser's
+    next request, and makes its pages anew once.
+    """
+
+    COOKIE = "bili_changed"
+    MAX_KNOWN = 256
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def note(self) -> str:
+        """Return the cookie's value for a change that was made here."""
+        identity = secrets.token_hex(8)
+        self.is_news(identity)
+        return identity
+
+    def is_news(self, identity: str) -> bool:
+        """Tell whether a change was made elsewhere and is heard of for the first time."""
+        if not re.fullmatch("[0-9a-f]{16}", identity):
+            return False
+        with self._lock:
+            is_known = identity in self._known
+            self._known[identity] = None
+            while len(self._known) > self.MAX_KNOWN:
+                self._known.popitem(last=False)
+        return not is_known

@@ -101,6 +101,7 @@ class Verbs:
             expanded = self._queue.expand(body["url"], body["token"], pages, body.get("urls", ()), more, ledger)
         log.info(_("expanded %s: %d new, %d known"), body["url"], expanded.added, expanded.known)
         lease = lease_fields(expanded.lease) if expanded.lease else None
+        self._count("leased", 1 if lease else 0)
         return jsonify(added=expanded.added, known=expanded.known, lease=lease, ended=expanded.ended)
 
     def heartbeat(self) -> Response:
@@ -146,6 +147,7 @@ class Verbs:
         with bad_request():
             state = self._queue.ack(body["url"], body["token"], result)
         log.info(_("done %s: %s"), body["url"], result.path)
+        self._count("acked", 1)
         return jsonify(state=state)
 
     def replay(self) -> Response:
@@ -169,6 +171,7 @@ class Verbs:
         )
         state = self._queue.nack(body["url"], body["token"], failure)
         log.info(_("failed %s (%s, now %s): %s: %s"), body["url"], failure.kind, state, failure.code, failure.reason)
+        self._count("nacked", 1)
         return jsonify(state=state)
 
     def release(self) -> Response:
@@ -176,6 +179,7 @@ class Verbs:
         body = read_body(record(LEASE_FIELDS))
         state = self._queue.release(body["url"], body["token"])
         log.info(_("released %s"), body["url"])
+        self._count("released", 1)
         return jsonify(state=state)
 
     def add_url(self) -> Response:
@@ -273,6 +277,10 @@ class Verbs:
         except EngineError:
             return jsonify(error=_("Redis or Valkey cannot be used now")), 503
         return jsonify(status="ok"), 200
+
+    def livez(self) -> Response:
+        """Say that the server answers, whatever the engine does: starting it anew would not help the engine."""
+        return jsonify(status="ok")
 
     def _count(self, name: str, amount: int) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +64,8 @@ class Outcome:
         ]
 
 
-def run(options: Options) -> Outcome:
-    """Run a farm through everything and judge it."""
+def run(options: Options, deeds: Callable[[World], dict[str, int]] | None = None) -> Outcome:
+    """Run a farm through everything, or through what ``deeds`` does and counts, and judge it."""
     took: dict[str, float] = {}
     begun = now()
     with World(options) as world, (options.folder / "nemesis.jsonl").open("w", encoding="utf-8") as log:
@@ -77,7 +77,9 @@ def run(options: Options) -> Outcome:
         took["start"] = now() - begun
         _say(f"{len(world.machines)} workers on {len(world.servers)} servers; logs in {options.folder}")
         begun = now()
-        nemesis.rage(options.seconds)
+        done = deeds(world) if deeds is not None else None
+        if done is None:
+            nemesis.rage(options.seconds)
         took["rage"] = now() - begun
         begun = now()
         nemesis.heal()
@@ -87,7 +89,7 @@ def run(options: Options) -> Outcome:
         begun = now()
         evidence, ranges, surprises = _end(world, user, drained)
         took["end"] = now() - begun
-        done = dict(nemesis.done)
+        done = dict(nemesis.done) if done is None else done
     surprises += _left_behind(world)
     begun = now()
     evidence = replace(evidence, calls=read_history(options.folder / "history.jsonl"))

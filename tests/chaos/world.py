@@ -57,6 +57,9 @@ class Options:
     pace_seconds: float = 0.8
     """Between two deeds of the nemesis, on average."""
     shards: int = 1
+    lease_seconds: float = LEASE_SECONDS
+    fails_over: bool = False
+    """Whether each worker knows all servers, and goes from one to another by itself."""
 
 
 def _die_with_parent() -> None:
@@ -240,7 +243,7 @@ class World:
             **own,
             "LANGUAGE": "en",
             "BILI_API_INTERVAL": "0",
-            "BILI_LEASE_SECONDS": str(LEASE_SECONDS),
+            "BILI_LEASE_SECONDS": str(self.options.lease_seconds),
             "BILI_AFFINITY_SECONDS": str(AFFINITY_SECONDS),
             "BILI_SHARDS": str(self.options.shards),
             **more,
@@ -250,10 +253,13 @@ class World:
         """Make a machine with folders of its own, and start its worker."""
         folder = self.folder / "machines" / name
         folder.mkdir(parents=True)
-        port = self.relay.door(name, self.ports[home])
+        doors = [self.relay.door(name, self.ports[home])]
+        if self.options.fails_over:
+            others = [port for number, port in enumerate(self.ports) if number != home]
+            doors += [self.relay.door(f"{name}@{port}", port) for port in others]
         environ = self._environ(
             BILI_WORKER=name,
-            BILI_SERVER_URL=f"http://127.0.0.1:{port}",
+            BILI_SERVER_URL=",".join(f"http://127.0.0.1:{port}" for port in doors),
             BILI_DATA_DIR=str(folder / "data"),
             BILI_DOWNLOAD_DIR=str(folder / "Download"),
             BILI_WORKING_FILE=str(folder / "working.json"),

@@ -133,7 +133,7 @@ class Machine:
         self.process: Process | None = None
         self.working_file = disk.folder / f"working-{name}.json"
         self.settings = Settings(
-            server_url="http://127.0.0.1:8080",
+            server_urls=("http://127.0.0.1:8080",),
             worker=name,
             download_dir=disk.folder / "Download",
             data_dir=disk.folder / "data",
