@@ -142,6 +142,10 @@ class Settings:
     """Addresses of services that reach a person; they have keys and passwords in them."""
     log_level: str = "info"
     log_file: Path | None = None
+    rate_per_address: float = 2.0
+    """Requests a second to the site that all workers of one address may make together; 0 is no limit."""
+    rate_per_account: float = 2.0
+    egress: str = ""
 
     @property
     def scratch_dir(self) -> Path:
@@ -194,6 +198,9 @@ _VARIABLES = {
     "notify": "BILI_NOTIFY",
     "log_level": "BILI_LOG_LEVEL",
     "log_file": "BILI_LOG_FILE",
+    "rate_per_address": "BILI_RATE_PER_ADDRESS",
+    "rate_per_account": "BILI_RATE_PER_ACCOUNT",
+    "egress": "BILI_EGRESS",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -247,6 +254,12 @@ def _header(text: str, root: Path) -> str:
 def _worker(text: str, root: Path) -> str:
     if len(text) > 64 or not text.isprintable():
         raise ValueError(_("a worker's name has 1 to 64 printable characters"))
+    return text
+
+
+def _line_name(text: str, root: Path) -> str:
+    if len(text) > 64 or not text.isprintable():
+        raise ValueError(_("the name of a line has 1 to 64 printable characters"))
     return text
 
 
@@ -444,6 +457,9 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "notify": _addresses,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_file": _path,
+    "rate_per_address": _number(0, 1000),
+    "rate_per_account": _number(0, 1000),
+    "egress": _line_name,
 }
 
 

@@ -30,6 +30,7 @@ from model import (
     CURSOR_CHARACTERS,
     JOB_ID_CHARACTERS,
     MIB,
+    Budget,
     Counts,
     Expanded,
     Failure,
@@ -92,12 +93,17 @@ class Beat:
     """The site asked a worker of this address or account for less, and this is how long that counts yet."""
     order: Order | None = None
     """What the server wants of this worker, checked; as long as it was not told that this was obeyed."""
+    budget: Budget | None = None
+    """How the site may be asked; None where the server knows nothing of that."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What this heartbeat has told of how the worker stands with the site, and when it was sent."""
+    sent: float = 0.0
 
 
 class Pulse(NamedTuple):
     """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again.
 
-    And for how long to ask the site for less, and what to do otherwise.
+    And for how long to ask the site for less, what to do otherwise, and how the site may be asked.
     """
 
     lost: list[str]
@@ -105,6 +111,7 @@ class Pulse(NamedTuple):
     replay: bool
     slow_seconds: float = 0.0
     order: Order | None = None
+    budget: Budget | None = None
 
 
 class QueueClient:
@@ -195,7 +202,7 @@ class QueueClient:
     ) -> Pulse:
         """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known.
 
-        ``standing`` is how this worker stands with the site: ``account`` and ``risk`` of the API.
+        ``standing`` is how this worker stands with the site: ``account``, ``egress``, ``risk`` and ``site`` of the API.
         """
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state), **(standing or {})}
         if finished:
@@ -208,6 +215,7 @@ class QueueClient:
             answer.get("replay", False),
             slow_seconds,
             answer.get("order"),
+            Budget(**answer["budget"]) if "budget" in answer else None,
         )
 
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
@@ -387,12 +395,19 @@ _LEASE = record(
 _LEASES = list_of(_LEASE, 64)
 _EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
 _CONTROL = record({}, slow_seconds=_SECONDS)
+_BUDGET = record(
+    {"parked_seconds": _SECONDS, "holds_seconds": _SECONDS},
+    requests_per_second=number(0, 1e6),
+    probes=flag,
+    kind=line(40),
+)
 _BEAT = record(
     {"lost": list_of(line(JOB_ID_CHARACTERS), 256)},
     heartbeat_seconds=_SECONDS,
     replay=flag,
     control=_CONTROL,
     order=read_order,
+    budget=_BUDGET,
 )
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
@@ -454,7 +469,7 @@ class Heartbeat:
         self._held = held
         self._state = state
         self._on_beat = on_beat
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._cut: Callable[[], None] | None = None
         self._cut_off: dict[str, Held] = {}
         self._last_turn = lease_clock()
@@ -469,10 +484,15 @@ class Heartbeat:
     def stop(self) -> None:
         """Beat no more; a beat that is under way is cut off. Python may crash if it ends under a running thread."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             if self._cut is not None:
                 self._cut()
             self._thread.join(STOP_SECONDS)
+
+    def hurry(self) -> None:
+        """Beat now: there is something to tell that others wait for."""
+        self._wake.set()
 
     def apologize(self, held: Held) -> None:
         """Name a lease that ran out by our own clock in the next beat: its job has not killed us."""
@@ -511,7 +531,8 @@ class Heartbeat:
 
     async def _rest(self, seconds: float) -> None:
         # A thread's own event, so that stop() ends the wait; nothing else runs in this loop meanwhile.
-        await asyncio.to_thread(self._stop.wait, seconds)
+        await asyncio.to_thread(self._wake.wait, seconds)
+        self._wake.clear()
 
     async def _beat(self, client: QueueClient) -> bool:
         """Beat once; tell whether there was an order that had not come before."""
@@ -519,9 +540,9 @@ class Heartbeat:
         sent = lease_clock()
         try:
             async with asyncio.timeout(max(2.0, self._settings.lease_seconds / 3)):
-                finished = self._finished()
-                lost, period_seconds, replay, slow_seconds, order = await client.heartbeat(
-                    _renewals(held), self._state(), finished, self._standing()
+                finished, standing = self._finished(), self._standing()
+                lost, period_seconds, replay, slow_seconds, order, budget = await client.heartbeat(
+                    _renewals(held), self._state(), finished, standing
                 )
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
                 gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
@@ -543,6 +564,9 @@ class Heartbeat:
                 confirmed=() if replay else tuple(finished),
                 slow_seconds=slow_seconds,
                 order=order,
+                budget=budget,
+                told=standing,
+                sent=sent,
             )
         )
         is_new = order is not None and order.id != self._ordered

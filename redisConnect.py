@@ -26,10 +26,12 @@ from redis.exceptions import NoScriptError
 
 import retry
 import series
+from budgets import ACCOUNT, Breaker, Told, blamed
 from config import Settings
 from errors import EngineError, EngineFull, StaleToken
+from farm_budgets import FarmBudgets
 from i18n import _
-from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
+from model import HAVE_LIMIT, Added, Budget, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from notices import Change, EndedSource, Seen, SeenWorker
 from parse_ import parse_job_id
 from queue_data import (
@@ -133,6 +135,7 @@ class Queue:
         }
         self._common = [key(name) for name in COMMON_KEYS]
         self._views = JobViews(self._look, self._category)
+        self._budgets = FarmBudgets(self._run, self._look, key, settings, draw)
 
     def close(self) -> None:
         """Leave the engine; an embedded one ends when nobody else uses it."""
@@ -427,6 +430,21 @@ class Queue:
             return float(max(0, *pipe.execute())) / 1000
 
     @engine_errors
+    def budget(self, worker: str, groups: Sequence[str], told: Told) -> Budget:
+        """Take note of how a worker asks the site; return how it may, until it is heard again (see budgets.py)."""
+        return self._budgets.ask(worker, groups, told)
+
+    @engine_errors
+    def leave_budget(self, worker: str, groups: Sequence[str]) -> None:
+        """Let a worker go that asks the site nothing more."""
+        self._budgets.leave(worker, groups)
+
+    @engine_errors
+    def breakers(self) -> list[Breaker]:
+        """Return the addresses and accounts of which all workers are parked, because the site has refused one."""
+        return self._budgets.breakers()
+
+    @engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
         """Tell whether all these pages are recorded as done, or were forgotten on purpose; else data were lost."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -574,7 +592,9 @@ class Queue:
                 if "state" in status:  # who only ever asked for jobs is no machine that could be lost
                     has_ended = status["state"] == "ended" and name not in holds
                     free, risk = status.get("disk_free_bytes"), status.get("risk", "")
-                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk))
+                    groups = [status.get("egress", ""), *(f"{ACCOUNT}:{one}" for one in [status.get("account")] if one)]
+                    way = blamed(risk, groups) if risk else ""
+                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk, way))
         return workers
 
     def _ended(self, after: str) -> tuple[list[EndedSource], str]:

@@ -86,6 +86,7 @@ def problems(connection: redis.Redis) -> list[str]:
         *_containers(sets, jobs),
         *_pages(connection, sets, jobs, tries),
         *_orders(connection),
+        *_budgets(connection),
     ]
 
 
@@ -197,4 +198,20 @@ def _orders(connection: redis.Redis) -> list[str]:
             wrong.append(f"an order to {worker}, of whom nobody heard")
         if not {"id", "working", "who", "at"} <= set(order) or not (order["working"] or order.get("login")):
             wrong.append(f"the order to {worker} says nothing: {text}")
+    return wrong
+
+
+def _budgets(connection: redis.Redis) -> list[str]:
+    """What the members of a group may use together is summed up, and each is to be let go at a time."""
+    wrong = []
+    for name in connection.keys(_key("budget:*")):
+        fields, group = connection.hgetall(name), name.removeprefix(_key("budget:"))
+        counted = {field[2:]: int(text.split()[0]) for field, text in fields.items() if field.startswith("w ")}
+        if int(fields.get("sum", 0)) != sum(counted.values()):
+            wrong.append(f"budget:{group} has the sum {fields.get('sum')}, its members count {sum(counted.values())}")
+        if set(connection.zrange(_key(f"members:{group}"), 0, -1)) != set(counted):
+            wrong.append(f"members:{group} are not those of its budget")
+        wrong += [
+            f"{key}:{group} has no end" for key in ("budget", "members") if connection.ttl(_key(f"{key}:{group}")) < 0
+        ]
     return wrong

@@ -147,6 +147,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What a user has set: nothing but an own data folder; also for main() called in this process."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SYSTEMROOT") if name in os.environ}
     environ = {**kept, "LANGUAGE": "en", "BILI_DATA_DIR": str(tmp_path / "data"), "BILI_API_INTERVAL": "0"}
+    environ["BILI_RATE_PER_ADDRESS"] = "0"
     for name in list(os.environ):
         if name.startswith(("BILI_", "REDIS_")) or name.upper().endswith("_PROXY") or "CA_BUNDLE" in name:
             monkeypatch.delenv(name)
@@ -961,7 +962,7 @@ def test_a_watched_ranking_is_remembered_and_its_next_round_waits_until_it_is_du
     use_site: StandIn, queue: Queue, connection: redis.Redis
 ) -> None:
     """The first ten of it, as without a watch; a round that comes too early asks the site nothing."""
-    shared = Queue(connection, Settings(category=""))
+    shared = Queue(connection, Settings(category="", rate_per_address=0.0))
     options = watch_options(targets=["rank:1010", "av7"], watch=3600)
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     first, second = add_url.Tally(), add_url.Tally()
@@ -997,7 +998,7 @@ def test_rankings_that_the_settings_name_are_watched_in_the_queue(
     use_site: StandIn, queue: Queue, connection: redis.Redis
 ) -> None:
     """Each by its region and sub-regions, into its own folder: the server reads it again after add_url.py has ended."""
-    shared = Queue(connection, Settings(category=""))
+    shared = Queue(connection, Settings(category="", rate_per_address=0.0))
     options = watch_options(targets=["rank:科学科普", "rank:首页"], watch=60, limit=2)
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     tally = add_url.Tally()
@@ -1049,7 +1050,7 @@ def test_what_is_watched_through_a_server_stays_watched_there(
 def test_a_later_round_watches_what_is_new_in_its_list_and_asks_known_videos_nothing(
     use_site: StandIn, connection: redis.Redis, tmp_path: Path
 ) -> None:
-    queue = Queue(connection, Settings())
+    queue = Queue(connection, Settings(rate_per_address=0.0))
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     listed = tmp_path / "list"
     listed.write_text("ep1\n")

@@ -86,6 +86,9 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_OUTPUT": "{titel}",
         "BILI_NOTIFY": "topsecret",
         "BILI_LOG_LEVEL": "loud",
+        "BILI_RATE_PER_ADDRESS": "-1",
+        "BILI_RATE_PER_ACCOUNT": "fast",
+        "BILI_EGRESS": "a\nb",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -104,7 +107,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_NOTIFY": "json://secretuser:secretpassword@host/"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_LOG_LEVEL": "Debug", "BILI_LOG_FILE": "logs/bili.log"}
+    values |= {"BILI_RATE_PER_ADDRESS": "0.5", "BILI_EGRESS": "光纤 1"}
     settings = parse_settings(values)
+    assert (settings.rate_per_address, settings.rate_per_account, settings.egress) == (0.5, 7.0, "光纤 1")
     assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"

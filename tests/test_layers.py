@@ -20,9 +20,9 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "series", "stream_choice", "visitor"}
+        | {"budgets", "pace", "series", "stream_choice", "visitor"}
     ),
-    frozenset({"orders", "queue_data", "redis_engine", "sources"}),
+    frozenset({"farm_budgets", "orders", "queue_data", "redis_engine", "site_standing", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"log_setup", "notify", "site_walk", "working_file"}
@@ -40,7 +40,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
+    | {"budgets", "matroska", "merge_command", "notices", "orders", "pace", "plain_text", "site_standing"}
     | {"series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )

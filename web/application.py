@@ -14,6 +14,7 @@ from i18n import _
 from redisConnect import Queue
 from shapes import line
 from web.adding import Adding
+from web.budgets import Budgets
 from web.dashboard import Dashboard
 from web.frame import ENGINE_RETRY_SECONDS
 from web.guard import Guard, SignInNeeded
@@ -33,7 +34,7 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"})
+OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay", "/budget"})
 """They come all the time, and nobody waits to see what they change."""
 
 
@@ -49,7 +50,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.before_request(guard.check)
 
     verbs, jobs = Verbs(settings, queue), Jobs(queue)
-    steering = Steering(queue)
+    steering, budgets = Steering(queue), Budgets(queue)
     metrics = Metrics(queue, verbs.totals)
     for view in (
         *(verbs.get_url, verbs.status, verbs.sources, verbs.success, verbs.failed, verbs.healthz),
@@ -61,6 +62,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
         *(verbs.add_url, verbs.watch, verbs.redrive, steering.steer, steering.login),
         *(jobs.cancel, jobs.first, jobs.forget),
+        budgets.budget,
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     dashboard = Dashboard(settings, queue, guard, sessions)

@@ -239,6 +239,7 @@ class World:
             **own,
             "LANGUAGE": "en",
             "BILI_API_INTERVAL": "0",
+            "BILI_RATE_PER_ADDRESS": "0",
             "BILI_LEASE_SECONDS": str(LEASE_SECONDS),
             "BILI_AFFINITY_SECONDS": str(AFFINITY_SECONDS),
             **more,
