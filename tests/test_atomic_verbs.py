@@ -111,11 +111,11 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
         lambda queue: [queue.heartbeat(worker, [], {}) for worker in ("w1", "w2")],
         lambda queue, _: [queue.steer(None, {"stop": 0}, "somebody"), queue.obey("w1", "")],
     ),
-    "budget, trip, probe, close": (
+    "budget and trip": (
         lambda queue: [queue.budget(worker, WAYS, Told(wanted=9.0)) for worker in ("w1", "w2", "w3")],
         lambda queue, _: [
-            *(queue.budget(worker, WAYS, Told(1.0, 0.1)) for worker in ("w1", "w4")),
-            *(queue.budget("w1", WAYS, Told(1.0, 0.1, refused=kind)) for kind in ("-412", "-352")),
+            queue.budget("w4", WAYS, Told(wanted=1.0)),
+            queue.budget("w1", WAYS, Told(1.0, 0.1, refused="-412")),
             queue.leave_budget("w2", WAYS),
         ],
     ),
