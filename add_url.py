@@ -232,7 +232,8 @@ class ServerSink:
         try:
             answer = self._call("POST", "/budget", {"worker": worker, **standing})
             rate, parked_seconds = answer["requests_per_second"], float(answer["parked_seconds"])
-            return Budget(None if rate is None else float(rate), parked_seconds, float(answer["holds_seconds"]))
+            holds_seconds, probes = float(answer["holds_seconds"]), bool(answer.get("probes"))
+            return Budget(None if rate is None else float(rate), parked_seconds, holds_seconds, probes)
         except ServerError as error:
             if error.status != 404:
                 raise
@@ -297,7 +298,7 @@ def open_site(settings: Settings, sink: Sink) -> Iterator[Site]:
 
     def ask_budget(standing: Mapping[str, Any]) -> Budget | None:
         if isinstance(sink, Queue):
-            return sink.budget(name, groups_of("", settings.egress), read_told(standing["site"]))
+            return sink.budget(name, groups_of("", settings.egress), read_told(standing["site"], may_probe=True))
         return sink.budget(name, standing) if isinstance(sink, ServerSink) else None
 
     site = Site(settings, ask_budget)

@@ -25,11 +25,14 @@ from pace import Pace
 from parse_ import (
     REAL_HOSTS,
     SiteHosts,
+    answer_code,
+    is_refusal,
     parse_job_id,
     parse_spi,
     parse_target,
     parse_view,
     parse_wbi_keys,
+    risk_control,
     sign_wbi,
 )
 from retry import full_jitter_seconds
@@ -191,9 +194,20 @@ class Site:
             if reply.status_code != 200:
                 raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
             try:
-                return body(reply)
+                text = body(reply)
             except (OSError, ValueError) as error:
                 raise SiteError(problem(error, url)) from error
+        self._note_answer(answer_code(text))
+        return text
+
+    def _note_answer(self, code: str) -> None:
+        """Have all who share our line hear of a refusal, which whoever reads the answer raises, and of its end."""
+        if is_refusal(code):
+            self._told(risk_control(code))
+        elif code:
+            self._pace.answered(is_good=code == "0")
+            if self._standing.has_news:
+                self._hear()
 
     def resolve(self, link: str) -> str:
         """Return the id that a short link leads to; ValueError or SiteError with the reason where there is none.

@@ -27,7 +27,7 @@ class Budgets:
     def budget(self) -> Response:
         """Take note of how somebody asks the site who leases nothing; say how it may."""
         body = read_body(BUDGET)
-        return jsonify(self._budget(body, may_probe=False))
+        return jsonify(self._budget(body, may_probe=True))
 
     def of_beat(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return how a worker may ask the site until its next heartbeat; None for one that tells nothing of it."""
