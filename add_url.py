@@ -30,6 +30,7 @@ from uuid import uuid4
 
 import requests
 
+from budgets import groups_of, read_told
 from config import CATEGORIES, Category, Settings, category_problem, load
 from engine_url import read_url
 from errors import (
@@ -45,7 +46,7 @@ from errors import (
 )
 from i18n import _
 from log_setup import note, start_logging
-from model import Added, Failure, Lease
+from model import Added, Budget, Failure, Lease
 from parse_ import parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
 from server_choice import ServerChoice, is_there, together
@@ -229,6 +230,20 @@ class ServerSink:
         """Make all dead jobs ready again."""
         return self._integer(self._call("POST", "/redrive", {"all": True}), "redriven")
 
+    def budget(self, worker: str, standing: Mapping[str, Any]) -> Budget | None:
+        """Tell how the site was asked; return how it may be, None where the server knows nothing of that."""
+        try:
+            answer = self._call("POST", "/budget", {"worker": worker, **standing})
+            rate, parked_seconds = answer["requests_per_second"], float(answer["parked_seconds"])
+            holds_seconds, probes = float(answer["holds_seconds"]), bool(answer.get("probes"))
+            return Budget(None if rate is None else float(rate), parked_seconds, holds_seconds, probes)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            return None
+        except (KeyError, TypeError, ValueError):
+            raise self._nonsense() from None
+
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
@@ -294,6 +309,26 @@ class ServerSink:
     def _nonsense(self) -> ServerError:
         sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
         return ServerError(sentence.format(url=place(self._url)))
+
+
+@contextmanager
+def open_site(settings: Settings, sink: Sink) -> Iterator[Site]:
+    """Give the site, asked as often as the workers on our line leave room for."""
+    name = f"add_url {socket.gethostname()[:40]} {os.getpid()}"
+
+    def ask_budget(standing: Mapping[str, Any]) -> Budget | None:
+        if isinstance(sink, Queue):
+            return sink.budget(name, groups_of("", settings.egress), read_told(standing["site"], may_probe=True))
+        return sink.budget(name, standing) if isinstance(sink, ServerSink) else None
+
+    site = Site(settings, ask_budget)
+    try:
+        yield site
+    finally:
+        site.close()
+        if isinstance(sink, Queue):
+            with suppress(EngineError):
+                sink.leave_budget(name, groups_of("", settings.egress))
 
 
 # ------------------------------------------------------------------------------------------ what was named
@@ -585,17 +620,16 @@ def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: 
         entries = [Entry(f"rank:{category.name}") for category in ranked_categories(options.category)]
     # The built-in default is left to the queue, which may have one of its own.
     default = "" if settings.category == Settings().category else settings.category
-    site = Site(settings)
-    adder = Adder(sink, site, options, default, again)
-    try:
-        with progress(bool(options.file) and sys.stderr.isatty()) as advance:
-            for entry in entries:
-                adder.take(entry)
-                advance()
-            adder.flush()
-    finally:
-        site.close()
-        tally.add(adder.tally)
+    with open_site(settings, sink) as site:
+        adder = Adder(sink, site, options, default, again)
+        try:
+            with progress(bool(options.file) and sys.stderr.isatty()) as advance:
+                for entry in entries:
+                    adder.take(entry)
+                    advance()
+                adder.flush()
+        finally:
+            tally.add(adder.tally)
 
 
 @contextmanager
@@ -635,9 +669,8 @@ def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Ta
 
 def unwatch(sink: Sink, settings: Settings, options: argparse.Namespace, tally: Tally) -> None:
     """Watch sources and videos no more; one that was not watched is named, as what is rejected is."""
-    site = Site(settings)
-    adder = Adder(sink, site, options, "")
-    try:
+    with open_site(settings, sink) as site:
+        adder = Adder(sink, site, options, "")
         for target in options.unwatch:
             try:
                 watched = adder.watched_id(target)
@@ -647,8 +680,6 @@ def unwatch(sink: Sink, settings: Settings, options: argparse.Namespace, tally: 
             except (ValueError, JobError) as error:
                 tally.rejected += 1
                 say(_("rejected {target}: {reason}").format(target=shown(target), reason=shown(str(error))))
-    finally:
-        site.close()
 
 
 def list_sources(sink: Sink, as_json: bool) -> None:

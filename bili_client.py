@@ -26,7 +26,7 @@ from yarl import URL
 from account import Login, Scope
 from account import origin as _origin
 from config import USER_AGENT, Settings, tls_context
-from errors import JobError, NoWayOut, PermanentError, SiteError, TransientError
+from errors import JobError, NoWayOut, Parked, PermanentError, SiteError, TransientError
 from i18n import _
 from model import MIB, JobId, Page, Playinfo, Video
 from pace import Pace
@@ -62,6 +62,8 @@ KEYS_TRUSTED_SECONDS = 60.0
 BUVID_RETRY_SECONDS = TICKET_RETRY_SECONDS = 600.0
 UNREACHED_SECONDS = 15.0
 MAX_RETRY_AFTER_SECONDS = 6 * 3600.0
+LOOK_SECONDS = 0.5
+"""Whoever waits for its turn looks again so often: the pace may have changed."""
 CLOCK_TOLERANCE_SECONDS = 300.0
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10, sock_read=20)
@@ -197,6 +199,7 @@ class BiliClient:
         self._sleep = sleep
         self._draw = draw
         self.pace = Pace(settings.api_interval_seconds, monotonic)
+        self._line = asyncio.Lock()
         self.login = Login(settings)
         self._videos: _Shared[Video] = _Shared(monotonic, MAX_VIDEOS)
         self._views: _Shared[str] = _Shared(monotonic, MAX_VIEWS)
@@ -410,12 +413,24 @@ class BiliClient:
         self._note_answer(answer_code(reply.text))
         return reply.text
 
+    async def _turn(self) -> None:
+        """Wait until the next request may go, in the order of asking; raise Parked where none may go."""
+        async with self._line:
+            while (wait_seconds := self._wait_seconds()) > 0:
+                await self._sleep(min(wait_seconds, LOOK_SECONDS))
+            self.pace.take()
+
+    def _wait_seconds(self) -> float:
+        if self.pace.parked_seconds > 0:
+            raise Parked(_("the site is not asked now: it wants fewer requests from this address or account"))
+        return self.pace.wait_seconds()
+
     def _note_answer(self, code: str) -> None:
         """Slow down or come back, by what every answer begins with."""
         if is_refusal(code):
             self.pace.refused()
-        elif code == "0":
-            self.pace.answered()
+        elif code:
+            self.pace.answered(is_good=code == "0")
 
     async def _fetch_page(self, url: str) -> str:
         """Return the text of a page, following redirects on its own host only."""
@@ -438,8 +453,7 @@ class BiliClient:
         for attempt in range(1, tries + 1):
             if attempt > 1:
                 await self._sleep(full_jitter_seconds(attempt - 1, 1.0, 4.0, self._draw))
-            if (wait_seconds := self.pace.take()) > 0:
-                await self._sleep(wait_seconds)
+            await self._turn()
             try:
                 reply = await self._try(method, url, headers)
             except _Unreachable:
@@ -512,6 +526,8 @@ class BiliClient:
         try:
             url = f"{self._settings.api_url}{TICKET_PATH}?{query}"
             return parse_ticket((await self._fetch(url, as_visitor=False, method="POST", tries=1)).text)
+        except Parked:
+            raise
         except JobError:
             return "", TICKET_RETRY_SECONDS
 

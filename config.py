@@ -148,6 +148,10 @@ class Settings:
     """Addresses of services that reach a person; they have keys and passwords in them."""
     log_level: str = "info"
     log_file: Path | None = None
+    rate_per_address: float = 2.0
+    """Requests a second to the site that all workers of one address may make together; 0 is no limit."""
+    rate_per_account: float = 2.0
+    egress: str = ""
 
     @property
     def scratch_dir(self) -> Path:
@@ -213,6 +217,9 @@ _VARIABLES = {
     "log_file": "BILI_LOG_FILE",
     "trusted_proxies": "BILI_TRUSTED_PROXIES",
     "metrics_address": "BILI_METRICS_ADDRESS",
+    "rate_per_address": "BILI_RATE_PER_ADDRESS",
+    "rate_per_account": "BILI_RATE_PER_ACCOUNT",
+    "egress": "BILI_EGRESS",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -266,6 +273,12 @@ def _header(text: str, root: Path) -> str:
 def _worker(text: str, root: Path) -> str:
     if len(text) > 64 or not text.isprintable():
         raise ValueError(_("a worker's name has 1 to 64 printable characters"))
+    return text
+
+
+def _line_name(text: str, root: Path) -> str:
+    if len(text) > 64 or not text.isprintable():
+        raise ValueError(_("the name of a line has 1 to 64 printable characters"))
     return text
 
 
@@ -504,6 +517,9 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "log_file": _path,
     "trusted_proxies": _networks,
     "metrics_address": _listening_address,
+    "rate_per_address": _number(0, 1000),
+    "rate_per_account": _number(0, 1000),
+    "egress": _line_name,
 }
 
 

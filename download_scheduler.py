@@ -28,6 +28,7 @@ from errors import (
     DiskFull,
     JobError,
     NameTaken,
+    Parked,
     PermanentError,
     RiskControl,
     ServerError,
@@ -60,6 +61,7 @@ from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_
 from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, RESULTS_PER_CALL, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import NEWEST, ResultLog, log_path
+from site_standing import SiteStanding
 from source_reader import read_source
 from sources import Told
 from steering import QrLogin, Steering
@@ -89,9 +91,11 @@ EXIT_DEAD, EXIT_DELAYED = 1, 3
 _WORDS = {"ready": _("ready"), "delayed": _("delayed"), "dead": _("dead")}
 """What becomes of a failed job, for people."""
 
+_PARKED = _("parked with all of this address or account, because the site wants fewer requests")
 _SLOWER = _("asking the site more slowly, because it wants fewer requests from this address or account")
 
 _BEFORE_MERGE = frozenset({"describing", "waiting", "downloading"})
+_ASKING = frozenset({"describing", "listing"})
 _WRITING = frozenset({"downloading", "merging"})
 
 
@@ -137,6 +141,8 @@ class Scheduler:
         self._extras = Extras(settings, site, wire)
         self._note = ""
         self._risk = ""
+        self._is_parked_for_site = False
+        self._stand = SiteStanding(site.pace, settings.egress)
         self._results = ResultLog(log_path(settings.data_dir, settings.server_url, worker))
         self._is_replaying = False
         self.working = WorkingFile(settings.working_file)
@@ -165,6 +171,7 @@ class Scheduler:
         for url, held_bytes in reversed(unfinished_jobs(self._parts).items()):
             self._remember_chunks(url, held_bytes)
         self._ends_when_empty = until_empty_seconds is not None
+        self._site.pace.await_word()
         self._heartbeat.start()
         leasing = asyncio.create_task(self._lease_until_empty(until_empty_seconds))
         ends = [leasing, asyncio.create_task(self._ticks()), asyncio.create_task(self._stopping.wait())]
@@ -180,7 +187,7 @@ class Scheduler:
             self._heartbeat.stop()
             with contextlib.suppress(ServerError, TimeoutError):  # whoever says this is not taken for lost
                 async with asyncio.timeout(GOODBYE_SECONDS):
-                    await self._queue.heartbeat((), {**self._state(), "state": "ended"})
+                    await self._queue.heartbeat((), {**self._state(), "state": "ended"}, standing=self._standing())
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -229,6 +236,8 @@ class Scheduler:
             self.board.state = self._state_word()
             self.board.note = self._notes()
             self._slots.look()  # the time of a parked worker may be over
+            if self._stand.has_news:
+                self._heartbeat.hurry()
             if self._running.is_set():
                 self._send_back(PREPARED_SECONDS)
             self._look_ahead()
@@ -289,6 +298,8 @@ class Scheduler:
         self._results.confirm(beat.confirmed)
         if beat.slow_seconds:
             self._slow_down(beat.slow_seconds)
+        if beat.told:
+            self._take_budget(beat)
         if beat.order is not None:
             self._steering.obey(beat.order)
             self._obey(self.working.read())
@@ -333,14 +344,35 @@ class Scheduler:
 
     def _park(self, error: CircumstanceError) -> None:
         """Lease nothing for a while: what went wrong is this machine's or its address's, not the job's."""
-        if lease_clock() < self._parked_until:
+        if isinstance(error, RiskControl):
+            self._stand.refused(error)
+        if isinstance(error, Parked) or lease_clock() < self._parked_until:
             return
         self._park_failures += 1
         seconds = max(retry.park_seconds(self._park_failures), error.retry_after_seconds or 0.0)
         self._parked_until = lease_clock() + seconds
         self._note = str(error)
         self._risk = error.code if isinstance(error, RiskControl) else ""
+        self._is_parked_for_site = bool(self._risk)
         log.warning(_("This worker leases nothing for %.0f s: %s"), seconds, error)
+
+    def _take_budget(self, beat: Beat) -> None:
+        """Obey what the server says of the site: how often to ask it, and whether to ask at all.
+
+        Where it was told of a refusal, its word takes the place of our own: it knows what all others have met.
+        """
+        self._stand.heard(beat.told, beat.budget, lease_clock() - beat.sent)
+        if beat.budget is None or self._stand.was_refused:
+            return
+        if seconds := beat.budget.parked_seconds:
+            if not self._is_parked_for_site:
+                self._note, self._risk = _PARKED, ""
+                log.warning(_("%s (%s), for %.0f s"), _PARKED, beat.budget.kind, seconds)
+            self._parked_until, self._is_parked_for_site = lease_clock() + seconds, True
+        elif self._is_parked_for_site:
+            self._parked_until, self._is_parked_for_site, self._risk = 0.0, False, ""
+            self._changed.set()
+            self._slots.look()
 
     def _slow_down(self, seconds: float) -> None:
         """Ask the site for less for a while: it has asked another worker of our address or account for that."""
@@ -376,7 +408,7 @@ class Scheduler:
 
     def _standing(self) -> Mapping[str, Any]:
         """Return how this worker stands with the site, for the others; called in the heartbeat's thread."""
-        standing: dict[str, Any] = {}
+        standing = self._stand.told()
         if self._site.login.digest:
             standing["account"] = self._site.login.digest
         parked_seconds = self._parked_until - lease_clock()
@@ -416,6 +448,8 @@ class Scheduler:
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
         # One listing is read beside the downloads; more of them take the places of some.
         held = len(board.in_stages(_BEFORE_MERGE)) + max(0, len(board.in_stages(("listing",))) - 1)
+        if self._stand.probes:  # whoever tries for all the others begins with one
+            return max(0, 1 - len(board.in_stages(_ASKING)))
         missing = min(count + ahead - held, LEASES_AT_ONCE, LEASES_AT_MOST - len(self._jobs))
         if held >= count and missing < (ahead + 1) // 2:
             return 0  # nothing waits for it: several in one request are cheaper
@@ -522,9 +556,8 @@ class Scheduler:
         except StaleToken:
             log.warning(_("%s: dropped, its lease has moved on"), lease.url)
             self._remember_chunks(lease.url)
-        except NotNow:
-            log.info(_("%s: given back, because its turn has not come"), lease.url)
-            self._later(self._give_back(held))
+        except (NotNow, Parked) as error:
+            self._later(self._give_back(held, isinstance(error, Parked)))
         except JobError as error:
             await self._fail(held, view, error)
         except (ServerUnreachable, Unauthorized) as error:
@@ -580,7 +613,11 @@ class Scheduler:
             self._unfinished.pop(lease.url, None)
         log.warning(_("%s: failed, now %s (%s: %s)"), lease.url, _WORDS.get(state, state), error.code, error)
 
-    async def _give_back(self, held: Held) -> None:
+    async def _give_back(self, held: Held, is_parked: bool) -> None:
+        if is_parked:
+            log.info(_("%s: given back, because the site is not asked now"), held.lease.url)
+        else:
+            log.info(_("%s: given back, because its turn has not come"), held.lease.url)
         try:
             await self._queue.release(held.lease)
         except ServerError as error:

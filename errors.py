@@ -18,6 +18,7 @@
         ├── PermanentError         it will never work for this account: dead at once
         └── CircumstanceError      not the job's fault: no attempt counted, the worker parks
             ├── RiskControl        the site wants us to slow down
+            ├── Parked             the site is not asked now, because it wants us to slow down
             ├── DiskFull           no room for the streams and the merged file
             └── NoWayOut           no network, or a proxy that refuses
 
@@ -134,6 +135,12 @@ class RiskControl(CircumstanceError):
     """The site's risk control (-352, -412, 412, v_voucher …) asks us to slow down."""
 
     default_code = "risk-control"
+
+
+class Parked(CircumstanceError):
+    """Nothing is asked now, because the site wants less of all who share this address or account: give the job back."""
+
+    default_code = "parked"
 
 
 class DiskFull(CircumstanceError):

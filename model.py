@@ -373,6 +373,22 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """How a worker may ask the site: what the server decides for all who share its address, or its account."""
+
+    requests_per_second: float | None = None
+    """None is no limit."""
+    parked_seconds: float = 0.0
+    """For how long nothing is to be asked, because the site has refused one of them."""
+    holds_seconds: float = 60.0
+    """So long it counts, if nothing else is heard."""
+    probes: bool = False
+    """All others are parked; this one tries whether the site answers again."""
+    kind: str = ""
+    """What the site said when it refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Jobs by state; every accepted job that is not a closed container is in exactly one of them."""
 

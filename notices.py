@@ -39,6 +39,8 @@ class SeenWorker:
     disk_free_bytes: int | None = None
     risk: str = ""
     """What the site said when it wanted less of it, while the worker is parked for that."""
+    way: str = ""
+    """The address, line or account that it said this of: all workers that share it are parked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,12 @@ def _state(mark: str) -> str:
     return mark.partition(" ")[0] or OFF
 
 
+def _is_old(mark: str, seen: Seen) -> bool:
+    """Tell whether what was said is over, and may be said again."""
+    state, _space, since = mark.partition(" ")
+    return state == OFF and seen.at_seconds - int(since or 0) >= AGAIN_SECONDS
+
+
 def _turn(subject: str, is_on: bool, is_off: bool, seen: Seen, said: Mapping[str, str]) -> Change | None:
     """Return the change of a condition that begins or ends, or None; one that was said lately must wait to begin.
 
@@ -191,17 +199,24 @@ def _full_disks(seen: Seen, said: Mapping[str, str]) -> Iterator[Notice]:
 
 
 def _risk(seen: Seen, said: Mapping[str, str]) -> Iterator[Notice]:
+    """Say once of each address or account that it is parked, not of each worker that shares it."""
     parked = [worker for worker in seen.workers if worker.risk and worker.silent_seconds <= seen.lost_after_seconds]
-    change = _turn("risk", bool(parked), not parked, seen, said)
-    is_begin = change is not None and _state(change.after) == ON
+    ways = {worker.way for worker in parked}
+    known = {subject.partition(" ")[2]: mark for subject, mark in said.items() if subject.startswith("risk ")}
+    states = [(way, way in ways, way not in ways) for way in sorted(ways | known.keys())]
+    begun, ended = _turns("risk", states, seen, said)
 
-    def say(_subjects: Sequence[str]) -> str:
+    def say(names: Sequence[str]) -> str:
+        met = [worker for worker in parked if worker.way in names]
         return _(
             "Risk control: the site wants fewer requests, and this was parked for it: {names} (code {code}). It goes"
             " on by itself, more slowly."
-        ).format(names=listing([worker.name for worker in parked]), code=plain(parked[0].risk))
+        ).format(names=listing([worker.name for worker in met]), code=plain(met[0].risk))
 
-    yield Notice([change] if change else [], say if is_begin else None)
+    yield Notice(begun, say)
+    yield Notice(ended)
+    old = [way for way, mark in known.items() if way not in ways and _is_old(mark, seen)]
+    yield Notice([Change(f"risk {way}", known[way], "") for way in old])
 
 
 def _failures(seen: Seen, said: Mapping[str, str]) -> Iterator[Notice]:

@@ -30,6 +30,7 @@ from model import (
     CURSOR_CHARACTERS,
     JOB_ID_CHARACTERS,
     MIB,
+    Budget,
     Counts,
     Expanded,
     Failure,
@@ -102,12 +103,17 @@ class Beat:
     """What the server wants of this worker, checked; as long as it was not told that this was obeyed."""
     data_id: str = ""
     """Whose data the queue's are: another name after a failover, a start or a loss."""
+    budget: Budget | None = None
+    """How the site may be asked; None where the server knows nothing of that."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What this heartbeat has told of how the worker stands with the site, and when it was sent."""
+    sent: float = 0.0
 
 
 class Pulse(NamedTuple):
     """The answer to a heartbeat: ids that are lost, when to beat again, whether to tell our results again.
 
-    And for how long to ask the site for less, and what to do otherwise.
+    And for how long to ask the site for less, what to do otherwise, and how the site may be asked.
     """
 
     lost: list[str]
@@ -116,6 +122,7 @@ class Pulse(NamedTuple):
     slow_seconds: float = 0.0
     order: Order | None = None
     data_id: str = ""
+    budget: Budget | None = None
 
 
 class QueueClient:
@@ -210,7 +217,7 @@ class QueueClient:
     ) -> Pulse:
         """Renew leases once, the next beat comes anyway; ask whether pages that this worker finished are known.
 
-        ``standing`` is how this worker stands with the site: ``account`` and ``risk`` of the API.
+        ``standing`` is how this worker stands with the site: ``account``, ``egress``, ``risk`` and ``site`` of the API.
         """
         body = {"worker": self._worker, "jobs": list(jobs), "state": dict(state), **(standing or {})}
         if finished:
@@ -226,6 +233,7 @@ class QueueClient:
             slow_seconds,
             answer.get("order"),
             answer.get("data", ""),
+            Budget(**answer["budget"]) if "budget" in answer else None,
         )
 
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
@@ -437,6 +445,12 @@ _LEASE = record(
 _LEASES = list_of(_LEASE, 64)
 _EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
 _CONTROL = record({}, slow_seconds=_SECONDS)
+_BUDGET = record(
+    {"parked_seconds": _SECONDS, "holds_seconds": _SECONDS},
+    requests_per_second=number(0, 1e6),
+    probes=flag,
+    kind=line(40),
+)
 _BEAT = record(
     {"lost": list_of(line(JOB_ID_CHARACTERS), 256)},
     heartbeat_seconds=_SECONDS,
@@ -444,6 +458,7 @@ _BEAT = record(
     control=_CONTROL,
     order=read_order,
     data=line(64),
+    budget=_BUDGET,
 )
 _REPLAYED = record({"recorded": _COUNT})
 _STATE = record({"state": line(40)})
@@ -505,7 +520,7 @@ class Heartbeat:
         self._held = held
         self._state = state
         self._on_beat = on_beat
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._cut: Callable[[], None] | None = None
         self._cut_off: dict[str, Held] = {}
         self._last_turn = lease_clock()
@@ -520,10 +535,15 @@ class Heartbeat:
     def stop(self) -> None:
         """Beat no more; a beat that is under way is cut off. Python may crash if it ends under a running thread."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             if self._cut is not None:
                 self._cut()
             self._thread.join(STOP_SECONDS)
+
+    def hurry(self) -> None:
+        """Beat now: there is something to tell that others wait for."""
+        self._wake.set()
 
     def apologize(self, held: Held) -> None:
         """Name a lease that ran out by our own clock in the next beat: its job has not killed us."""
@@ -562,7 +582,8 @@ class Heartbeat:
 
     async def _rest(self, seconds: float) -> None:
         # A thread's own event, so that stop() ends the wait; nothing else runs in this loop meanwhile.
-        await asyncio.to_thread(self._stop.wait, seconds)
+        await asyncio.to_thread(self._wake.wait, seconds)
+        self._wake.clear()
 
     async def _beat(self, client: QueueClient) -> bool:
         """Beat once; tell whether there was an order that had not come before."""
@@ -570,9 +591,9 @@ class Heartbeat:
         sent = lease_clock()
         try:
             async with asyncio.timeout(beat_limit_seconds(self._settings)):
-                finished = self._finished()
-                lost, period_seconds, replay, slow_seconds, order, data_id = await client.heartbeat(
-                    _renewals(held), self._state(), finished, self._standing()
+                finished, standing = self._finished(), self._standing()
+                lost, period_seconds, replay, slow_seconds, order, data_id, budget = await client.heartbeat(
+                    _renewals(held), self._state(), finished, standing
                 )
                 # The answer names ids, and one of these may be held anew: they are asked about apart.
                 gone = (await client.heartbeat(_renewals(cut_off), self._state())).lost if cut_off else []
@@ -595,6 +616,9 @@ class Heartbeat:
                 slow_seconds=slow_seconds,
                 order=order,
                 data_id=data_id,
+                budget=budget,
+                told=standing,
+                sent=sent,
             )
         )
         is_new = order is not None and order.id != self._ordered

@@ -13,9 +13,11 @@ from dataclasses import astuple
 from typing import Any
 
 import series
+from budgets import ACCOUNT, Breaker, Told, blamed
 from errors import EngineError, EngineFull
+from farm_budgets import FarmBudgets
 from i18n import _
-from model import Counts
+from model import Budget, Counts
 from notices import Change, EndedSource, Seen, SeenWorker
 from queue_data import COMMON_KEYS, as_dict, as_json, key, risk_key
 from redis_engine import engine_errors
@@ -46,6 +48,7 @@ class FarmQueue:
     _redis: Any
     _shards: int
     _lease_seconds: float
+    _budgets: FarmBudgets
 
     def _run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
         """Run a script in a shard."""
@@ -84,6 +87,21 @@ class FarmQueue:
             for mark in marks:
                 pipe.pttl(risk_key(mark))
             return float(max(0, *pipe.execute())) / 1000
+
+    @engine_errors
+    def budget(self, worker: str, groups: Sequence[str], told: Told) -> Budget:
+        """Take note of how a worker asks the site; return how it may, until it is heard again (see budgets.py)."""
+        return self._budgets.ask(worker, groups, told)
+
+    @engine_errors
+    def leave_budget(self, worker: str, groups: Sequence[str]) -> None:
+        """Let a worker go that asks the site nothing more."""
+        self._budgets.leave(worker, groups)
+
+    @engine_errors
+    def breakers(self) -> list[Breaker]:
+        """Return the addresses and accounts of which all workers are parked, because the site has refused one."""
+        return self._budgets.breakers()
 
     @engine_errors
     def sample(self) -> bool:
@@ -184,7 +202,9 @@ class FarmQueue:
                 if "state" in status:  # who only ever asked for jobs is no machine that could be lost
                     has_ended = status["state"] == "ended" and name not in holds
                     free, risk = status.get("disk_free_bytes"), status.get("risk", "")
-                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk))
+                    groups = [status.get("egress", ""), *(f"{ACCOUNT}:{one}" for one in [status.get("account")] if one)]
+                    way = blamed(risk, groups) if risk else ""
+                    workers.append(SeenWorker(name, silent_seconds, has_ended, free, risk, way))
         return workers
 
     def _ended(self, after: str) -> tuple[list[EndedSource], str]:

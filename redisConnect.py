@@ -29,6 +29,7 @@ from config import Settings
 from engine_checks import dangers
 from engine_url import EngineUrl
 from errors import EngineError, EngineFull, StaleToken
+from farm_budgets import FarmBudgets
 from i18n import _
 from lineage import Lineage, what_changed
 from model import HAVE_LIMIT, Added, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
@@ -180,6 +181,7 @@ class Queue(FarmQueue):
         self._is_moved = False
         self._common = [[key(name, shard) for name in COMMON_KEYS] for shard in range(self._shards)]
         self._views = JobViews(self._look, self._category, self._shards)
+        self._budgets = FarmBudgets(self._run, self._look, key, settings, draw)
 
     def close(self) -> None:
         """Leave the engine; an embedded one ends when nobody else uses it."""

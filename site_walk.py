@@ -11,35 +11,44 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import requests
 
 import account
 from config import USER_AGENT, Settings
-from errors import JobError, RiskControl, SiteError
+from errors import JobError, Parked, RiskControl, SiteError
 from i18n import _
-from model import MIB
+from model import MIB, Budget
+from pace import Pace
 from parse_ import (
     REAL_HOSTS,
     SiteHosts,
+    answer_code,
+    is_refusal,
     parse_job_id,
     parse_spi,
     parse_target,
     parse_view,
     parse_wbi_keys,
+    risk_control,
     sign_wbi,
 )
 from retry import full_jitter_seconds
+from site_standing import SiteStanding
 from sources import ListRequest, parse_source
 from visitor import browser_marks
 
 MAX_HOPS = 3
 MAX_BODY_BYTES = 8 * MIB
 TRIES = 3
+BUDGET_SECONDS = 2.0
+"""So often the queue is asked how the site may be asked, as long as it is."""
 
 T = TypeVar("T")
+AskBudget = Callable[[Mapping[str, Any]], Budget | None]
+"""Tells the queue how the site was asked, and returns how it may be; None where there are no budgets."""
 
 
 def persist(call: Callable[[], T], transient: type[Exception]) -> T:
@@ -116,17 +125,22 @@ def problem(error: Exception, url: str) -> str:
 
 
 class Site:
-    """Rankings and short links, asked without a login, at a modest pace; each ranking once."""
+    """Rankings and short links, asked without a login, at a modest pace; each ranking once.
 
-    def __init__(self, settings: Settings) -> None:
+    The workers of this machine's line may be asking as well: ``ask_budget`` says how much of that is for us.
+    """
+
+    def __init__(self, settings: Settings, ask_budget: AskBudget | None = None) -> None:
         self.hosts = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
-        self._interval_seconds = settings.api_interval_seconds
+        self._pace = Pace(settings.api_interval_seconds, time.monotonic)
+        self._standing = SiteStanding(self._pace, settings.egress)
+        self._ask_budget = ask_budget
+        self._heard_at = float("-inf")
         self.has_account = account.load(settings) is not None
         """It is never used here, but workers have it."""
         self._session = new_session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
         self._marks = browser_marks(random.random)
-        self._next_request_at = 0.0
         self._rankings: dict[int, str] = {}
         self._identity: tuple[tuple[str, str] | None, dict[str, str]] | None = None
 
@@ -151,7 +165,11 @@ class Site:
             if keys and wanted.signed:
                 query = sign_wbi({**query, **self._marks}, keys, int(time.time()))
         base = self.hosts.api_url if wanted.host == "api" else self.hosts.web_url
-        return read(self._text(f"{wanted.path}?{urlencode(query, quote_via=quote, safe='')}", cookie, base))
+        text = self._text(f"{wanted.path}?{urlencode(query, quote_via=quote, safe='')}", cookie, base)
+        try:
+            return read(text)
+        except RiskControl as error:
+            raise self._told(error) from None
 
     def page_count(self, bvid: str) -> int:
         """Return how many pages a video has."""
@@ -171,13 +189,25 @@ class Site:
         url = (base or self.hosts.api_url) + path
         with self._ask("GET", url, headers) as reply:
             if reply.status_code in (403, 412, 429):
-                raise RiskControl(_("the site asks to slow down (HTTP {status})").format(status=reply.status_code))
+                sentence = _("the site asks to slow down (HTTP {status})").format(status=reply.status_code)
+                raise self._told(RiskControl(sentence, reply.status_code))
             if reply.status_code != 200:
                 raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
             try:
-                return body(reply)
+                text = body(reply)
             except (OSError, ValueError) as error:
                 raise SiteError(problem(error, url)) from error
+        self._note_answer(answer_code(text))
+        return text
+
+    def _note_answer(self, code: str) -> None:
+        """Have all who share our line hear of a refusal, which whoever reads the answer raises, and of its end."""
+        if is_refusal(code):
+            self._told(risk_control(code))
+        elif code:
+            self._pace.answered(is_good=code == "0")
+            if self._standing.has_news:
+                self._hear()
 
     def resolve(self, link: str) -> str:
         """Return the id that a short link leads to; ValueError or SiteError with the reason where there is none.
@@ -225,12 +255,36 @@ class Site:
                     return reply.headers["Location"]
         raise ValueError(_("the short link leads nowhere (HTTP {status})").format(status=reply.status_code))
 
+    def _told(self, error: RiskControl) -> RiskControl:
+        """Return a refusal of which all who share our line have been told."""
+        self._standing.refused(error)
+        self._hear()
+        return error
+
+    def _hear(self) -> None:
+        if self._ask_budget is None:
+            return
+        told = self._standing.told()
+        self._standing.heard(told, self._ask_budget(told), 0.0)
+        self._heard_at = time.monotonic()
+
+    def _turn(self) -> None:
+        """Wait until the next request may go; raise Parked where none may go."""
+        while True:
+            if time.monotonic() - self._heard_at > BUDGET_SECONDS:
+                self._hear()
+            if self._pace.parked_seconds > 0:
+                raise Parked(_("the site is not asked now: it wants fewer requests from this address or account"))
+            if (wait_seconds := self._pace.wait_seconds()) <= 0:
+                self._pace.take()
+                return
+            time.sleep(min(wait_seconds, BUDGET_SECONDS))
+
     def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> requests.Response:
         return persist(lambda: self._ask_once(method, url, headers), SiteError)
 
     def _ask_once(self, method: str, url: str, headers: Mapping[str, str] | None) -> requests.Response:
-        time.sleep(max(0.0, self._next_request_at - time.monotonic()))
-        self._next_request_at = time.monotonic() + self._interval_seconds
+        self._turn()
         try:
             reply = self._session.request(method, url, headers=headers, timeout=10, stream=True)
         except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from board import WORDS
+from budgets import read_breaker, spoken
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
 from i18n import _, translated
@@ -131,6 +132,7 @@ def gathered(server: _Server) -> dict[str, Any]:
         "jobs": {state: int(status["jobs"].get(state, 0)) for state in STATES},
         "speed_bytes_per_second": sum(worker["speed_bytes_per_second"] or 0 for worker in workers),
         "next_due_seconds": status.get("next_due_seconds"),
+        "breakers": [breaker for breaker in status.get("breakers", ()) if isinstance(breaker, dict)],
         "workers": workers,
         "sources": sources,
         "failures": grouped(failed),
@@ -184,6 +186,8 @@ def tables(status: Mapping[str, Any], now: float) -> Iterator[Table | str]:
     """Yield what a person sees, piece by piece."""
     names = (_("ready"), _("in work"), _("delayed"), _("done"), _("failed"))
     yield _totals([f"{name}: {status['jobs'][state]}" for state, name in zip(STATES, names, strict=True)], status)
+    for breaker in status["breakers"]:
+        yield harmless(spoken(read_breaker(breaker)))
     yield ""
     yield from _workers(status["workers"])
     yield from _sources(status["sources"], now)

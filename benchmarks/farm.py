@@ -102,6 +102,7 @@ class Queue:
             "BILI_DOWNLOAD_DIR": str(self.downloads),
             "BILI_WORKING_FILE": str(folder / "working.json"),
             "BILI_API_INTERVAL": "0",
+            "BILI_RATE_PER_ADDRESS": "0",
             **settings,
         }
         self._started: list[subprocess.Popen[bytes]] = []

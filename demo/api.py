@@ -103,6 +103,8 @@ class Site:
         request[_LOGGED_IN] = self._state.passport.knows(request.cookies.get("SESSDATA", ""))
         self._state.passport.note_cookies(path.split("/", 2)[1], request)
         self._state.counters.routes[path if path.startswith(("/web/", "/short/")) else route] += 1
+        if not self._state.bans.admits(request.remote or ""):
+            return _json(answers.BANNED, status=412)
         for fault in self._state.faults.take("api", route).values():
             if fault.kind in LISTING_FAULTS:
                 return spoil(await handler(request), fault.kind)
@@ -310,6 +312,7 @@ class Control:
         reading: dict[str, Callable[[], Any]] = {
             "stats": self._state.counters.listing,
             "passport": self._state.passport.listing,
+            "clients": self._state.bans.listing,
             "catalogue": lambda: catalogue_listing(self._state),
             "sources": lambda: found_in(self._state.videos),
             "faults": lambda: {"on": self._state.faults.listing(), "cdn": dict(CDN_FAULTS), "api": dict(API_FAULTS)},
@@ -325,6 +328,7 @@ class Control:
             "rotate_wbi": self._rotate_wbi,
             "passport": self._state.passport.control,
             "settings": self._settings,
+            "bans": self._state.bans.control,
         }
         for name, read in reading.items():
             app.router.add_get(f"{base}/{name}", self._reader(read))

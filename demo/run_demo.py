@@ -93,6 +93,7 @@ def _environ(site: SiteProcess, port: int) -> dict[str, str]:
         "BILI_DOWNLOAD_DIR": str(DOWNLOAD),
         "BILI_WORKING_FILE": str(DATA / "working.json"),
         "BILI_API_INTERVAL": "0",
+        "BILI_RATE_PER_ADDRESS": "0",
         "NO_PROXY": "127.0.0.1",
     }
 

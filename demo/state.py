@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from demo import catalogue
+from demo.bans import Bans
 from demo.catalogue import RISKY, VIDEOS, PageRecord, VideoRecord
 from demo.counters import Counters
 from demo.crowd import Crowd
@@ -36,6 +37,7 @@ class SiteState:
     wbi_generation: int = 0
     risky: set[str] = field(default_factory=set)
     passport: Passport = field(default_factory=Passport)
+    bans: Bans = field(default_factory=Bans)
     pages: dict[str, tuple[PageRecord, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,6 +53,7 @@ class SiteState:
         self.rate_bytes_per_second = self._rate_at_start
         self.wbi_generation = 0
         self.passport.__init__()  # type: ignore[misc]
+        self.bans.reset()
         self.risky = {self.video(RISKY).bvid}
         self.pages = {record.bvid: record.pages for record in self.videos}
 

@@ -102,6 +102,8 @@ def settings(tmp_path: Path) -> Settings:
         data_dir=tmp_path / "data",
         download_dir=tmp_path / "Download",
         working_file=tmp_path / "working.json",
+        rate_per_address=0.0,
+        rate_per_account=0.0,
     )
 
 

@@ -124,6 +124,8 @@ class Farm:
             "BILI_DOWNLOAD_DIR": str(self.downloads),
             "BILI_WORKING_FILE": str(self.working),
             "BILI_API_INTERVAL": "0",
+            "BILI_RATE_PER_ADDRESS": "0",
+            "BILI_RATE_PER_ACCOUNT": "0",
             **self.settings,
             **more,
         }

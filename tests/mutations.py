@@ -166,6 +166,17 @@ MUTATIONS = (
         ("tests/test_passport.py::test_a_crash_at_any_moment_of_it_leaves_a_login_that_lives",),
     ),
     Mutation(
+        "a lower rate counts before its worker has heard of it",
+        (
+            Edit(
+                "lua/budget.lua",
+                "    local counted = math.max(granted, math.min(obeyed, before))\n",
+                "    local counted = granted\n",
+            ),
+        ),
+        ("tests/test_farm_budgets.py::test_whatever_happens_all_together_never_ask_more_often_than_they_may",),
+    ),
+    Mutation(
         "risk control that was heard of is passed on",
         (
             Edit(

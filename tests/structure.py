@@ -100,6 +100,7 @@ def _problems_in(at: Shard, shards: int) -> list[str]:
         *_containers(sets, jobs),
         *_pages(at, sets, jobs, tries),
         *_orders(at),
+        *_budgets(at),
     ]
 
 
@@ -234,4 +235,20 @@ def _orders(at: Shard) -> list[str]:
             wrong.append(f"an order to {worker}, of whom nobody heard")
         if not {"id", "working", "who", "at"} <= set(order) or not (order["working"] or order.get("login")):
             wrong.append(f"the order to {worker} says nothing: {text}")
+    return wrong
+
+
+def _budgets(at: Shard) -> list[str]:
+    """What the members of a group may use together is summed up, and each is to be let go at a time."""
+    wrong = []
+    for name in at.redis.keys(at.key("budget:*")):
+        fields, group = at.redis.hgetall(name), name.removeprefix(at.key("budget:"))
+        counted = {field[2:]: int(text.split()[0]) for field, text in fields.items() if field.startswith("w ")}
+        if int(fields.get("sum", 0)) != sum(counted.values()):
+            wrong.append(f"budget:{group} has the sum {fields.get('sum')}, its members count {sum(counted.values())}")
+        if set(at.redis.zrange(at.key(f"members:{group}"), 0, -1)) != set(counted):
+            wrong.append(f"members:{group} are not those of its budget")
+        wrong += [
+            f"{key}:{group} has no end" for key in ("budget", "members") if at.redis.ttl(at.key(f"{key}:{group}")) < 0
+        ]
     return wrong

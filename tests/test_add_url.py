@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 import add_url
 import site_walk
+from budgets import Told
 from config import CATEGORIES, ROOT, Settings
 from errors import EngineError, ServerError, ServerUnreachable, SiteError, Unauthorized, UsageError
 from model import Added, Failure
@@ -147,6 +148,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What a user has set: nothing but an own data folder; also for main() called in this process."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SYSTEMROOT") if name in os.environ}
     environ = {**kept, "LANGUAGE": "en", "BILI_DATA_DIR": str(tmp_path / "data"), "BILI_API_INTERVAL": "0"}
+    environ["BILI_RATE_PER_ADDRESS"] = "0"
     for name in list(os.environ):
         if name.startswith(("BILI_", "REDIS_")) or name.upper().endswith("_PROXY") or "CA_BUNDLE" in name:
             monkeypatch.delenv(name)
@@ -961,7 +963,7 @@ def test_a_watched_ranking_is_remembered_and_its_next_round_waits_until_it_is_du
     use_site: StandIn, queue: Queue, connection: redis.Redis
 ) -> None:
     """The first ten of it, as without a watch; a round that comes too early asks the site nothing."""
-    shared = Queue(connection, Settings(category=""))
+    shared = Queue(connection, Settings(category="", rate_per_address=0.0))
     options = watch_options(targets=["rank:1010", "av7"], watch=3600)
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     first, second = add_url.Tally(), add_url.Tally()
@@ -997,7 +999,7 @@ def test_rankings_that_the_settings_name_are_watched_in_the_queue(
     use_site: StandIn, queue: Queue, connection: redis.Redis
 ) -> None:
     """Each by its region and sub-regions, into its own folder: the server reads it again after add_url.py has ended."""
-    shared = Queue(connection, Settings(category=""))
+    shared = Queue(connection, Settings(category="", rate_per_address=0.0))
     options = watch_options(targets=["rank:科学科普", "rank:首页"], watch=60, limit=2)
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     tally = add_url.Tally()
@@ -1049,7 +1051,7 @@ def test_what_is_watched_through_a_server_stays_watched_there(
 def test_a_later_round_watches_what_is_new_in_its_list_and_asks_known_videos_nothing(
     use_site: StandIn, connection: redis.Redis, tmp_path: Path
 ) -> None:
-    queue = Queue(connection, Settings())
+    queue = Queue(connection, Settings(rate_per_address=0.0))
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
     listed = tmp_path / "list"
     listed.write_text("ep1\n")
@@ -1064,3 +1066,54 @@ def test_a_later_round_watches_what_is_new_in_its_list_and_asks_known_videos_not
     assert "ep2" in leased_now and "ep1" not in leased_now and len(leased_now) == 11, "the ranking is read at once"
     assert set(connection.zrange("{bili:0}:watch", 0, -1)) == {"ep1", "ep2", "rank:1010"}
     assert connection.zscore("{bili:0}:watch", "ep1") == due, "named again, it is not put off"
+
+
+# ------------------------------------------------------------------------------------------ the budget of its line
+
+
+def test_the_site_is_asked_as_often_as_the_workers_of_this_line_leave_room_for(
+    use_site: StandIn, connection: redis.Redis
+) -> None:
+    use_site.answers["/x/web-interface/ranking/v2"] = ranking
+    queue = Queue(connection, Settings(rate_per_address=4.0))
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0, egress="fibre")
+    began = time.monotonic()
+    add_url.add_all(queue, settings, watch_options(targets=["rank:1010", "rank:0"], watch=None), add_url.Tally())
+    asked = len(use_site.requests)
+    assert asked == 4 and time.monotonic() - began > (asked - 1) / 4
+    assert connection.keys("*members:*") == [], "it has said goodbye"
+
+
+def test_what_is_refused_here_parks_the_workers_of_this_line_and_nothing_is_asked_while_they_are_parked(
+    use_site: StandIn, connection: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_site.answers["/x/web-interface/nav"] = Reply(412)
+    queue = Queue(connection, Settings(rate_per_address=0.0))
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0)
+    tally = add_url.Tally()
+    add_url.add_all(queue, settings, watch_options(targets=["rank:1010", "BV1xx411c7mD"], watch=None), tally)
+    assert (str(tally), len(use_site.requests)) == ("added 1, known 0, rejected 1", 1)
+    assert "rank:1010" in (said := capsys.readouterr().err) and "not asked now" in said
+    (breaker,) = queue.breakers()
+    assert (breaker.group, breaker.kind) == ("address:local", "412")
+    assert queue.budget("w1", ("address:local",), Told()).parked_seconds > 10
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_through_a_server_its_word_is_obeyed_and_one_that_knows_no_budgets_is_no_hindrance(
+    use_site: StandIn, stand_in: Callable[[], StandIn], status: int
+) -> None:
+    use_site.answers["/x/web-interface/ranking/v2"] = ranking
+    server = stand_in()
+    budget = {"requests_per_second": 5, "parked_seconds": 0.0, "holds_seconds": 60.0, "probes": False, "kind": ""}
+    server.answers["/budget"] = Reply(status, json.dumps(budget if status == 200 else {"error": "no"}))
+    server.answers["/add_url"] = Reply(body='{"added": 1, "known": 0, "rejected": []}')
+    sink = add_url.ServerSink(Settings(server_url=server.url, token=TOKEN))
+    settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0, egress="fibre")
+    began = time.monotonic()
+    add_url.add_all(sink, settings, watch_options(targets=["rank:1010"], limit=1, watch=None), add_url.Tally())
+    sink.close()
+    told = json.loads(next(one.body for one in server.requests if one.path == "/budget"))
+    assert told["egress"] == "fibre" and told["worker"].startswith("add_url ") and "site" in told
+    assert len(use_site.requests) == 3
+    assert (time.monotonic() - began > 0.4) == (status == 200)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 
+from budgets import Told
 from config import Settings
 from model import Failure, ListedPage, Page, Result
 from queue_data import key
@@ -71,6 +72,8 @@ def in_all_places(queue: Queue) -> list[str]:
     return [BV[5], one.url, two.url, three.url, BV[4], BV[9]]
 
 
+WAYS = ("address:203.0.113.9", "account:a")
+
 VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
     "add": (lambda queue: None, lambda queue, _: queue.add(BV[:5])),
     "add again": (lambda queue: queue.add(BV[:3]), lambda queue, _: queue.add(BV[:5], category="music")),
@@ -109,6 +112,14 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
     "steer and obey": (
         lambda queue: [queue.heartbeat(worker, [], {}) for worker in ("w1", "w2")],
         lambda queue, _: [queue.steer(None, {"stop": 0}, "somebody"), queue.obey("w1", "")],
+    ),
+    "budget and trip": (
+        lambda queue: [queue.budget(worker, WAYS, Told(wanted=9.0)) for worker in ("w1", "w2", "w3")],
+        lambda queue, _: [
+            queue.budget("w4", WAYS, Told(wanted=1.0)),
+            queue.budget("w1", WAYS, Told(1.0, 0.1, refused="-412")),
+            queue.leave_budget("w2", WAYS),
+        ],
     ),
     "ack": (lambda queue: held(queue, 1)[0], lambda queue, one: queue.ack(one.url, one.token, result(11))),
     **{
@@ -203,6 +214,8 @@ BREAKS: dict[str, Callable[[redis.Redis], Any]] = {
     "page 11 has a record": lambda r: r.xadd("{bili:0}:success", {"url": f"{BV[1]}?p=1&cid=11"}),
     "an order to w9": lambda r: r.hset("{bili:0}:orders", "w9", '{"id": "i", "working": {}, "who": "", "at": 1}'),
     "total of done": lambda r: r.hset("{bili:0}:totals", "done", 7),
+    "budget:address:203.0.113.9 has the sum": lambda r: r.hincrby("{bili:0}:budget:address:203.0.113.9", "sum", 1),
+    "members:address:203.0.113.9 are not": lambda r: r.zadd("{bili:0}:members:address:203.0.113.9", {"w9": 1}),
     "entries in ready, 1 of them stale": lambda r: r.hset("{bili:0}:stale", BV[4], 1),
     "total of stale": lambda r: r.hset("{bili:0}:totals", "stale", 1),
     "kinds counts": lambda r: r.hincrby("{bili:0}:kinds", "dead:-404", 1),
@@ -222,6 +235,7 @@ def test_the_rules_find_what_breaks_them(sentence: str, connection: redis.Redis)
     refused = lease_one(queue)
     queue.nack(refused.url, refused.token, Failure("permanent", "-404", "gone"))
     queue.add([BV[4]])
+    queue.budget("w1", WAYS, Told(wanted=9.0))
     assert structure.problems(connection) == []
     BREAKS[sentence](connection)
     assert any(sentence in problem for problem in structure.problems(connection))

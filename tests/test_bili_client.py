@@ -27,7 +27,7 @@ from aiohttp import web
 import bili_client
 from bili_client import BiliClient, make_session
 from config import USER_AGENT, Settings
-from errors import JobError, NoWayOut, PermanentError, RiskControl, SiteError
+from errors import JobError, NoWayOut, Parked, PermanentError, RiskControl, SiteError
 from model import MIB, JobId, Video
 from parse_ import aid_to_bvid, parse_job_id, parse_playurl, parse_view, sign_wbi
 
@@ -634,6 +634,36 @@ async def test_the_site_s_wish_for_less_doubles_the_interval_and_good_answers_br
     for _turn in range(3):
         await made.client.describe(job())
     assert made.client.pace.interval_seconds == pytest.approx(4 * 0.95**3)
+
+
+async def test_whoever_waits_for_its_turn_obeys_at_once_what_the_server_says(site: Site, made: Made) -> None:
+    await made.client.describe(job())
+    began = made.time.now
+    made.client.pace.obey(0.01, 1e6)
+    waiting = asyncio.create_task(made.client.describe(job()))
+    while made.time.now < began + 20:
+        await asyncio.sleep(0)
+    asked = len(site.requests)
+    made.client.pace.obey(1.0, 1e6)
+    await waiting
+    assert len(site.requests) > asked and made.time.now < began + 25
+
+
+async def test_a_parked_worker_asks_nothing_and_lets_go_of_who_waits(site: Site, made: Made) -> None:
+    made.client.pace.obey(0.001, 1e6)
+    made.client.pace.take()
+    waiting = asyncio.create_task(made.client.describe(job()))
+    await asyncio.sleep(0)
+    made.client.pace.park_for(30.0)
+    with pytest.raises(Parked):
+        await waiting
+    with pytest.raises(Parked):
+        await made.client.playinfo(VIDEO, VIDEO.pages[0])
+    assert site.requests == []
+    made.client.pace.park_for(0.0)
+    made.client.pace.obey(None, 1.0)
+    assert (await made.client.describe(job())).bvid == BVID
+    assert made.client.pace.answers >= 1
 
 
 # ------------------------------------------------------------------------------------------ what a browser leaves

@@ -89,6 +89,9 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_LOG_LEVEL": "loud",
         "BILI_TRUSTED_PROXIES": "10.0.0.0/40",
         "BILI_METRICS_ADDRESS": "127.0.0.1",
+        "BILI_RATE_PER_ADDRESS": "-1",
+        "BILI_RATE_PER_ACCOUNT": "fast",
+        "BILI_EGRESS": "a\nb",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -110,6 +113,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_TRUSTED_PROXIES": "10.0.0.0/8, 2001:DB8::1"}
     settings = parse_settings(values)
     assert settings.trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
+    values |= {"BILI_RATE_PER_ADDRESS": "0.5", "BILI_EGRESS": "光纤 1"}
+    settings = parse_settings(values)
+    assert (settings.rate_per_address, settings.rate_per_account, settings.egress) == (0.5, 7.0, "光纤 1")
     assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"

@@ -355,6 +355,20 @@ async def test_a_region_locked_video_is_described_but_not_played(client: Client)
     assert (answer["code"], "地区" in answer["message"]) == (-10403, True)
 
 
+async def test_who_asks_too_often_is_banned_for_a_while_and_all_is_counted(client: Client) -> None:
+    limits = {"requests_per_second": 1, "window_seconds": 5, "ban_seconds": 0.3}
+    assert (await client.post("bans", limits))[1] == limits
+    path = "/x/web-interface/nav"
+    assert [(await client.api(path))["code"] for _turn in range(5)] == [-101] * 5
+    assert (await client.api(path))["code"] == -412
+    (counted,) = client.site.state.bans.listing().values()
+    assert (counted["answered"], counted["refused"], counted["bans"], counted["is_banned"]) == (5, 1, 1, True)
+    assert counted["most_per_second"] == 6 / 5
+    assert (await client.post("bans", {"requests_per_second": 0}))[0] == 200
+    assert (await client.api(path))["code"] == -101, "counts begin anew"
+    assert (await client.post("bans", {"rate": 1}))[0] == 400
+
+
 async def test_risk_control_lasts_until_it_is_switched_off(client: Client) -> None:
     bvid = catalogue.video("risk-control").bvid
     answer = await client.api("/x/web-interface/view", bvid=bvid)

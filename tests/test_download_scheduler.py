@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -23,6 +24,7 @@ import merge_stream_file
 import page_streams
 from bili_client import BiliClient, make_session
 from board import Board, JobView
+from budgets import Told
 from config import Settings
 from connections import Connections
 from create_folder import page_path, parse_output
@@ -223,15 +225,16 @@ async def test_risk_control_of_one_worker_slows_the_others_for_as_long_as_it_is_
 ) -> None:
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 600.0)
     first, second = await start_worker("w1", lease_seconds=1.5), await start_worker("w2", lease_seconds=1.5)
+    first.scheduler._site.login.digest, second.scheduler._site.login.digest = "a", "b"
     second.scheduler._site.login.problem = "log in"
     await until("nothing to say", lambda: second.scheduler.board.note == "log in")
-    assert (first.scheduler._standing(), second.scheduler._site.pace.slow_seconds) == ({}, 0)
+    assert "risk" not in first.scheduler._standing() and second.scheduler._site.pace.slow_seconds == 0
     first.scheduler._park(RiskControl("slow down", "-352"))
     assert first.scheduler._standing()["risk"].items() >= {"kind": "-352"}.items()
-    await until("told", lambda: second.scheduler._site.pace.slow_seconds > 500)
+    await until("told", lambda: second.scheduler._site.pace.slow_seconds > 20)
     await until("shown", lambda: second.scheduler.board.note == f"{download_scheduler._SLOWER} · log in")
     await until("shown", lambda: first.scheduler.board.note == "slow down")
-    assert second.scheduler._standing() == {}, "who only heard of it does not pass it on"
+    assert "risk" not in second.scheduler._standing(), "who only heard of it does not pass it on"
     assert second.scheduler.board.state == "running"
     second.scheduler._take_beat(Beat(lost=(), slow_seconds=500.0))
     assert caplog.text.count(download_scheduler._SLOWER) == 1
@@ -240,7 +243,46 @@ async def test_risk_control_of_one_worker_slows_the_others_for_as_long_as_it_is_
 async def test_a_full_disk_is_nobody_else_s_business(start_worker: StartWorker) -> None:
     worker = await start_worker()
     worker.scheduler._park(DiskFull("make room"))
-    assert worker.scheduler._standing() == {}
+    assert "risk" not in worker.scheduler._standing() and "refused" not in worker.scheduler._standing()["site"]
+
+
+@pytest.mark.slow
+async def test_risk_control_parks_all_of_an_address_and_one_of_them_tries_first(
+    site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("budgets.OPEN_SECONDS", 3.0)
+    workers = [await start_worker(f"w{number}", lease_seconds=1.5) for number in range(3)]
+    await until("all are heard of", lambda: len(queue.workers()) == 3)
+    first, *others = all_three = [worker.scheduler for worker in workers]
+    began = time.monotonic()
+    first._park(RiskControl("slow down", "-412"))
+    await until("they are parked", lambda: all(one.board.state == "parked" for one in others))
+    assert time.monotonic() - began < 2.5, "with the next heartbeat"
+    assert [one._note for one in others] == [download_scheduler._PARKED] * 2
+    assert [one.group for one in queue.breakers()] == ["address:local"]
+    queue.add([PLAIN.bvid])
+    asked = site.state.counters.routes.total()
+    await until("one tries", lambda: any(one._stand.probes for one in all_three))
+    assert time.monotonic() - began > 2.5 and site.state.counters.routes.total() == asked
+    await until("done", lambda: queue.counts().done == 1)
+    await until("all go on", lambda: all(one.board.state == "running" for one in all_three))
+    assert queue.breakers() == [] and first._risk == ""
+    assert queue.failed("", 10) == ([], None)
+
+
+async def test_a_job_that_waits_for_its_turn_goes_back_untouched_when_its_worker_is_parked(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue._budgets, "_address_rate", 0.001)
+    worker = await start_worker(lease_seconds=1.5)
+    await until("it has heard what it may", lambda: 0 < worker.scheduler._site.pace.allowed <= 0.001)
+    queue.add([PLAIN.bvid])
+    await until("its job waits for its turn", lambda: queue.counts().leased == 1)
+    queue.budget("another", ("address:local",), Told(refused="-412"))
+    await until("it is parked", lambda: worker.scheduler.board.state == "parked")
+    await until("the job is back", lambda: queue.counts().ready == 1)
+    (job,), _after = queue.jobs()
+    assert (job["attempts"], job["code"], worker.scheduler.board.failed) == (0, "", 0)
 
 
 async def test_a_surprise_in_one_job_ends_that_attempt_and_nothing_else(

@@ -210,6 +210,7 @@ class NetworkFarm:
                     "BILI_TOKEN": self.token,
                     "BILI_LEASE_SECONDS": str(LEASE_SECONDS),
                     "BILI_AFFINITY_SECONDS": "0",
+                    "BILI_RATE_PER_ADDRESS": "0",
                     "BILI_DATA_DIR": str(folder / "server"),
                     **self.site_environ,
                 },

@@ -20,9 +20,9 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "request_head", "series", "server_choice", "stream_choice", "visitor"}
+        | {"budgets", "pace", "request_head", "series", "server_choice", "stream_choice", "visitor"}
     ),
-    frozenset({"orders", "queue_data", "redis_engine", "request_server", "sources"}),
+    frozenset({"farm_budgets", "orders", "queue_data", "redis_engine", "request_server", "site_standing", "sources"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
         | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
@@ -56,7 +56,7 @@ PURE = frozenset(
     }
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
     | {"request_head", "series", "server_choice", "source_ids", "sources", "stream_choice"}
-    | {"visitor"}
+    | {"visitor", "budgets", "site_standing"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 

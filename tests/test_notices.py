@@ -130,6 +130,21 @@ def test_risk_control_is_said_once_for_all_machines() -> None:
     assert memory.look(later(CALM, 700)) == []
 
 
+def test_risk_control_is_said_once_for_each_address_or_account() -> None:
+    memory = Memory()
+    here = [SeenWorker(name, 1.0, risk="-412", way="address:203.0.113.9") for name in ("w1", "w2")]
+    there = SeenWorker("w3", 1.0, risk="-352", way="account:a")
+    (said,) = memory.look(replace(CALM, workers=here))
+    assert "w1, w2 (code -412)" in said
+    (said,) = memory.look(later(replace(CALM, workers=[*here, there]), 60))
+    assert "w3 (code -352)" in said and "w1" not in said
+    assert memory.look(later(replace(CALM, workers=[there]), 120)) == []
+    assert memory.look(later(replace(CALM, workers=[*here, there]), 180)) == [], "within the hour"
+    assert memory.look(later(CALM, 200)) == []
+    assert memory.look(later(CALM, 200 + AGAIN_SECONDS)) == []
+    assert not any(subject.startswith("risk") for subject in memory.said), "nothing of it is kept for ever"
+
+
 @pytest.mark.parametrize(("failures", "finished", "said"), [(20, 3, 1), (19, 0, 0), (20, 20, 0), (300, 299, 1)])
 def test_failures_are_said_where_they_pile_up(failures: int, finished: int, said: int) -> None:
     memory, seen = Memory(), replace(CALM, failures=failures, finished=finished)

@@ -18,7 +18,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 
 from config import Settings
 from errors import ServerError, ServerUnreachable, StaleToken, Unauthorized
-from model import Failure, Lease, Page, Result
+from model import Budget, Failure, Lease, Page, Result
 from queue_client import OWN_SHARE, Beat, Heartbeat, Held, QueueClient, lease_clock, make_server_session
 from redisConnect import Queue
 
@@ -343,6 +343,35 @@ async def test_a_heartbeat_tells_how_the_worker_stands_with_the_site_and_hears_o
         assert {name: server.asked[0][1][name] for name in standing} == standing
     finally:
         heartbeat.stop()
+
+
+async def test_a_heartbeat_hears_how_the_site_may_be_asked_and_what_it_had_told_comes_with_that(
+    server: Server, settings: Settings
+) -> None:
+    budget = {"requests_per_second": 0.5, "parked_seconds": 0, "holds_seconds": 60.0, "kind": "", "later": 1}
+    server.answers["/heartbeat"] = {"lost": [], "budget": budget, "heartbeat_seconds": 5}
+    beats: list[Beat] = []
+    settings = replace(settings, server_url=server.url)
+    heartbeat = Heartbeat(settings, "w1", "i1", {}, dict, beats.append, standing=lambda: {"site": {"answers": 3}})
+    began = lease_clock()
+    heartbeat.start()
+    try:
+        await until(lambda: len(beats) == 1)
+        assert beats[0].budget == Budget(0.5, 0, 60.0)
+        assert beats[0].told == {"site": {"answers": 3}} and began <= beats[0].sent <= lease_clock()
+        server.answers["/heartbeat"] = {"lost": [], "budget": {**budget, "requests_per_second": None, "probes": True}}
+        heartbeat.hurry()
+        await until(lambda: len(beats) == 2)
+        assert lease_clock() - began < 4, "it did not wait for its time"
+        assert beats[1].budget == Budget(None, 0, 60.0, probes=True)
+    finally:
+        heartbeat.stop()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_deadline_counts_from_when_it_was_asked_for_and_a_failed_beat_moves_none(

@@ -154,6 +154,8 @@ def test_what_the_site_refuses_in_the_middle_stays_in_the_queue_and_naming_it_ag
     assert f"{SERIES}: " in output and "a worker goes on with it later" in output
     found = ledgers(farm)[SERIES]
     assert (found["state"], found["complete"], found["listed"]) == ("ready", False, 90)
+    assert farm.add(SERIES) == "added 0, known 0, rejected 0", "nothing is asked of the site for a while"
+    wait_until("it may be tried again", lambda: farm.get("/status")["breakers"][0]["seconds"] == 0, 60)
     assert farm.add(SERIES) == f"added {CROWD - 90}, known 90, rejected 0"
     assert agrees(farm, SERIES)
 

@@ -18,6 +18,7 @@ import pytest
 from rich.cells import cell_len
 
 import status_table
+from budgets import Told
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
 from model import Failure
@@ -115,6 +116,18 @@ def test_long_lists_are_read_piece_by_piece_and_not_without_end(
     found = facts(settings, queue_server, capsys)
     assert found["failures"][0]["dead"] == 2 and not found["is_complete"]
     assert "There are more: /sources, /failed" in table(settings, queue_server, capsys)
+
+
+def test_what_is_parked_for_the_site_is_said_above_the_workers(
+    settings: Settings, queue: Queue, queue_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert facts(settings, queue_server, capsys)["breakers"] == []
+    queue.budget("w1", ("line:fibre", "account:0123456789"), Told(refused="-352"))
+    (found,) = facts(settings, queue_server, capsys)["breakers"]
+    assert (found["group"], found["state"], found["kind"]) == ("account:0123456789", "open", "-352")
+    queue.budget("w1", ("line:fibre",), Told(refused="-412"))
+    said = [line.partition(",")[0] for line in table(settings, queue_server, capsys).splitlines()[1:3]]
+    assert sorted(said) == [f"{group}: all its workers are parked" for group in ("account 012345", "line fibre")]
 
 
 def test_an_empty_farm_says_what_to_do_next(

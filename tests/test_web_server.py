@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -141,7 +142,7 @@ def test_a_job_lives_its_whole_life_over_http(client: FlaskClient) -> None:
 
     progress = {"title": "第1讲", "stage": "downloading", "streams": [STREAM]}
     beat = post(client, "/heartbeat", {"worker": "w1", "jobs": [of(page, progress=progress)]})
-    assert beat == {"lost": [], "control": None, "heartbeat_seconds": 2.0, "order": None}
+    assert beat == {"lost": [], "control": None, "heartbeat_seconds": 2.0, "order": None, "budget": None}
     assert post(client, "/ack", ack_of(page, title="第1讲")) == {"state": "done"}
 
     second = lease(client)
@@ -290,6 +291,48 @@ def test_the_real_server_lets_through_what_a_proxy_names(queue_server: str) -> N
     assert beat("192.0.2.2") is None
 
 
+def test_a_heartbeat_that_tells_how_the_site_is_asked_hears_how_it_may_be(
+    connection: redis.Redis, settings: Settings
+) -> None:
+    farm = replace(settings, rate_per_address=2.0, rate_per_account=1.0)
+    client = create_app(farm, Queue(connection, farm)).test_client()
+    beat: dict[str, Any] = {"worker": "w1", "jobs": [], "site": {"wanted_per_second": 5}, "state": {"state": "running"}}
+    assert post(client, "/heartbeat", {**beat, "site": None})["budget"] is None
+    budget = {"requests_per_second": 1.9, "parked_seconds": 0.0, "holds_seconds": 60.0, "probes": False, "kind": ""}
+    assert post(client, "/heartbeat", beat)["budget"] == budget
+    assert post(client, "/budget", {**beat, "egress": "fibre", "account": "digest"})["requests_per_second"] == 0.95
+    assert post(client, "/budget", {**beat, "worker": "w2"})["requests_per_second"] == pytest.approx(0.05)
+    (worker,) = (client.get("/status").json or {})["workers"]
+    assert (worker["egress"], worker["wanted_per_second"]) == ("address:local", 5)
+    assert post(client, "/heartbeat", {**beat, "state": {"state": "ended"}})["budget"] is None
+    assert post(client, "/budget", {**beat, "worker": "w3"})["requests_per_second"] == pytest.approx(0.95, rel=0.05)
+
+
+def test_workers_of_a_refused_address_are_parked_until_one_that_may_try_is_answered(
+    client: FlaskClient, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("budgets.OPEN_SECONDS", 0.2)
+
+    def beat(worker: str, state: str = "parked", **site: Any) -> Any:
+        body = {"worker": worker, "jobs": [], "site": site, "state": {"state": state, "working": {"drain": 0}}}
+        return post(client, "/heartbeat", body)["budget"]
+
+    assert beat("w1", refused={"kind": "-412"})["parked_seconds"] >= 10
+    assert beat("w2")["kind"] == "-412"
+    (breaker,) = (client.get("/status").json or {})["breakers"]
+    assert (breaker["group"], breaker["state"], breaker["failures"]) == ("address:local", "open", 1)
+    end = time.monotonic() + 10
+    while not (budget := beat("w2"))["probes"]:
+        assert beat("w3", "paused")["parked_seconds"] >= 10 and time.monotonic() < end
+        time.sleep(0.02)
+    assert budget["parked_seconds"] == 0
+    page = client.get("/ui/machines?fragment", headers={"Accept-Language": "en"})
+    assert "w2 tries whether the site answers again" in page.text
+    assert beat("w1")["parked_seconds"] >= 10
+    assert not beat("w2", answers=1)["probes"]
+    assert beat("w1")["parked_seconds"] == 0 and (client.get("/status").json or {})["breakers"] == []
+
+
 def test_a_path_is_recorded_as_the_file_is_called(client: FlaskClient) -> None:
     path = "other/👩\u200d💻 e\u0301 \u00a0 [BV].mp4"
     post(client, "/ack", ack_of(lease_page(client), path=path, title="a\ud800b\x1b[2Jc"))
@@ -373,6 +416,8 @@ def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(c
         ("/heartbeat", {"worker": "w1", "jobs": [], "finished": ["x"]}, "body.finished"),
         ("/heartbeat", {"worker": "w1", "jobs": [], "account": ""}, "body.account"),
         ("/heartbeat", {"worker": "w1", "jobs": [], "risk": {"kind": "x"}}, "body.risk"),
+        ("/heartbeat", {"worker": "w1", "jobs": [], "site": {"answers": -1}}, "body.site.answers"),
+        ("/budget", {"worker": "w1"}, "site is missing"),
         ("/heartbeat", {"worker": "w1", "jobs": [], "risk": {"kind": "x", "seconds": 1e9}}, "body.risk.seconds"),
         ("/replay", {"worker": "w1"}, "results"),
         ("/replay", {"worker": "w1", "results": [{"url": "BV1xx411c7mD"}]}, "path"),

@@ -18,6 +18,7 @@ from i18n import _
 from redisConnect import Queue
 from shapes import line
 from web.adding import Adding
+from web.budgets import Budgets
 from web.dashboard import Dashboard
 from web.frame import ENGINE_RETRY_SECONDS
 from web.guard import Guard, SignInNeeded
@@ -44,7 +45,7 @@ OF_EVERY_ANSWER = (
     ("Referrer-Policy", "no-referrer"),
 )
 
-OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"})
+OF_WORKERS = frozenset({"/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay", "/budget"})
 """They come all the time, and nobody waits to see what they change."""
 SEEN_BY_NOBODY = OF_WORKERS | {"/ui/sign-in", "/ui/sign-out"}
 """What changes no page."""
@@ -61,7 +62,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
 
     verbs, jobs = Verbs(settings, queue), Jobs(queue)
-    steering = Steering(queue)
+    steering, budgets = Steering(queue), Budgets(queue)
     metrics = Metrics(queue, verbs.totals)
     app.before_request(metrics.begin_request)
     app.before_request(guard.check)
@@ -75,6 +76,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         *(verbs.expand, verbs.heartbeat, verbs.ack, verbs.nack, verbs.release, verbs.replay),
         *(verbs.add_url, verbs.watch, verbs.redrive, steering.steer, steering.login),
         *(jobs.cancel, jobs.first, jobs.forget),
+        budgets.budget,
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
     dashboard = Dashboard(settings, queue, guard, sessions)

@@ -103,6 +103,7 @@ class Dashboard:
             "more": len(workers) > first + MACHINES_ON_A_PAGE,
             "find": find,
             "state_of": state_of,
+            "breakers": self._queue.breakers(),
             "drawing": lambda address: qr_svg(address, self._settings.passport_url),
         }
 

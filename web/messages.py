@@ -97,13 +97,24 @@ _WORKER_STATE = lenient(
         note=line(400, cut=True),
     ),
 )
+_SITE = record(
+    {},
+    requests_per_second=number(0, 1e6),
+    wanted_per_second=number(0, 1e6),
+    allowed_per_second=number(0, 1e6),
+    answers=number(0, 2**53, whole=True),
+    refused=record({"kind": line(40, 1)}, seconds=number(0, MAX_RISK_SECONDS)),
+)
+_STANDS = {"account": line(64, 1), "egress": line(64, 1)}
 HEARTBEAT = record(
     {"worker": WORKER, "jobs": list_of(record(LEASE_FIELDS, progress=_PROGRESS), 256)},
     state=_WORKER_STATE,
     finished=list_of(job_id, 64),
-    account=line(64, 1),
     risk=record({"kind": line(40, 1), "seconds": number(0, MAX_RISK_SECONDS)}),
+    site=_SITE,
+    **_STANDS,
 )
+BUDGET = record({"worker": WORKER, "site": _SITE}, **_STANDS)
 ACK = record(
     {**LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)},
     title=line(1000, cut=True),

@@ -8,7 +8,6 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +17,7 @@ from werkzeug.exceptions import (
     MethodNotAllowed,
 )
 
+from budgets import address_group
 from config import Settings, category_problem
 from errors import EngineError, EngineFull
 from i18n import _
@@ -28,6 +28,7 @@ from series import HOUR, RINGS
 from shapes import line, list_of, one_of, record
 from sources import lease_fields, listed_page, sort_out
 from web.actions import egress, names, note
+from web.budgets import Budgets
 from web.kept import Kept
 from web.messages import (
     ACK,
@@ -62,6 +63,7 @@ class Verbs:
         self._settings = settings
         self._queue = queue
         self._site = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
+        self._budgets = Budgets(queue)
         self.totals: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._counted: Kept[int] = Kept()
@@ -109,15 +111,16 @@ class Verbs:
         body = read_body(HEARTBEAT)
         jobs = [(job["url"], job["token"], _done_bytes(job)) for job in body["jobs"]]
         titles = {job["url"]: job["progress"]["title"] for job in body["jobs"] if job.get("progress", {}).get("title")}
-        lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body), titles)
+        lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body, egress()), titles)
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._worker_count() / 200)
         answer: dict[str, Any] = {
             "lost": lost,
-            "control": self._control(body),
+            "control": self._budgets.control(body),
             "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
             "order": self._order(body),
+            "budget": self._budgets.of_beat(body),
         }
         if self._queue.data_id:
             answer["data"] = self._queue.data_id
@@ -129,16 +132,6 @@ class Verbs:
         """Return what a worker is to do and has not done yet."""
         order = self._queue.obey(body["worker"], body.get("state", {}).get("order", ""))
         return {name: order[name] for name in ("id", "working", "login") if name in order} if order else None
-
-    def _control(self, body: Mapping[str, Any]) -> dict[str, float] | None:
-        """Return what a worker should do because the site asked one of its address or account for less."""
-        marks = [f"address:{egress()}", *(f"account:{body[name]}" for name in ("account",) if name in body)]
-        risk = body.get("risk", {"kind": "", "seconds": 0.0})
-        if risk["seconds"]:
-            with suppress(EngineFull):  # leases are kept all the same
-                self._queue.tell_risk(marks, risk["kind"], risk["seconds"])
-        seconds = self._queue.risk_seconds(marks)
-        return {"slow_seconds": seconds} if seconds else None
 
     def ack(self) -> Response:
         """Record a finished page."""
@@ -245,6 +238,7 @@ class Verbs:
             next_due_seconds=self._queue.next_due_seconds(),
             lease_seconds=self._settings.lease_seconds,
             seconds_left=self._queue.time_left_seconds(),
+            breakers=self._budgets.breakers(),
         )
 
     def history(self) -> Response:
@@ -287,14 +281,19 @@ class Verbs:
             self.totals[name] += amount
 
 
-def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a checked heartbeat for the status page, at most MAX_STATUS_BYTES of JSON."""
+def worker_status(body: Mapping[str, Any], address: str = "") -> dict[str, Any]:
+    """Return what is kept of a checked heartbeat for the status page, at most MAX_STATUS_BYTES of JSON.
+
+    ``address`` is where it came from: with it, the group that shares the worker's way to the site is kept.
+    """
     jobs = [{"url": job["url"], **job.get("progress", {})} for job in body["jobs"]]
     risk = body.get("risk", {"kind": "", "seconds": 0.0})
     parked = {"risk": risk["kind"]} if risk["seconds"] else {}
     state = {name: value for name, value in body.get("state", {}).items() if name != "order"}
     account = {"account": body["account"]} if "account" in body else {}
-    status = {**state, **account, **parked, "jobs": jobs}
+    site = {name: value for name, value in body.get("site", {}).items() if name.endswith("_per_second")}
+    way = {"egress": address_group(address, body.get("egress", "")), **site} if "site" in body else {}
+    status = {**state, **account, **parked, **way, "jobs": jobs}
     while jobs and len(json.dumps(status, ensure_ascii=False).encode()) > MAX_STATUS_BYTES:
         jobs.pop()
     return status

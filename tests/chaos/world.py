@@ -243,6 +243,7 @@ class World:
             **own,
             "LANGUAGE": "en",
             "BILI_API_INTERVAL": "0",
+            "BILI_RATE_PER_ADDRESS": "0",
             "BILI_LEASE_SECONDS": str(self.options.lease_seconds),
             "BILI_AFFINITY_SECONDS": str(AFFINITY_SECONDS),
             "BILI_SHARDS": str(self.options.shards),

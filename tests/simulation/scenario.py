@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import aiohttp
 
+import budgets
 import download_scheduler
 import queue_client
 import retry
@@ -170,7 +171,10 @@ class Seed:
         try:
             edit = BREAKS[self.break_name].edit if self.break_name else _as_it_is
             settings = Settings(
-                lease_seconds=world.lease_seconds, affinity_seconds=world.affinity_seconds, shards=self._shards
+                lease_seconds=world.lease_seconds,
+                affinity_seconds=world.affinity_seconds,
+                shards=self._shards,
+                rate_per_address=0.0,
             )
             self._server = self._engine.server(settings, self.break_name, edit)
             self._engine.clock_ms = world.clock_ms
@@ -738,6 +742,8 @@ def installed(seed: Seed) -> Iterator[None]:
         # The same curves on a smaller scale: a seed must not last for hours, not even of virtual time.
         put(retry, "redelivery_delays_seconds", lambda draw: tuple(draw() * min(20.0, 2.0**n) for n in range(7)))
         put(retry, "park_seconds", lambda failures: min(8.0, 2.0**failures / 2))
+        for name, seconds in {"OPEN": 1.0, "OPEN_CAP": 8.0, "PARKED_LEAST": 1.0, "PROBE": 3.0, "FORGET": 20.0}.items():
+            put(budgets, f"{name}_SECONDS", seconds)
         if seed.break_name and (install := BREAKS[seed.break_name].install):
             install(put)
         state = random.getstate()

@@ -17,7 +17,17 @@ import aiohttp
 import download_scheduler
 import queue_client
 from config import Settings
-from errors import DiskFull, MergeError, NameTaken, PermanentError, RiskControl, SiteError, StaleToken, TransferError
+from errors import (
+    DiskFull,
+    MergeError,
+    NameTaken,
+    Parked,
+    PermanentError,
+    RiskControl,
+    SiteError,
+    StaleToken,
+    TransferError,
+)
 from model import (
     CHUNK_BYTES,
     JobId,
@@ -522,7 +532,18 @@ class Site:
         self.pace = Pace(0.0, world.loop.time)
         self.login = NoLogin()
 
+    async def _turn(self) -> None:
+        """Wait as BiliClient does."""
+        while True:
+            if self.pace.parked_seconds > 0:
+                raise Parked("not now")
+            if (wait_seconds := self.pace.wait_seconds()) <= 0:
+                self.pace.take()
+                return
+            await asyncio.sleep(min(wait_seconds, 0.5))
+
     async def describe(self, job: JobId) -> Video:
+        await self._turn()
         world = self._world
         await asyncio.sleep(0.02 + 0.2 * world.random.random())
         await world.gate("describe", self._process)
@@ -537,6 +558,7 @@ class Site:
         return Video(video.bvid, video.aid, video.title, pages, episode_id=job.episode_id or None)
 
     async def playinfo(self, _video: Video, wanted: Page) -> Playinfo:
+        await self._turn()
         world = self._world
         await asyncio.sleep(0.02 + 0.1 * world.random.random())
         await world.gate("playinfo", self._process)
@@ -556,6 +578,7 @@ class Site:
         draw = self._world.random.random
         if draw() < self._world.faults.risk:
             raise RiskControl("slow down", "-352")
+        self.pace.answered()
         if draw() < self._world.faults.transient:
             what.failures += 1
             raise SiteError("nonsense")
