@@ -19,7 +19,7 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.table import Table
 
-from board import WORDS
+from board import GONE, WORDS, state_of
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
 from i18n import _, translated
@@ -108,8 +108,8 @@ def gathered(server: _Server, url: str) -> dict[str, Any]:
         raise ServerError(_("{url} is no queue server of this project").format(url=place(url)))
     sources, more_sources = server.everything("/sources")
     failed, more_failed = server.everything("/failed")
-    away_seconds = max(120.0, 3 * float(status.get("lease_seconds") or 0))
-    workers = [_worker(worker, away_seconds) for worker in status.get("workers", ()) if isinstance(worker, dict)]
+    lease_seconds = float(status.get("lease_seconds") or 0)
+    workers = [_worker(worker, lease_seconds) for worker in status.get("workers", ()) if isinstance(worker, dict)]
     workers.sort(key=lambda worker: (worker["state"] == "away", worker["worker"]))
     return {
         "server": place(url),
@@ -123,18 +123,18 @@ def gathered(server: _Server, url: str) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Mapping[str, Any], away_seconds: float) -> dict[str, Any]:
+def _worker(worker: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:
     """Return what is true of a worker: of one that was not heard of for long, its name."""
     seen_seconds = float(worker.get("seen_seconds") or 0)
-    told = worker if seen_seconds <= away_seconds else {}
+    state = state_of(worker, seen_seconds, lease_seconds)
+    told = worker if state != "away" else {}
     working = told.get("working") or {}
-    state = told.get("state") or ("paused" if working.get("stop") == 0 else "running")
     return {
         "worker": str(worker.get("worker", "")),
-        "state": str(state) if told else "away",
+        "state": state,
         "count": working.get("count"),
         "jobs": len(told.get("jobs") or ()),
-        "speed_bytes_per_second": told.get("speed_bytes_per_second"),
+        "speed_bytes_per_second": told.get("speed_bytes_per_second") if state not in GONE else None,
         "disk_free_bytes": told.get("disk_free_bytes"),
         "seen_seconds": seen_seconds,
         "note": str(told.get("note") or ""),
@@ -197,7 +197,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Iterator[Table | str]:
         _add(
             table,
             worker["worker"],
-            _("away") if is_away else WORDS.get(worker["state"], worker["state"]),
+            WORDS.get(worker["state"], worker["state"]),
             "" if is_away else str(worker["jobs"]),
             str(worker["count"] or ""),
             "" if speed is None else speed_text(speed),

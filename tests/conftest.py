@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import redis
 import waitress
 
 from config import Settings
+from demo.media import Library, ensure_library
 from demo.process import SiteProcess
+from demo.site import DEFAULT_CACHE
 from redisConnect import Queue
 from tests.farm import Farm
 from web import create_app
@@ -82,6 +85,27 @@ def queue(connection: redis.Redis, settings: Settings) -> Iterator[Queue]:
     queue = Queue(connection, settings)
     yield queue
     queue.close()
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    """The streams of the stand-in site."""
+    return ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@pytest.fixture(scope="module")
+def module_site(library: Library) -> Iterator[SiteProcess]:
+    """The stand-in site as a process, for all tests of a file; a test asks for ``site``."""
+    with SiteProcess(DEFAULT_CACHE) as site:
+        yield site
+
+
+@pytest.fixture
+def site(module_site: SiteProcess) -> SiteProcess:
+    """The stand-in site as it was in the beginning, and asking for no risk control."""
+    module_site.post("reset")
+    module_site.post("risk", name="risk-control", on=False)
+    return module_site
 
 
 @pytest.fixture

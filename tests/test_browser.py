@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import imageio_ffmpeg
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
@@ -21,9 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from demo.catalogue import video
-from demo.media import ensure_library
 from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE
 from model import MIB
 from parse_ import aid_to_bvid
 from tests.farm import Farm, wait_until
@@ -192,19 +189,6 @@ def browse(tmp_path: Path) -> Iterator[Open]:
     yield browse
     for browser in opened:
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def module_site() -> Iterator[SiteProcess]:
-    ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    return module_site
 
 
 def bvids(*names: str) -> list[str]:

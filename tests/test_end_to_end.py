@@ -7,7 +7,6 @@ import itertools
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -15,9 +14,7 @@ import psutil
 import pytest
 
 from demo.catalogue import episode, video
-from demo.media import Library, ensure_library
-from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE
+from demo.media import Library
 from model import MIB
 from parse_ import parse_job_id
 from tests.farm import Farm, Script, finished_files, wait_until
@@ -28,24 +25,6 @@ FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 GOODBYE_SECONDS = 6
 """It takes half a second, and two at most; three times that on a machine that is busy with other tests."""
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return ensure_library(DEFAULT_CACHE, FFMPEG)
-
-
-@pytest.fixture(scope="module")
-def module_site(library: Library) -> Iterator[SiteProcess]:
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    module_site.post("risk", name="risk-control", on=False)
-    return module_site
 
 
 def bvid(name: str) -> str:

@@ -134,9 +134,12 @@ def test_failures_are_grouped_by_code_the_most_frequent_first() -> None:
 
 def test_of_a_worker_that_is_away_nothing_is_believed_but_its_name() -> None:
     told = {"worker": "w", "seen_seconds": 500.0, "state": "running", "speed_bytes_per_second": 9, "jobs": [{}]}
-    worker = status_table._worker(told, 120.0)
+    worker = status_table._worker(told, 60.0)
     assert worker["state"] == "away" and not worker["jobs"] and worker["speed_bytes_per_second"] is None
-    assert status_table._worker({**told, "seen_seconds": 1}, 120.0)["jobs"] == 1
+    silent = status_table._worker({**told, "seen_seconds": 31}, 60.0)
+    assert (silent["state"], silent["jobs"], silent["speed_bytes_per_second"]) == ("silent", 1, None)
+    here = status_table._worker({**told, "seen_seconds": 1}, 60.0)
+    assert (here["state"], here["jobs"], here["speed_bytes_per_second"]) == ("running", 1, 9)
 
 
 # ------------------------------------------------------------------------------------------ no server
