@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from selenium import webdriver
@@ -539,10 +539,13 @@ def test_a_chinese_browser_gets_chinese_pages(busy_farm: Farm, browse: Open) -> 
 
 
 def test_everything_is_readable_and_fits_on_every_screen(busy_farm: Farm, browse: Open) -> None:
+    jobs = [job for worker in busy_farm.get("/status")["workers"] for job in worker.get("jobs") or ()]
+    job = "/ui/job?url=" + quote(next(job["url"] for job in jobs if job["streams"]), safe="")
     for phone, dark in ((False, False), (True, True), (True, False), (False, True)):
         browser = browse(phone=phone, dark=dark)
-        for path in (*PAGES, "/ui/jobs?state=done", "/ui/failures?code=-404"):
+        for path in (*PAGES, job, "/ui/jobs?state=done", "/ui/jobs?find=nothing", "/ui/failures?code=-404"):
             browser.open(busy_farm, path)
+            assert len(browser.bars()) == 2 or path != job
             browser.refreshes(1) if path == "/" else None
             assert_fits(browser, path, phone, dark)
             if not dark:
