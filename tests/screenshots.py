@@ -124,7 +124,7 @@ def write_history(data_dir: Path) -> None:
         newest = int(time.time()) // series.RINGS[series.HOUR].step_seconds
         for back in range(1, series.RINGS[series.HOUR].steps):
             wave = 1 + 0.25 * math.sin(back / 23) + 0.12 * math.sin(back / 5) + 0.05 * math.sin(back * 1.7)
-            speed = 0 if 150 < back < 165 else round(0.45 * MIB * wave)
+            speed = 0 if 150 < back < 165 else round(1.4 * MIB * wave)
             step = (newest - back, 1, speed, int(speed > 0 and back % 23 == 0) * (1 + back % 2), 0, int(speed > 0))
             place = (newest - back) % series.RINGS[series.HOUR].steps
             queue._redis.hset("{bili:0}:history:hour", str(place), " ".join(map(str, step)))
@@ -134,10 +134,11 @@ def take(picture: Picture, farm: Farm, folder: Path) -> None:
     """Take one picture, and make it small."""
     browser = Browser(folder, picture.language, picture.phone, picture.dark)
     try:
+        browser.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         if not picture.phone:
             size = {"width": DESKTOP[0], "height": DESKTOP[1], "deviceScaleFactor": 1, "mobile": False}
             browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.open(farm, picture.path.format(job=quote(next(iter(at_work(farm).values())), safe="")))
+        browser.open(farm, picture.path.format(job=quote(at_work(farm)["attic"], safe="")))
         browser.refreshes(1)
         raw = folder / "raw.png"
         browser.picture(raw)
@@ -148,9 +149,12 @@ def take(picture: Picture, farm: Farm, folder: Path) -> None:
 
 def take_terminal(farm: Farm, folder: Path) -> None:
     """Take a picture of a worker on a terminal, drawn by the browser."""
-    session = Session(farm, *TERMINAL, BILI_WORKER="terminal", BILI_WORKING_FILE=str(folder / "terminal.json"))
+    working = folder / "terminal.json"
+    working.write_text('{"stop": 1, "count": 4}', "utf-8")
+    session = Session(farm, *TERMINAL, BILI_WORKER="terminal", BILI_WORKING_FILE=str(working))
     try:
-        session.shows(r"━.* \d+%")
+        session.shows("done, ", 100)
+        session.shows(r"━.* \d+%.*KiB/s.*\d\d:\d\d")
         page = as_page(session.glass)
     finally:
         session.close()
@@ -165,9 +169,9 @@ def take_terminal(farm: Farm, folder: Path) -> None:
 
 
 def as_page(glass: Glass) -> str:
-    """Return what a terminal shows as a page, a cell as wide as another."""
-    lines = []
-    for y in range(glass.lines):
+    """Return what a terminal shows from where the work begins, as a page with cells of one width."""
+    lines, shown = [], glass.shown()
+    for y in range(next((y for y, line in enumerate(shown) if "Running" in line), 0), len(shown)):
         cells = [glass.buffer[y][x] for x in range(glass.columns)]
         lines.append("".join(_cell(cell) for cell in cells if cell.data))
     style = "pre{display:inline-block;margin:0;padding:16px 20px;background:#12161c;"

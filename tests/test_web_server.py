@@ -326,7 +326,7 @@ def test_what_a_worker_says_of_itself_is_bounded_and_cannot_stop_its_heartbeat(c
     for progress in wild:
         jobs = [of(page, progress=progress)]
         assert post(client, "/heartbeat", {"worker": "w1", "jobs": jobs, "state": progress})["lost"] == []
-    state = {"state": "running", "disk_free_bytes": 5, "version": "1", "note": "full" * 200, "done": 3}
+    state = {"state": "running", "disk_free_bytes": 5, "version": "1", "note": "full" * 200, "other": 3}
     post(client, "/heartbeat", {"worker": "w1", "jobs": [], "state": state})
     shown = (client.get("/status").json or {})["workers"][0]
     names = {"state", "disk_free_bytes", "note", "jobs", "worker", "seen_seconds"}

@@ -64,8 +64,8 @@ def _job(job: Mapping[str, Any], moves: bool) -> dict[str, Any]:
     streams = [_stream(stream, moves) for stream in job.get("streams") or ()]
     speed = sum(stream["speed_bytes_per_second"] for stream in streams)
     is_known = job.get("stage") == "downloading" and all(stream.get("total_bytes") for stream in streams)
-    left_bytes = sum(_left_bytes(stream) for stream in streams)
-    return {**job, "streams": streams, "seconds_left": left_bytes / speed if is_known and speed >= 1 else None}
+    left_seconds = sum(map(_left_bytes, streams)) / speed if is_known and speed >= 1 else 0.0
+    return {**job, "streams": streams, "seconds_left": left_seconds if left_seconds >= 1 else None}
 
 
 def _stream(stream: Mapping[str, Any], moves: bool) -> dict[str, Any]:
