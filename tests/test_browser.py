@@ -207,7 +207,7 @@ def busy_farm(farm: Farm) -> Farm:
     farm.add(*bvids("script-title", "long-title", "plain", "three-segments", "emoji-title", "deleted", "no-permission"))
     assert farm.drain() == 1
     farm.add("mid:10001", "--limit", "1")
-    farm.site.post("settings", rate_bytes_per_second=MIB / 32)
+    farm.site.post("settings", rate_bytes_per_second=MIB / 128)  # they stay for minutes
     farm.add(*bvids("large-a", "large-b"))
     assert post(farm, "/first", urls=bvids("large-a", "large-b"))["moved"] == 2
     farm.worker(BILI_WORKER="w1")
