@@ -226,8 +226,13 @@ def test_a_job_that_is_in_work_shows_how_far_its_machine_is(client: FlaskClient,
     html = told(client.get(**address))
     for text in ("downloading", "about 2 s left", "1.0 MiB / 3.0 MiB", "a.mirror.test", "1.0 MiB/s"):
         assert text in html, text
+    html = told(client.get("/ui/jobs"))
+    assert f'max="{3 * 1024**2}" value="{1024**2}"' in html and "downloading · about 2 s left" in html
+    beat(queue, "w2", jobs=[job | {"stage": "merging"}])
+    assert "merging" not in told(client.get("/ui/jobs")), "another machine that still speaks of it"
     finish(queue, page)
-    assert "a.mirror.test" not in told(client.get(**address))
+    for where in ({"path": "/ui/jobs"}, address):
+        assert "progress" not in told(client.get(**where))
 
 
 def test_what_is_not_found_is_told_with_what_can_be(client: FlaskClient, queue: Queue) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -119,7 +119,8 @@ class Dashboard:
         except ValueError as error:
             raise BadRequest(str(error)) from None
         given = {name: value for name, value in wished.items() if value}
-        return {"items": items, "following": following, "wished": given, "after": after, "counts": self._queue.counts()}
+        under_way = self._under_way(items)
+        return {"items": items, "following": following, "wished": given, "after": after, "under_way": under_way}
 
     def job(self) -> Response:
         """Show the whole life of one job."""
@@ -130,14 +131,14 @@ class Dashboard:
         found = self._queue.job(url) if url else None
         if not found:
             return Missing({"job": None, "url": url})
-        return {"job": found, "at_work": self._at_work(found) if found["state"] == "leased" else None}
+        return {"job": found, "under_way": self._under_way([found])}
 
-    def _at_work(self, job: dict[str, Any]) -> dict[str, Any] | None:
-        """Return a job as the machine that has it sees it, None where that has told nothing of it yet."""
-        holder = next((worker for worker in self._workers() if worker["worker"] == job["worker"]), None)
-        jobs = in_detail(holder)["jobs"] if holder else ()
-        seen = next((one for one in jobs if one["url"] == job["url"]), None)
-        return {**seen, "machine": holder["state"]} if seen and holder else None
+    def _under_way(self, jobs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return those of some jobs that are in work, by their ids, as the machines that have them see them."""
+        held = {job["url"]: job["worker"] for job in jobs if job["state"] == "leased"}
+        holders = [in_detail(worker) for worker in self._workers() if worker["worker"] in held.values()]
+        seen = [(job, worker["worker"]) for worker in holders for job in worker["jobs"]]
+        return {job["url"]: job for job, name in seen if held.get(job["url"]) == name}
 
     def failures(self) -> Response:
         """Show what failed, by its reasons."""

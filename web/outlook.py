@@ -57,7 +57,7 @@ def seen_worker(told: Mapping[str, Any], now: float, lease_seconds: float) -> di
 def in_detail(worker: Mapping[str, Any]) -> dict[str, Any]:
     """Return a machine with its jobs as they move, or stand: with speeds where there are any, and the time left."""
     moves = worker["state"] not in (*GONE, "paused")
-    return {**worker, "jobs": [_job(job, moves) for job in worker.get("jobs") or ()]}
+    return {**worker, "jobs": [_job(job, moves) | {"machine": worker["state"]} for job in worker.get("jobs") or ()]}
 
 
 def _job(job: Mapping[str, Any], moves: bool) -> dict[str, Any]:
