@@ -66,6 +66,7 @@ class Picture:
     phone: bool = False
     dark: bool = False
     language: str = "en"
+    height: int = DESKTOP[1]
 
 
 PICTURES = (
@@ -73,7 +74,7 @@ PICTURES = (
     Picture("phone", "/", phone=True),
     Picture("phone-machines", "/ui/machines", phone=True, dark=True),
     Picture("machines-dark", "/ui/machines", dark=True),
-    Picture("job", "/ui/job?url={job}"),
+    Picture("job", "/ui/job?url={job}", height=440),
     Picture("now-chinese", "/", language="zh-CN"),
     Picture("machines-chinese", "/ui/machines", dark=True, language="zh-CN"),
     Picture("phone-chinese", "/", phone=True, language="zh-CN"),
@@ -108,13 +109,17 @@ def busy_farm(folder: Path) -> Iterator[Farm]:
 
 
 def at_work(farm: Farm) -> dict[str, str]:
-    """Return a job that is under way of each machine that has one, with both streams."""
+    """Return of each machine the job, under way with both streams, of which most is to come."""
     return {
         worker["worker"]: job["url"]
         for worker in farm.get("/status")["workers"]
-        for job in worker.get("jobs") or ()
+        for job in sorted(worker.get("jobs") or (), key=_left_bytes)
         if sum(map(started, job.get("streams") or ())) >= 2
     }
+
+
+def _left_bytes(job: dict[str, Any]) -> int:
+    return sum((stream["total_bytes"] or 0) - stream["done_bytes"] for stream in job.get("streams") or ())
 
 
 def write_history(data_dir: Path) -> None:
@@ -136,7 +141,7 @@ def take(picture: Picture, farm: Farm, folder: Path) -> None:
     try:
         browser.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         if not picture.phone:
-            size = {"width": DESKTOP[0], "height": DESKTOP[1], "deviceScaleFactor": 1, "mobile": False}
+            size = {"width": DESKTOP[0], "height": picture.height, "deviceScaleFactor": 1, "mobile": False}
             browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.open(farm, picture.path.format(job=quote(at_work(farm)["attic"], safe="")))
         browser.refreshes(1)
