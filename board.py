@@ -6,7 +6,7 @@ Written by the scheduler alone, in one thread; the time is given.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,12 @@ WORDS = {
     "running": _("running"),
     "paused": _("paused"),
     "parked": _("parked"),
+    "draining": _("draining"),
+    "drained": _("drained"),
     "stopping": _("stopping"),
+    "ended": _("ended"),
+    "silent": _("silent"),
+    "away": _("away"),
     "describing": _("reading"),
     "listing": _("reading a list"),
     "waiting": _("waiting"),
@@ -27,6 +32,11 @@ WORDS = {
     "recording": _("recording"),
 }
 """The states of a worker and the stages of a job, for people."""
+
+SILENT_SECONDS, AWAY_SECONDS = 30.0, 120.0
+"""Beats are 20 s apart at most with the default lease. Of a worker that is away nothing is true but its name."""
+GONE = ("away", "silent", "ended")
+"""The states of those that do nothing now."""
 
 SPEED_WINDOW_SECONDS = 5.0
 SMALL_BYTES = CHUNK_BYTES
@@ -61,6 +71,11 @@ class JobView:
             now = max(0.0, gained / elapsed_seconds)
             self.speeds[name] = now if name not in self.speeds else 0.8 * self.speeds[name] + 0.2 * now
 
+    def ordered(self) -> list[StreamProgress]:
+        """Return the streams in the order in which people see them: the sound last, whichever came first."""
+        streams = list(self.streams.values())  # others ask in threads of their own
+        return sorted(streams, key=lambda stream: stream.name.startswith("a"))
+
     @property
     def streams_bytes(self) -> int:
         """How large the streams are together, as far as that is known."""
@@ -91,7 +106,7 @@ class JobView:
                 "mirror": stream.mirror,
                 "speed_bytes_per_second": round(self.speeds.get(stream.name, 0.0)),
             }
-            for stream in list(self.streams.values())
+            for stream in self.ordered()
         ]
         chunks = any(stream["done_bytes"] for stream in streams)
         return {"title": self.title, "stage": self.stage, "streams": streams, "chunks": chunks}
@@ -149,3 +164,12 @@ class Board:
             return 0.0
         (first, before), (last, after) = samples[0], samples[-1]
         return (after - before) / (last - first) if last > first else 0.0
+
+
+def state_of(told: Mapping[str, Any], seen_seconds: float, lease_seconds: float) -> str:
+    """Return what a worker does, by what it told some seconds ago; an older one tells it by its working.json only."""
+    if seen_seconds > max(AWAY_SECONDS, 3 * lease_seconds):
+        return "away"
+    is_stopped = (told.get("working") or {}).get("stop") == 0
+    state = str(told.get("state") or ("paused" if is_stopped else "running"))
+    return "silent" if seen_seconds > SILENT_SECONDS and state != "ended" else state

@@ -394,6 +394,8 @@ class Scheduler:
         return {
             "state": self.board.state,
             "speed_bytes_per_second": round(self.board.speed_bytes_per_second),
+            "done": self.board.done,
+            "failed": self.board.failed,
             "working": working_fields(self.working.now),
             "disk_free_bytes": _free_bytes(self._settings.download_dir),
             "note": self.board.note,

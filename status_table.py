@@ -13,13 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
-from board import WORDS
+from board import GONE, WORDS, state_of
 from budgets import read_breaker, spoken
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
@@ -35,6 +35,8 @@ MOST_PAGES = 50
 """Of a list; what is behind them is said to be there."""
 MOST_ROWS = 50
 TIMEOUT = (5, 30)
+ALWAYS = 5
+"""So many columns of the sources are always shown; the others, where something stands in them."""
 WITHOUT_END = 1000
 """As wide as a table may become where nobody looks on: nothing is cut then."""
 
@@ -124,8 +126,8 @@ def gathered(server: _Server) -> dict[str, Any]:
         raise ServerError(_("{url} is no queue server of this project").format(url=place(server.url)))
     sources, more_sources = server.everything("/sources")
     failed, more_failed = server.everything("/failed")
-    away_seconds = max(120.0, 3 * float(status.get("lease_seconds") or 0))
-    workers = [_worker(worker, away_seconds) for worker in status.get("workers", ()) if isinstance(worker, dict)]
+    lease_seconds = float(status.get("lease_seconds") or 0)
+    workers = [_worker(worker, lease_seconds) for worker in status.get("workers", ()) if isinstance(worker, dict)]
     workers.sort(key=lambda worker: (worker["state"] == "away", worker["worker"]))
     return {
         "server": place(server.url),
@@ -140,18 +142,18 @@ def gathered(server: _Server) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Mapping[str, Any], away_seconds: float) -> dict[str, Any]:
+def _worker(worker: Mapping[str, Any], lease_seconds: float) -> dict[str, Any]:
     """Return what is true of a worker: of one that was not heard of for long, its name."""
     seen_seconds = float(worker.get("seen_seconds") or 0)
-    told = worker if seen_seconds <= away_seconds else {}
+    state = state_of(worker, seen_seconds, lease_seconds)
+    told = worker if state != "away" else {}
     working = told.get("working") or {}
-    state = told.get("state") or ("paused" if working.get("stop") == 0 else "running")
     return {
         "worker": str(worker.get("worker", "")),
-        "state": str(state) if told else "away",
+        "state": state,
         "count": working.get("count"),
         "jobs": len(told.get("jobs") or ()),
-        "speed_bytes_per_second": told.get("speed_bytes_per_second"),
+        "speed_bytes_per_second": told.get("speed_bytes_per_second") if state not in GONE else None,
         "disk_free_bytes": told.get("disk_free_bytes"),
         "seen_seconds": seen_seconds,
         "note": str(told.get("note") or ""),
@@ -209,6 +211,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Iterator[Table | str]:
     table = _table(
         *(_("worker"), _("state"), _("jobs"), _("at most"), _("speed"), _("disk free"), _("heard of")),
         right=(2, 3, 4, 5),
+        wraps=0,
     )
     for worker in workers[:MOST_ROWS]:
         speed, free = worker["speed_bytes_per_second"], worker["disk_free_bytes"]
@@ -216,7 +219,7 @@ def _workers(workers: Sequence[Mapping[str, Any]]) -> Iterator[Table | str]:
         _add(
             table,
             worker["worker"],
-            _("away") if is_away else WORDS.get(worker["state"], worker["state"]),
+            WORDS.get(worker["state"], worker["state"]),
             "" if is_away else str(worker["jobs"]),
             str(worker["count"] or ""),
             "" if speed is None else speed_text(speed),
@@ -234,12 +237,13 @@ def _sources(sources: Sequence[Mapping[str, Any]], now: float) -> Iterator[Table
     if not sources:
         return
     yield ""
-    table = _table(
-        *(_("source"), _("title"), _("state"), _("listed"), _("new"), _("known"), _("gone"), _("watched"), _("read")),
-        right=(3, 4, 5, 6),
-    )
-    for source in sources[:MOST_ROWS]:
-        _add(table, *facts(source, now))
+    names = (_("source"), _("title"), _("state"), _("listed"), _("new"), _("known"), _("gone"), _("watched"), _("read"))
+    rows = [facts(source, now) for source in sources[:MOST_ROWS]]
+    shown = [place for place in range(len(names)) if place < ALWAYS or {row[place] for row in rows} - {"", "0"}]
+    numbers = [shown.index(place) for place in (3, 4, 5, 6) if place in shown]
+    table = _table(*(names[place] for place in shown), right=numbers, wraps=1)
+    for row in rows:
+        _add(table, *(row[place] for place in shown))
     yield table
     yield from _others(sources)
 
@@ -248,7 +252,7 @@ def _failures(failures: Sequence[Mapping[str, Any]]) -> Iterator[Table | str]:
     if not failures:
         return
     yield ""
-    table = _table(_("failed"), _("delayed"), _("code"), _("reason"), right=(0, 1))
+    table = _table(_("failed"), _("delayed"), _("code"), _("reason"), right=(0, 1), wraps=3)
     for failure in failures[:MOST_ROWS]:
         others = failure["reasons"] - 1
         reason = translated(failure["reason"]) + (
@@ -264,11 +268,13 @@ def _others(items: Sequence[object]) -> Iterator[str]:
         yield _("{more} and {count} more").format(more="…", count=len(items) - MOST_ROWS)
 
 
-def _table(*names: str, right: Sequence[int] = ()) -> Table:
-    """Return an empty table; rich measures the cells of what comes into it."""
+def _table(*names: str, right: Sequence[int] = (), wraps: int) -> Table:
+    """Return an empty table, of which one column takes several lines where the terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number in right else "left", no_wrap=True, overflow="ellipsis")
+        kept = number != wraps
+        justify: Literal["left", "right"] = "right" if number in right else "left"
+        table.add_column(name, justify=justify, no_wrap=kept, overflow="ellipsis" if kept else "fold")
     return table
 
 

@@ -213,7 +213,7 @@ class Job(NamedTuple):
 
 def job_of(view: JobView) -> Job:
     """Return a job with a bar for each stream, while it downloads."""
-    streams = tuple(view.streams.values()) if view.stage == "downloading" else ()
+    streams = tuple(view.ordered()) if view.stage == "downloading" else ()
     if len(streams) > 2:  # pieces of a joined stream: those that are whole have nothing to say
         streams = tuple(one for one in streams if one.done_bytes != one.total_bytes) or streams[-1:]
     return Job(view, streams)

@@ -4,6 +4,7 @@
 
 const REFRESH_MILLISECONDS = 2000;
 const SHOWN_MILLISECONDS = 10000;
+const UNDO_MILLISECONDS = 30000;
 const LINES_AT_ONCE = 100;
 const TRIED_KEY = "signed-in-elsewhere";
 const root = document.documentElement;
@@ -55,7 +56,7 @@ function say(text, undo) {
     button.onclick = undo || null;
   }
   clearTimeout(silence);
-  if (text && !isLost) silence = setTimeout(() => say(""), SHOWN_MILLISECONDS);
+  if (text && !isLost) silence = setTimeout(() => say(""), undo ? UNDO_MILLISECONDS : SHOWN_MILLISECONDS);
 }
 
 // Return a sentence with its {names} replaced by what the server answered; of a list, how many it has.
@@ -200,6 +201,10 @@ document.addEventListener("click", (event) => {
   const data = button.dataset;
   if (data.post !== undefined) act(button, data.post, JSON.parse(data.body), data);
   if (data.signOut !== undefined) post("/ui/sign-out", {}).then((answer) => answer && location.assign("/"));
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !isLost && !document.querySelector("dialog[open]")) say("");
 });
 
 document.addEventListener("submit", async (event) => {

@@ -13,12 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import pytest
 import redis
 
 import web_server
 from config import Settings
+from demo.media import Library, ensure_library
 from demo.process import SiteProcess
+from demo.site import DEFAULT_CACHE
 from redis_engine import connect_url
 from redisConnect import Queue
 from tests.farm import Farm
@@ -118,6 +121,27 @@ def queue(connection: redis.Redis, settings: Settings, engine_options: dict[str,
     queue.close()
     if FORM == "acl":
         assert connection.acl_log() == []
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    """The streams of the stand-in site."""
+    return ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@pytest.fixture(scope="module")
+def module_site(library: Library) -> Iterator[SiteProcess]:
+    """The stand-in site as a process, for all tests of a file; a test asks for ``site``."""
+    with SiteProcess(DEFAULT_CACHE) as site:
+        yield site
+
+
+@pytest.fixture
+def site(module_site: SiteProcess) -> SiteProcess:
+    """The stand-in site as it was in the beginning, and asking for no risk control."""
+    module_site.post("reset")
+    module_site.post("risk", name="risk-control", on=False)
+    return module_site
 
 
 @pytest.fixture

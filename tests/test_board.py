@@ -64,3 +64,12 @@ def test_small_merges_share_an_ffmpeg_and_what_is_unknown_has_its_own() -> None:
         board.jobs[url] = JobView(url, stage="merging", planned_bytes=planned_bytes)
     board.jobs["other"] = JobView("other", stage="downloading", planned_bytes=1)
     assert board.merges == 0.25 + 0.25 + 1 + 1
+
+
+def test_the_sound_stands_below_the_picture_whichever_came_first() -> None:
+    view = JobView("BV1")
+    for name in ("a30280-0", "v80-7"):
+        view.streams[name] = StreamProgress(name, 1, 2)
+    assert [stream["name"] for stream in view.show()["streams"]] == ["v80-7", "a30280-0"]
+    view.streams = {name: StreamProgress(name, 1, 2) for name in ("d64-1", "d64-2", "d64-10")}
+    assert [stream.name for stream in view.ordered()] == ["d64-1", "d64-2", "d64-10"]

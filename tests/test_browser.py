@@ -10,20 +10,21 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-import imageio_ffmpeg
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from demo.catalogue import video
-from demo.media import ensure_library
 from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE
 from model import MIB
 from parse_ import aid_to_bvid
 from tests.farm import Farm, wait_until
@@ -46,6 +47,8 @@ FLAGS = (
     "--window-size=1280,1000",
 )
 PHONE = (390, 844)
+MOVED = (StaleElementReferenceException, ElementNotInteractableException, ElementClickInterceptedException)
+"""What comes of the page being brought up to date between a look at it and a click."""
 AXE = Path(__file__).resolve().parent / "data" / "axe" / "axe.min.js"
 PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions")
 TOKEN = "a-long-token-of-a-test"
@@ -118,10 +121,10 @@ class Browser:
                     self.run("arguments[0].scrollIntoView({block: 'center'})", button)
                     button.click()
                 return button is not None
-            except StaleElementReferenceException:  # the page was brought up to date in between
+            except MOVED:
                 return False
 
-        wait_until(f"there is a button {name!r}", pressed, 10)
+        wait_until(f"there is a button {name!r}", pressed, 30)
 
     def write(self, selector: str, text: str) -> None:
         """Write into a field, in place of what is there."""
@@ -194,19 +197,6 @@ def browse(tmp_path: Path) -> Iterator[Open]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def module_site() -> Iterator[SiteProcess]:
-    ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    return module_site
-
-
 def bvids(*names: str) -> list[str]:
     return [video(name).bvid for name in names]
 
@@ -217,7 +207,7 @@ def busy_farm(farm: Farm) -> Farm:
     farm.add(*bvids("script-title", "long-title", "plain", "three-segments", "emoji-title", "deleted", "no-permission"))
     assert farm.drain() == 1
     farm.add("mid:10001", "--limit", "1")
-    farm.site.post("settings", rate_bytes_per_second=MIB / 8)
+    farm.site.post("settings", rate_bytes_per_second=MIB / 128)  # they stay for minutes
     farm.add(*bvids("large-a", "large-b"))
     assert post(farm, "/first", urls=bvids("large-a", "large-b"))["moved"] == 2
     farm.worker(BILI_WORKER="w1")
@@ -274,7 +264,7 @@ def test_a_download_moves_and_ends_without_a_reload(farm: Farm, browse: Open) ->
     title = video("large-a").title
     browser = browse()
     browser.open(farm, "/ui/machines")
-    farm.site.post("settings", rate_bytes_per_second=MIB // 6)
+    farm.site.post("settings", rate_bytes_per_second=MIB // 32)  # it moves for a minute, on a busy machine too
     farm.add(*bvids("large-a"))
     farm.worker()
     browser.shows(title, ".worker")
@@ -335,6 +325,9 @@ def test_a_machine_is_paused_steered_and_drained_through_its_working_file(farm: 
     wait_until("it is written", lambda: working(farm)["stop"] == 0)
     browser.shows("paused", ".worker")
     browser.press("Undo", "#message")
+    browser.says("Undone.")
+    browser.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    wait_until("it is unsaid", lambda: not browser.text("#message p"), 8)
     wait_until("it is written", lambda: working(farm)["stop"] == 1)
 
     browser.press("More", ".worker")
@@ -546,10 +539,13 @@ def test_a_chinese_browser_gets_chinese_pages(busy_farm: Farm, browse: Open) -> 
 
 
 def test_everything_is_readable_and_fits_on_every_screen(busy_farm: Farm, browse: Open) -> None:
+    jobs = [job for worker in busy_farm.get("/status")["workers"] for job in worker.get("jobs") or ()]
+    job = "/ui/job?url=" + quote(next(job["url"] for job in jobs if job["streams"]), safe="")
     for phone, dark in ((False, False), (True, True), (True, False), (False, True)):
         browser = browse(phone=phone, dark=dark)
-        for path in (*PAGES, "/ui/jobs?state=done", "/ui/failures?code=-404"):
+        for path in (*PAGES, job, "/ui/jobs?state=done", "/ui/jobs?find=nothing", "/ui/failures?code=-404"):
             browser.open(busy_farm, path)
+            assert len(browser.bars()) == 2 or path != job
             browser.refreshes(1) if path == "/" else None
             assert_fits(browser, path, phone, dark)
             if not dark:

@@ -648,12 +648,6 @@ async def test_a_cancelled_job_leaves_nothing_behind(make_bench: Any, site: Runn
 # ------------------------------------------------------------------------------------------ real processes
 
 
-@pytest.fixture(scope="module")
-def module_site() -> Iterator[SiteProcess]:
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
 @pytest.fixture
 def farm(tmp_path: Path, module_site: SiteProcess) -> Iterator[Farm]:
     module_site.post("reset")

@@ -51,12 +51,6 @@ def module_site(crowd: Crowd) -> Iterator[SiteProcess]:
         yield site
 
 
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    return module_site
-
-
 StartFarm = Callable[..., Farm]
 
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import imageio_ffmpeg
 import pytest
 import redis
 from flask.testing import FlaskClient
@@ -36,9 +35,7 @@ from flask.testing import FlaskClient
 import embedded_valkey
 from config import Settings
 from demo.catalogue import video
-from demo.media import ensure_library
 from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE
 from download_scheduler import Scheduler
 from errors import EngineError, EngineFull, ServerUnreachable, StaleToken
 from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
@@ -1165,20 +1162,6 @@ def test_what_was_put_off_before_the_clock_was_set_back_still_comes(make_engine:
 
 
 # ------------------------------------------------------------------------------------------ answers that get lost
-
-
-@pytest.fixture(scope="module")
-def module_site() -> Iterator[SiteProcess]:
-    ensure_library(DEFAULT_CACHE, imageio_ffmpeg.get_ffmpeg_exe())
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    module_site.post("risk", name="risk-control", on=False)
-    return module_site
 
 
 def bvid(name: str) -> str:

@@ -19,9 +19,8 @@ import psutil
 import pytest
 
 from demo.catalogue import PageRecord, video
-from demo.media import Library, StreamFile, ensure_library
+from demo.media import Library, StreamFile
 from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE
 from model import KIB, MIB
 from part_file import read_journal
 from tests.crash import Point, parse_point
@@ -38,23 +37,6 @@ IDLE = {"ready": 0, "leased": 0, "delayed": 0, "dead": 0}
 KILLED = -signal.SIGKILL
 
 slow = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return ensure_library(DEFAULT_CACHE, FFMPEG)
-
-
-@pytest.fixture(scope="module")
-def module_site(library: Library) -> Iterator[SiteProcess]:
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    return module_site
 
 
 StartFarm = Callable[..., Farm]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from config import Settings
 from demo.catalogue import EPISODES
 from demo.catalogue import video as catalogued
 from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE, RunningSite, running_site
+from demo.site import RunningSite, running_site
 from errors import RiskControl
 from extras import BESIDE, Extras
 from late_extras import Laid, MediaDoor, Standing, jobs_by_path, lay_late, standing_pages
@@ -202,12 +202,6 @@ async def test_the_sites_wish_to_slow_down_ends_it_and_it_goes_on_later(
 
 
 # ------------------------------------------------------------------------------------------ real processes
-
-
-@pytest.fixture(scope="module")
-def module_site() -> Iterator[SiteProcess]:
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
 
 
 @pytest.mark.slow

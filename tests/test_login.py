@@ -23,24 +23,10 @@ import segno
 
 from demo.catalogue import video
 from demo.process import SiteProcess
-from demo.site import DEFAULT_CACHE
 from tests.farm import ROOT, Farm, Script, finished_files, wait_until
 from tests.test_passport import read_picture
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def module_site() -> Iterator[SiteProcess]:
-    with SiteProcess(DEFAULT_CACHE) as site:
-        yield site
-
-
-@pytest.fixture
-def site(module_site: SiteProcess) -> SiteProcess:
-    module_site.post("reset")
-    module_site.post("risk", name="risk-control", on=False)
-    return module_site
 
 
 def environ(site: SiteProcess, folder: Path) -> dict[str, str]:

@@ -19,8 +19,9 @@ from model import Counts, Failure, ListedPage, Page, Result
 from parse_ import aid_to_bvid
 from redisConnect import Queue
 from web import create_app
+from web.actions import in_words
 from web.kept import LONGEST_SECONDS, MAX_ENTRIES, STALE_SECONDS, Kept
-from web.outlook import look_ahead
+from web.outlook import in_detail, look_ahead, seen_worker
 from web.session import SESSION_SECONDS, Sessions
 from web.units import moment_text, speed_setting
 
@@ -131,10 +132,18 @@ def test_a_machine_is_shown_as_it_says_with_its_order_and_its_login(client: Flas
     job["streams"] = [stream | {"speed_bytes_per_second": 2048}, stream | {"name": "a30280"}]
     working = {"stop": 1, "count": 3, "max_speed": 2.5 * 1024**2, "drain": 0}
     login = {"id": "x", "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
-    beat(queue, "w1", working=working, jobs=[job], note="says something", account="abc", login=login)
+    beat(queue, "w1", working=working, jobs=[job], note="says something", account="abc", login=login, done=17, failed=2)
     queue.steer(["w1"], {"stop": 0, "count": 5}, "192.0.2.1")
     html = told(client.get("/ui/machines"))
-    for text in ("at most 3 at once", "at most 2.5 MiB/s", "says something", "with an account", "a.mirror.test"):
+    for text in (
+        "at most 3 at once",
+        "at most 2.5 MiB/s",
+        "says something",
+        "with an account",
+        "a.mirror.test",
+        "done: 17",
+        "failed: 2",
+    ):
         assert text in html, text
     assert "1.0 MiB / 4.0 MiB" in html and "2.0 KiB/s" in html
     assert re.search(r"told, not obeyed yet.*pause · at most 5 at once", html)
@@ -205,6 +214,32 @@ def test_the_life_of_a_job_is_told(client: FlaskClient, queue: Queue) -> None:
     for text in ("music/A title.mp4", "1080P AVC · 192K", "reason of transfer", "118 MiB", "Forget"):
         assert text in html, text
     assert "knows no such job" in told(client.get("/ui/job?url=BV1xx411c7mD"), 404)
+
+
+def test_a_job_that_is_in_work_shows_how_far_its_machine_is(client: FlaskClient, queue: Queue) -> None:
+    page = page_of(queue)
+    address = {"path": "/ui/job", "query_string": {"url": page.url}}
+    assert "progress" not in told(client.get(**address)), "nothing was told of it yet"
+    stream = {"name": "v80-7", "done_bytes": 1024**2, "total_bytes": 3 * 1024**2, "speed_bytes_per_second": 1024**2}
+    job = {"url": page.url, "stage": "downloading", "streams": [stream | {"mirror": "a.mirror.test"}]}
+    beat(queue, "w1", jobs=[job])
+    html = told(client.get(**address))
+    for text in ("downloading", "about 2 s left", "1.0 MiB / 3.0 MiB", "a.mirror.test", "1.0 MiB/s"):
+        assert text in html, text
+    html = told(client.get("/ui/jobs"))
+    assert f'max="{3 * 1024**2}" value="{1024**2}"' in html and "downloading · about 2 s left" in html
+    beat(queue, "w2", jobs=[job | {"stage": "merging"}])
+    assert "merging" not in told(client.get("/ui/jobs")), "another machine that still speaks of it"
+    finish(queue, page)
+    for where in ({"path": "/ui/jobs"}, address):
+        assert "progress" not in told(client.get(**where))
+
+
+def test_what_is_not_found_is_told_with_what_can_be(client: FlaskClient, queue: Queue) -> None:
+    queue.add([VIDEO])
+    assert "by its id only" in told(client.get("/ui/jobs?find=Some+title"))
+    html = told(client.get("/ui/jobs?state=dead"))
+    assert "No job is like that" in html and "by its id only" not in html
 
 
 def test_failures_are_grouped_and_each_kind_opens(client: FlaskClient, queue: Queue) -> None:
@@ -293,7 +328,15 @@ def test_language_and_colours_are_chosen_by_a_link_and_stay(client: FlaskClient)
     assert '<html lang="zh-CN"' in client.get("/", headers={"Accept-Language": "en"}).text
     answer = client.get("/?theme=dark&language=en")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/")
-    assert '<html lang="en" data-theme="dark">' in client.get("/").text
+    for wish, sheets in (
+        ("dark", [None]),
+        ("auto", ["(prefers-color-scheme: dark)"]),
+        ("light", []),
+    ):
+        client.get(f"/?theme={wish}")
+        tags = Tags(client.get("/").text)
+        found = [names.get("media") for names in tags.of("link") if "dark.css" in str(names["href"])]
+        assert (found, tags.of("html")) == (sheets, [{"lang": "en"}]), wish
     assert client.get("/?theme=pink&language=xx").status_code == 200
 
 
@@ -476,7 +519,7 @@ def test_a_session_is_of_its_token_and_its_time() -> None:
 
 
 def worker(**more: Any) -> dict[str, Any]:
-    return {"worker": "w", "away": False, "state": "running"} | more
+    return {"worker": "w", "state": "running"} | more
 
 
 @pytest.mark.parametrize(
@@ -486,10 +529,10 @@ def worker(**more: Any) -> dict[str, Any]:
         (Counts(0, 0, 0, 5, 0), [worker()], "done"),
         (Counts(0, 0, 0, 0, 5), [], "done"),
         (Counts(1, 0, 0, 0, 0), [], "nobody"),
-        (Counts(1, 0, 0, 0, 0), [worker(away=True)], "nobody"),
+        (Counts(1, 0, 0, 0, 0), [worker(state="away"), worker(state="silent"), worker(state="ended")], "nobody"),
         (Counts(1, 1, 0, 0, 0), [worker(), worker(state="paused")], "working"),
         (Counts(1, 1, 0, 0, 0), [worker(state="paused")], "paused"),
-        (Counts(1, 1, 0, 0, 0), [worker(state=None, working={"stop": 0})], "paused"),
+        (Counts(1, 1, 0, 0, 0), [worker(state="paused"), worker(state="silent")], "paused"),
         (Counts(1, 0, 0, 0, 0), [worker(state="parked")], "parked"),
         (Counts(1, 0, 0, 0, 0), [worker(state="drained")], "drained"),
         (Counts(1, 0, 1, 0, 0), [worker()], "starting"),
@@ -504,11 +547,40 @@ def test_the_outlook_adds_up_and_finds_the_least_room() -> None:
     workers = [
         worker(worker="a", speed_bytes_per_second=5, disk_free_bytes=9),
         worker(worker="b", speed_bytes_per_second=7, disk_free_bytes=8),
-        worker(worker="c", away=True, speed_bytes_per_second=100, disk_free_bytes=1),
+        worker(worker="c", state="silent", speed_bytes_per_second=0, disk_free_bytes=1),
     ]
     found = look_ahead(Counts(1, 1, 0, 0, 0), workers, 60.0)
     assert (found.speed_bytes_per_second, found.least_room, found.seconds_left) == (12, ("b", 8), 60.0)
-    assert found.machines == {"running": 2, "away": 1}
+    assert (found.machines, found.here) == ({"running": 2, "silent": 1}, 2)
+
+
+def test_a_machine_that_says_no_more_has_no_speed_and_later_nothing_but_a_name() -> None:
+    stream = {"name": "v80-7", "done_bytes": 10, "total_bytes": 30, "speed_bytes_per_second": 5}
+    job = {"url": "BV1", "stage": "downloading", "streams": [stream, stream | {"done_bytes": 30}]}
+    told = {"worker": "w", "state": "running", "speed_bytes_per_second": 9, "jobs": [job]}
+    here, silent, away = (seen_worker(told | {"seen_seconds": seconds}, 1000.0, 60.0) for seconds in (2, 31, 181))
+    assert [one["state"] for one in (here, silent, away)] == ["running", "silent", "away"]
+    assert (here["speed_bytes_per_second"], silent["speed_bytes_per_second"]) == (9, 0)
+    assert away == {"worker": "w", "seen": 819.0, "state": "away"}
+    assert seen_worker(told | {"seen_seconds": 100, "state": "ended"}, 1000.0, 1.0)["state"] == "ended"
+    assert seen_worker({"worker": "w", "seen_seconds": 1, "working": {"stop": 0}}, 9.0, 60.0)["state"] == "paused"
+    (job,) = in_detail(here)["jobs"]
+    assert [one["speed_bytes_per_second"] for one in job["streams"]] == [5, 0], "what is whole does not move"
+    assert job["seconds_left"] == 4.0
+    for standing in (silent, here | {"state": "paused"}):
+        (job,) = in_detail(standing)["jobs"]
+        assert job["seconds_left"] is None
+        assert [one["speed_bytes_per_second"] for one in job["streams"]] == [0, 0]
+    assert in_detail(away)["jobs"] == []
+
+
+def test_an_order_of_old_is_told_in_words_and_what_is_none_as_it_stands() -> None:
+    order = {"what": "steer", "about": 'cellar, a: b: "stop": 0, "max_speed": "2M"', "who": "192.0.2.1"}
+    assert in_words(order) == order | {"about": "cellar, a: b", "working": {"stop": 0, "max_speed": "2M"}}
+    for about in ('cellar: "stop": ', "cellar", 'cellar: "else": 1'):
+        assert in_words(order | {"about": about}) == order | {"about": about, "working": {}}
+    added = {"what": "add", "about": 'x: "stop": 0'}
+    assert in_words(added) == added | {"working": {}}
 
 
 @pytest.mark.parametrize(

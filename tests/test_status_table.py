@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 import status_table
 from budgets import Told
@@ -87,6 +89,30 @@ def test_columns_stand_below_each_other_also_with_chinese(
         assert cell_len(line.split(word)[0]) == state
 
 
+def test_on_a_narrow_terminal_long_texts_take_several_lines_and_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"state": "running", "count": 64, "jobs": 64, "speed_bytes_per_second": 3 * 1024**2, "note": ""}
+    workers = [told | {"worker": "a-machine-with-a-long-name-7", "disk_free_bytes": 5 * 1024**3, "seen_seconds": 3.0}]
+    ledger = {"state": "closed", "ended": "end", "complete": True, "checked": 0.5, "unavailable": {}, "known": 0}
+    ledger |= {
+        "source": "mid:137137",
+        "title": "一个名字很长的UP主和他的合集",
+        "announced": 2048,
+        "listed": 2048,
+        "queued": 2048,
+    }
+    status = {"jobs": dict.fromkeys(status_table.STATES, 12345), "speed_bytes_per_second": 7, "next_due_seconds": None}
+    status |= {"workers": workers, "sources": [ledger], "is_complete": True}
+    status["failures"] = [{"dead": 1, "delayed": 2, "code": "-404", "reason": "the video is deleted", "reasons": 1}]
+    for width in (62, 80):
+        console = Console(width=width, file=io.StringIO())
+        for piece in status_table.tables(status, 1.0):
+            console.print(piece)
+        assert isinstance(console.file, io.StringIO)
+        shown = console.file.getvalue()
+        assert "…" not in shown and "gone" not in shown and "2048/2048" in shown
+        assert all(cell_len(line) <= width for line in shown.splitlines())
+
+
 @pytest.mark.usefixtures("busy")
 def test_scripts_get_the_same_facts(settings: Settings, queue_server: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(settings, queue_server, capsys)
@@ -147,9 +173,12 @@ def test_failures_are_grouped_by_code_the_most_frequent_first() -> None:
 
 def test_of_a_worker_that_is_away_nothing_is_believed_but_its_name() -> None:
     told = {"worker": "w", "seen_seconds": 500.0, "state": "running", "speed_bytes_per_second": 9, "jobs": [{}]}
-    worker = status_table._worker(told, 120.0)
+    worker = status_table._worker(told, 60.0)
     assert worker["state"] == "away" and not worker["jobs"] and worker["speed_bytes_per_second"] is None
-    assert status_table._worker({**told, "seen_seconds": 1}, 120.0)["jobs"] == 1
+    silent = status_table._worker({**told, "seen_seconds": 31}, 60.0)
+    assert (silent["state"], silent["jobs"], silent["speed_bytes_per_second"]) == ("silent", 1, None)
+    here = status_table._worker({**told, "seen_seconds": 1}, 60.0)
+    assert (here["state"], here["jobs"], here["speed_bytes_per_second"]) == ("running", 1, 9)
 
 
 # ------------------------------------------------------------------------------------------ no server

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flask import request
 
@@ -33,3 +36,14 @@ def names(found: Sequence[str]) -> str:
     """Return the first of some names, and how many more there are."""
     more = f" +{len(found) - SHOWN_NAMES}" if len(found) > SHOWN_NAMES else ""
     return ", ".join(found[:SHOWN_NAMES]) + more
+
+
+def in_words(action: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an action with the keys of working.json that were ordered taken out of what it was about."""
+    ordered = re.fullmatch(r'(.+?): ("(?:stop|count|max_speed|drain)": .*)', action["about"])
+    if action["what"] != "steer" or not ordered:
+        return {**action, "working": {}}
+    try:
+        return {**action, "about": ordered[1], "working": json.loads(f"{{{ordered[2]}}}")}
+    except ValueError:
+        return {**action, "working": {}}

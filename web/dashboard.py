@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,11 +17,12 @@ from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
 from queue_data import STATES
 from redisConnect import Queue
 from shapes import line, one_of
+from web.actions import in_words
 from web.frame import Content, Frame, Missing
 from web.guard import Guard
 from web.kept import Kept
 from web.messages import SIGN_IN, decimal, job_id, read_body, read_query
-from web.outlook import look_ahead, state_of
+from web.outlook import in_detail, look_ahead, seen_worker
 from web.qr_code import qr_svg
 from web.session import SESSION_SECONDS, Sessions
 
@@ -76,7 +77,7 @@ class Dashboard:
         return {
             "counts": asdict(counts),
             "outlook": look_ahead(counts, workers, self._queue.time_left_seconds()),
-            "workers": workers[:MACHINES_AT_A_GLANCE],
+            "workers": list(map(in_detail, workers[:MACHINES_AT_A_GLANCE])),
             "more_workers": len(workers) > MACHINES_AT_A_GLANCE,
             "successes": self._queue.latest_success(SUCCESSES_AT_A_GLANCE),
             "failures": self._queue.failure_groups()[:REASONS_AT_A_GLANCE],
@@ -84,7 +85,6 @@ class Dashboard:
             "replayed": self._replayed(),
             "unsafe": self._queue.unsafe(),
             "full": self._full(),
-            "state_of": state_of,
         }
 
     def machines(self) -> Response:
@@ -97,12 +97,11 @@ class Dashboard:
         workers = [worker for worker in self._workers() if find in worker["worker"].lower()]
         first = (number - 1) * MACHINES_ON_A_PAGE
         return {
-            "workers": workers[first : first + MACHINES_ON_A_PAGE],
+            "workers": list(map(in_detail, workers[first : first + MACHINES_ON_A_PAGE])),
             "count": len(workers),
             "number": number,
             "more": len(workers) > first + MACHINES_ON_A_PAGE,
             "find": find,
-            "state_of": state_of,
             "breakers": self._queue.breakers(),
             "drawing": lambda address: qr_svg(address, self._settings.passport_url),
         }
@@ -121,7 +120,8 @@ class Dashboard:
         except ValueError as error:
             raise BadRequest(str(error)) from None
         given = {name: value for name, value in wished.items() if value}
-        return {"items": items, "following": following, "wished": given, "after": after, "counts": self._queue.counts()}
+        under_way = self._under_way(items)
+        return {"items": items, "following": following, "wished": given, "after": after, "under_way": under_way}
 
     def job(self) -> Response:
         """Show the whole life of one job."""
@@ -130,7 +130,16 @@ class Dashboard:
 
     def _job(self, url: str) -> Content | Missing:
         found = self._queue.job(url) if url else None
-        return {"job": found} if found else Missing({"job": None, "url": url})
+        if not found:
+            return Missing({"job": None, "url": url})
+        return {"job": found, "under_way": self._under_way([found])}
+
+    def _under_way(self, jobs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return those of some jobs that are in work, by their ids, as the machines that have them see them."""
+        held = {job["url"]: job["worker"] for job in jobs if job["state"] == "leased"}
+        holders = [in_detail(worker) for worker in self._workers() if worker["worker"] in held.values()]
+        seen = [(job, worker["worker"]) for worker in holders for job in worker["jobs"]]
+        return {job["url"]: job for job, name in seen if held.get(job["url"]) == name}
 
     def failures(self) -> Response:
         """Show what failed, by its reasons."""
@@ -158,7 +167,9 @@ class Dashboard:
 
     def actions(self) -> Response:
         """Show who did what, and when."""
-        return self.frame.page("actions", lambda: {"items": self._queue.actions(ACTIONS_ON_A_PAGE)})
+        return self.frame.page(
+            "actions", lambda: {"items": list(map(in_words, self._queue.actions(ACTIONS_ON_A_PAGE)))}
+        )
 
     # -------------------------------------------------------------------------------- signing in
 
@@ -209,12 +220,6 @@ class Dashboard:
         return self._machines.get("all", self._look_at_workers)
 
     def _look_at_workers(self) -> list[dict[str, Any]]:
-        away_seconds = max(120.0, 3 * self._settings.lease_seconds)
-        now = time.time()
-        workers = [
-            {"worker": worker["worker"], "seen": now - worker["seen_seconds"], "away": True}
-            if worker["seen_seconds"] > away_seconds
-            else {**worker, "seen": now - worker["seen_seconds"], "away": False}
-            for worker in self._queue.workers(MOST_MACHINES)
-        ]
-        return sorted(workers, key=lambda worker: (worker["away"], worker["worker"]))
+        now, told = time.time(), self._queue.workers(MOST_MACHINES)
+        workers = [seen_worker(worker, now, self._settings.lease_seconds) for worker in told]
+        return sorted(workers, key=lambda worker: (worker["state"] == "away", worker["worker"]))

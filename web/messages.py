@@ -80,6 +80,8 @@ _PROGRESS = lenient(title=line(120, cut=True), stage=line(40, cut=True), streams
 _WORKER_STATE = lenient(
     state=line(40, cut=True),
     speed_bytes_per_second=number(0, 1e15),
+    done=_SIZE,
+    failed=_SIZE,
     working=lenient(
         stop=number(0, 1, whole=True),
         count=number(1, MAX_LEASES, whole=True),
