@@ -22,6 +22,7 @@ from create_folder import USUAL, Output, parse_output
 from errors import UsageError
 from i18n import _
 from model import BEST, CODECS, KIB, NO_SOUND, QUALITIES, SOUNDS, Wishes, Working
+from places import Place, parse_place
 
 ROOT = Path(__file__).resolve().parent
 
@@ -91,7 +92,7 @@ _REAL_URLS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting with its default; ``redis_url``, ``token``, ``sessdata``, ``notify`` are secrets without a repr."""
+    """Every setting with its default; the secrets among them have no repr: ``redis_url``, ``token``, ``notify`` …"""
 
     redis_url: str = field(default="", repr=False)
     server_url: str = "http://127.0.0.1:8080"
@@ -142,6 +143,8 @@ class Settings:
     """Addresses of services that reach a person; they have keys and passwords in them."""
     log_level: str = "info"
     log_file: Path | None = None
+    deliver_to: Place | None = None
+    deliver_keep: str = "yes"
 
     @property
     def scratch_dir(self) -> Path:
@@ -194,6 +197,8 @@ _VARIABLES = {
     "notify": "BILI_NOTIFY",
     "log_level": "BILI_LOG_LEVEL",
     "log_file": "BILI_LOG_FILE",
+    "deliver_to": "BILI_DELIVER_TO",
+    "deliver_keep": "BILI_DELIVER_KEEP",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -221,7 +226,7 @@ def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
         try:
             found[name] = _PARSERS[name](text, root)
         except ValueError as error:
-            shown = "" if name in ("redis_url", "token", "sessdata", "notify") else f"={text!r}"
+            shown = "" if name in ("redis_url", "token", "sessdata", "notify", "deliver_to") else f"={text!r}"
             wrong.append(f"{variable}{shown}: {error}")
     if not wrong:
         wrong = _contradictions(found)
@@ -444,6 +449,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "notify": _addresses,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_file": _path,
+    "deliver_to": lambda text, root: parse_place(text),
+    "deliver_keep": _one_of("yes", "no"),
 }
 
 

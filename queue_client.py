@@ -213,7 +213,7 @@ class QueueClient:
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
         """Tell again what this worker has finished; return how many of these pages the queue had lost."""
         told, left = 0, iter(results)
-        while part := [{"url": url, **asdict(result)} for url, result in islice(left, RESULTS_PER_CALL)]:
+        while part := [_told_again(*one) for one in islice(left, RESULTS_PER_CALL)]:
             body = {"worker": self._worker, "results": part}
             told += _understood(_REPLAYED, await self._post("/replay", body, 60.0))["recorded"]
         return told
@@ -229,6 +229,8 @@ class QueueClient:
             "title": result.title,
             "streams": result.streams,
         }
+        if result.stored:
+            body["stored"] = result.stored
         await self._post("/ack", body, patience_seconds)
 
     async def nack(self, lease: Lease, failure: Failure) -> str:
@@ -326,6 +328,13 @@ class QueueClient:
             ) from None
         except (ValueError, RecursionError):
             raise ServerError(_("{place} answers, but not like a queue server").format(place=self._server)) from None
+
+
+def _told_again(url: str, result: Result) -> dict[str, Any]:
+    fields = {"url": url, **asdict(result)}
+    if not result.stored:
+        del fields["stored"]  # an older server knows no such field
+    return fields
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

@@ -146,7 +146,7 @@ def as_dict(text: str | None) -> dict[str, Any]:
 
 
 def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a finished page's record says; ``streams`` is empty where an earlier version has written it."""
+    """Return what a finished page's record says; earlier versions have written no ``streams`` and no ``stored``."""
     return {
         "url": fields["url"],
         "title": fields["title"],
@@ -155,6 +155,7 @@ def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "seconds": float(fields["seconds"]),
         "worker": fields["worker"],
         "streams": fields.get("streams", ""),
+        "stored": fields.get("stored", ""),
         "time": int(entry.split("-")[0]) / 1000,
     }
 

@@ -890,7 +890,7 @@ class Queue:
 
 def _told(result: Result) -> list[str]:
     size, seconds = str(result.bytes), f"{result.seconds:.1f}"
-    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams]
+    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams, result.stored]
 
 
 def _ring(name: str) -> str:

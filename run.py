@@ -41,6 +41,7 @@ import config
 from bili_client import BiliClient, make_session
 from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
 from connections import Connections
+from delivery import Deliveries, Reins, opener
 from download_scheduler import Scheduler
 from download_stream_file import Wire
 from errors import CircumstanceError, DownloaderError, UsageError
@@ -54,7 +55,8 @@ from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from mirrors import Health, media_allowed
 from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
-from queue_client import QueueClient, make_server_session
+from places import FOLDER
+from queue_client import QueueClient, lease_clock, make_server_session
 from speed_limit import SpeedLimit
 from steering import QrLogin
 from terminal import Terminal
@@ -88,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, name_lock = _claim_name(settings)
         with name_lock:
             _prepare_folders(settings)
+            _check_delivery(settings)
             gc.freeze()  # what was imported stays: the collector need not look through it again and again
             return asyncio.run(_work(settings, ffmpeg, terminal, options.wait if options.until_empty else None))
     except DownloaderError as error:
@@ -230,6 +233,28 @@ def _prepare_folders(settings: Settings) -> None:
             raise UsageError(_cannot_write(name, folder, error)) from None
 
 
+def _check_delivery(settings: Settings) -> None:
+    """Raise UsageError where a package for the deliveries is missing, or they would end where they begin."""
+    place = settings.deliver_to
+    if place is None:
+        return
+    opener(place)
+    library = settings.download_dir.resolve()
+    if place.scheme in FOLDER and Path(place.path).resolve().is_relative_to(library):
+        sentence = _("BILI_DELIVER_TO is in the download folder {folder}: name another place")
+        raise UsageError(sentence.format(folder=library))
+
+
+def _deliveries(settings: Settings, wire: Wire, running: asyncio.Event) -> Deliveries | None:
+    """Return what brings finished files to where the settings say; None where they stay."""
+    place = settings.deliver_to
+    if place is None:
+        return None
+    reins = Reins(running.is_set, lambda: wire.limit.bytes_per_second)
+    keeps = settings.deliver_keep == "yes"
+    return Deliveries(place, opener(place), settings.download_dir, settings.data_dir, keeps, reins, lease_clock)
+
+
 def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
     sentence = _("{folder} cannot be written ({problem}): make it writable, or set {setting} to another folder")
     return sentence.format(folder=folder, problem=error.strerror, setting=setting)
@@ -249,16 +274,19 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
     ):
         site = BiliClient(settings, site_session)
         passport = Passport(settings, site_session)
+        wire = Wire(media_client, Connections(settings.connections), running, SpeedLimit(), health)
+        deliveries = _deliveries(settings, wire, running)
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
             site,
-            Wire(media_client, Connections(settings.connections), running, SpeedLimit(), health),
+            wire,
             running,
             ffmpeg,
             settings.worker,
             instance,
             qr_login=QrLogin(settings, passport, site.login),
+            deliveries=deliveries,
         )
         _stop_on_signals(scheduler)
         _draw_anew_on_signals(terminal.lines)

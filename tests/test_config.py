@@ -86,6 +86,8 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_OUTPUT": "{titel}",
         "BILI_NOTIFY": "topsecret",
         "BILI_LOG_LEVEL": "loud",
+        "BILI_DELIVER_TO": "ftp:topsecret",
+        "BILI_DELIVER_KEEP": "maybe",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -104,7 +106,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_SESSDATA": "secretsession", "BILI_MEDIA_HOSTS": "A.example, 127.0.0.1:99,"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_NOTIFY": "json://secretuser:secretpassword@host/"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_LOG_LEVEL": "Debug", "BILI_LOG_FILE": "logs/bili.log"}
+    values |= {"BILI_DELIVER_TO": "sftp://secretuser:secretpassword@host/videos/", "BILI_DELIVER_KEEP": "No"}
     settings = parse_settings(values)
+    assert str(settings.deliver_to) == "sftp://host/videos" and settings.deliver_keep == "no"
     assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder", "plain_text"}),
+    frozenset({"create_folder", "places", "plain_text"}),
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
@@ -28,7 +28,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"log_setup", "notify", "site_walk", "working_file"}
     ),
     frozenset(
-        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
+        {"delivery", "download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
         | {"status_table", "steering", "terminal"}
     ),
     frozenset({"download_scheduler", "late_extras", "web"}),
@@ -40,13 +40,17 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
-    | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
+    | {"matroska", "merge_command", "notices", "orders", "pace", "places", "plain_text"}
     | {"series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
 DOORS = {
     "apprise": {"notify"},
+    "boto3": {"delivery"},
+    "botocore": {"delivery"},
+    "fsspec": {"delivery"},
+    "paramiko": {"delivery"},
     "redis": {"redisConnect", "redis_engine"},
     "flask": {"web"},
     "werkzeug": {"web"},
@@ -77,10 +81,14 @@ PROVIDED_WITH = {
     "werkzeug": "flask",
     "yarl": "aiohttp",
     "multidict": "aiohttp",
+    "botocore": "boto3",
     "dotenv": "python-dotenv",
     "markupsafe": "flask",
 }
 """What is imported under another name than that of the requirement which brings it."""
+
+DELIVERS = frozenset({"delivery.s3", "delivery.sftp"})
+"""Loaded only where such a place is set; a missing package is said at the start."""
 
 MAX_LINES = 1000
 
@@ -103,7 +111,7 @@ def read(path: Path) -> Module:
 
 
 TOP = sorted(ROOT.glob("*.py"))
-FOLDERS = ("extras", "sources", "web")
+FOLDERS = ("delivery", "extras", "sources", "web")
 """Families of modules, each with one door: what its ``__init__`` has."""
 IN_FOLDERS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
@@ -227,8 +235,9 @@ def has_a_loose_record(module: Module) -> list[str]:
 
 
 def is_not_required(module: Module) -> list[str]:
-    """``pip install -r requirements.txt`` is all that the scripts and the demo need."""
-    required = {requirement_name(line) for line in requirements("requirements.txt")}
+    """``pip install -r requirements.txt`` is all that the scripts and the demo need, but to deliver files elsewhere."""
+    files = ["requirements.txt", *(["requirements-deliver.txt"] if module.name in DELIVERS else [])]
+    required = {requirement_name(line) for name in files for line in requirements(name)}
     known = sys.stdlib_module_names | LEVEL_OF.keys() | {"demo"}
     return sorted(
         name
@@ -285,7 +294,7 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("run", "try:\n    f()\nexcept:\n    pass"),
     ),
     has_a_loose_record: (("model", "@dataclass(frozen=True)\nclass Page: ..."), ("model", "class Page: ...")),
-    is_not_required: (("run", "import numpy"),),
+    is_not_required: (("run", "import numpy"), ("delivery.folder", "import paramiko")),
 }
 
 
@@ -326,10 +335,10 @@ def requirement_name(line: str) -> str:
     return re.split(r"[=<>!~;\[ ]", line, maxsplit=1)[0].lower()
 
 
-PIN = re.compile(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*( *; *.+)?")
+PIN = re.compile(r"[A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?==[0-9][0-9A-Za-z.]*( *; *.+)?")
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-deliver.txt", "requirements-dev.txt"])
 def test_every_requirement_is_pinned(name: str) -> None:
     assert [line for line in requirements(name) if not PIN.fullmatch(line)] == []
 

@@ -285,7 +285,14 @@ def worker_status(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _result(body: Mapping[str, Any]) -> Result:
-    return Result(body["path"], body["bytes"], body["seconds"], body.get("title", ""), body.get("streams", ""))
+    return Result(
+        body["path"],
+        body["bytes"],
+        body["seconds"],
+        body.get("title", ""),
+        body.get("streams", ""),
+        body.get("stored", ""),
+    )
 
 
 def _done_bytes(job: Mapping[str, Any]) -> int:
