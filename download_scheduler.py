@@ -187,6 +187,8 @@ class Scheduler:
                 task.cancel()
             outcomes = await asyncio.gather(*ends, return_exceptions=True)
             await self._say_goodbye()
+            if self._deliveries is not None:
+                self._deliveries.close()
             self._heartbeat.stop()
             with contextlib.suppress(ServerError, TimeoutError):  # whoever says this is not taken for lost
                 async with asyncio.timeout(GOODBYE_SECONDS):

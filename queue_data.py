@@ -308,6 +308,12 @@ class JobViews:
         (job,) = self.jobs([url])
         return job
 
+    def page(self, cid: int) -> dict[str, Any] | None:
+        """Return the finished page that has a cid, None where there is none."""
+        (entry,) = self._look(lambda pipe: pipe.hget(record_key(JobId(cid=cid)), str(cid)))
+        records = self._records([str(cid)], [entry])
+        return records.get(str(cid))
+
     def jobs(self, urls: Sequence[str]) -> list[dict[str, Any] | None]:
         """Return what is known of each of these jobs, ``errors`` too; None for those that were never added."""
         if not urls:

@@ -772,8 +772,9 @@ class Queue:
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Return jobs in the order of their places, or of their titles, and where to go on (None at the end).
 
-        ``find`` is the id of a job, or the beginning of a title. A call looks at a bounded number of jobs: where most
-        of them are left out it may return few or none, and still where to go on.
+        ``find`` is the id of a job, the cid of a finished page, or the beginning of a title.
+        A call looks at a bounded number of jobs: where most of them are left out it may return few or none, and still
+        where to go on.
         """
         if state not in ("", *STATES):
             raise ValueError(_("state: one of {words} is expected").format(words=", ".join(STATES)))
@@ -788,8 +789,8 @@ class Queue:
     def _exactly(self, find: str) -> dict[str, Any] | None:
         try:
             return self._views.life(find)
-        except ValueError:
-            return None  # it is no id
+        except ValueError:  # it is no id of a job; perhaps that of a page
+            return self._views.page(int(find)) if re.fullmatch("[0-9]{1,16}", find) else None
 
     @engine_errors
     def job(self, url: str) -> dict[str, Any] | None:

@@ -47,12 +47,13 @@ from download_stream_file import Wire
 from errors import CircumstanceError, DownloaderError, UsageError
 from extras import BESIDE, Extras
 from i18n import _
-from late_extras import Laid, MediaDoor, lay_late
+from late_extras import Bring, Laid, MediaDoor, lay_late
 from live_lines import LiveLines, reflows
 from log_setup import start_logging
 from media_client import MediaClient
 from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from mirrors import Health, media_allowed
+from model import Beside, Result
 from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
 from places import FOLDER
@@ -161,6 +162,7 @@ async def _lay_extras(settings: Settings) -> int:
         sentence = _("BILI_EXTRAS names nothing that lies beside a video; such are: {names}")
         raise UsageError(sentence.format(names=", ".join(BESIDE)))
     _prepare_folders(settings)
+    _check_delivery(settings)
     settings = replace(settings, extras=beside)
     laid = Laid()
     async with (
@@ -169,13 +171,27 @@ async def _lay_extras(settings: Settings) -> int:
     ):
         site = BiliClient(settings, site_session)
         try:
-            await lay_late(Extras(settings, site, MediaDoor(media_client)), site, laid)
+            await lay_late(Extras(settings, site, MediaDoor(media_client)), site, laid, _bring_late(settings))
         except CircumstanceError as error:
             log.warning(_("%s; the same command goes on where it stopped, later"), error)
             laid.failed += 1
         finally:
             _say(str(laid))
     return EXIT_SOME_FAILED if laid.failed else 0
+
+
+def _bring_late(settings: Settings) -> Bring | None:
+    """Return what brings late extras to where their pages were delivered."""
+    running = asyncio.Event()
+    running.set()
+    limit = SpeedLimit(settings.max_bytes_per_second)
+    deliveries = _deliveries(settings, running, limit)
+
+    async def bring(result: Result, beside: Sequence[Beside]) -> None:
+        assert deliveries is not None
+        await deliveries.bring_beside(result, beside)
+
+    return None if deliveries is None else bring
 
 
 def _say(sentence: str) -> None:
@@ -245,12 +261,12 @@ def _check_delivery(settings: Settings) -> None:
         raise UsageError(sentence.format(folder=library))
 
 
-def _deliveries(settings: Settings, wire: Wire, running: asyncio.Event) -> Deliveries | None:
+def _deliveries(settings: Settings, running: asyncio.Event, limit: SpeedLimit) -> Deliveries | None:
     """Return what brings finished files to where the settings say; None where they stay."""
     place = settings.deliver_to
     if place is None:
         return None
-    reins = Reins(running.is_set, lambda: wire.limit.bytes_per_second)
+    reins = Reins(running.is_set, lambda: limit.bytes_per_second)
     keeps = settings.deliver_keep == "yes"
     return Deliveries(place, opener(place), settings.download_dir, settings.data_dir, keeps, reins, lease_clock)
 
@@ -274,19 +290,18 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
     ):
         site = BiliClient(settings, site_session)
         passport = Passport(settings, site_session)
-        wire = Wire(media_client, Connections(settings.connections), running, SpeedLimit(), health)
-        deliveries = _deliveries(settings, wire, running)
+        limit = SpeedLimit()
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
             site,
-            wire,
+            Wire(media_client, Connections(settings.connections), running, limit, health),
             running,
             ffmpeg,
             settings.worker,
             instance,
             qr_login=QrLogin(settings, passport, site.login),
-            deliveries=deliveries,
+            deliveries=_deliveries(settings, running, limit),
         )
         _stop_on_signals(scheduler)
         _draw_anew_on_signals(terminal.lines)

@@ -99,15 +99,13 @@ class Deliveries:
         size = await self._patiently(lambda target, rein: target.find(at), park, Upload())
         return note.result if size == note.result.bytes else None
 
-    async def bring_beside(self, result: Result, beside: Sequence[Beside], park: Park) -> int:
-        """Bring what was laid beside a page after it was delivered; return how many files were sent."""
+    async def bring_beside(self, result: Result, beside: Sequence[Beside]) -> int:
+        """Bring what was laid beside a page after it was delivered, in one try; return how many files were sent."""
         at = self._place.below(result.stored)
         if at is None or not beside:
             return 0
         cargo = Cargo(self._folder, PurePosixPath(result.path), 0, beside)
-        return await self._patiently(
-            lambda target, rein: upload_beside(target, self._place, cargo, at, rein), park, Upload()
-        )
+        return await self._once(lambda target, rein: upload_beside(target, self._place, cargo, at, rein), Upload())
 
     async def settle(self, cid: int) -> None:
         """After a page was recorded: delete the copy here if it is not to be kept, and forget the delivery."""

@@ -1,7 +1,7 @@
 """Real servers that files are delivered to, on loopback: SFTP (asyncssh) and S3 (moto), each a process of its own.
 
-    python -m tests.places sftp FOLDER KEYS      serves FOLDER, with the keys in KEYS; prints its port
-    python -m tests.places s3 FOLDER             an S3 in memory; prints its port
+python -m tests.places sftp FOLDER KEYS      serves FOLDER, with the keys in KEYS; prints its port
+python -m tests.places s3 FOLDER             an S3 in memory; prints its port
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ READMES = ("README.md", "README.zh-CN.md")
 IN_DOCS = (
     "docs/api.md",
     "docs/architecture.md",
+    "docs/deliver.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
@@ -172,7 +173,7 @@ def test_the_chinese_readme_is_chinese_and_promises_in_chinese() -> None:
 
 # ------------------------------------------------------------------------------------------ the file map
 
-FOLDERS = ("Download", "benchmarks", "demo", "docs", "ffmpeg", "locales", "sources", "static", "templates", "tests")
+FOLDERS = ("Download", "benchmarks", "delivery", "demo", "docs", "ffmpeg", "locales", "sources", "static", "templates", "tests")
 MADE_LATER = ("Download/",)
 """By the first worker."""
 

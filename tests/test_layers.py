@@ -28,7 +28,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"log_setup", "notify", "site_walk", "working_file"}
     ),
     frozenset(
-        {"delivery", "download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
+        {"delivery", "download_stream_file", "extras", "finding", "merge_stream_file", "page_streams", "source_reader"}
         | {"status_table", "steering", "terminal"}
     ),
     frozenset({"download_scheduler", "late_extras", "web"}),
