@@ -547,7 +547,7 @@ class Scheduler:
         except asyncio.CancelledError:
             if self._held.get(lease.url) is held:  # still ours: this worker stops, or was paused for long
                 self._remember_chunks(lease.url)
-                await self._quietly(self._queue.release(lease))
+                await self._quietly(self._queue.release(lease, kept=view.stage == "delivering"))
             raise
         except Exception as error:  # the one place for surprises: a bug met in one job must not end the others
             log.exception(_("%s: unexpected error"), lease.url)

@@ -247,9 +247,10 @@ class QueueClient:
             body["retry_after_seconds"] = failure.retry_after_seconds
         return str(_understood(_STATE, await self._post("/nack", body, lease.lease_seconds))["state"])
 
-    async def release(self, lease: Lease) -> None:
-        """Give a job back at once."""
-        await self._post("/release", {"url": lease.url, "token": lease.token}, 1.0)
+    async def release(self, lease: Lease, kept: bool = False) -> None:
+        """Give a job back at once; ``kept``, because its file is here, and this worker will soon be back."""
+        body = {"url": lease.url, "token": lease.token, **({"kept": True} if kept else {})}
+        await self._post("/release", body, 1.0)
 
     async def counts(self) -> tuple[Counts, float | None]:
         """Return the jobs by state, and in how many seconds the first delayed one is due."""

@@ -473,9 +473,13 @@ class Queue:
         return self._current(self._run("nack", [answer_key(token)], args), url)
 
     @engine_errors
-    def release(self, url: str, token: str) -> str:
-        """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
-        return self._current(self._run("release", [answer_key(token)], [url, token]), url)
+    def release(self, url: str, token: str, kept: bool = False) -> str:
+        """Give a job back untouched, at the head of the list, without counting an attempt; return its state.
+
+        One that is ``kept`` waits a while for the worker that had it, as one with chunks on a dead worker does.
+        """
+        args: list[str | int] = [url, token, self._affinity_ms if kept else 0]
+        return self._current(self._run("release", [answer_key(token)], args), url)
 
     @engine_errors
     def sweep(self) -> int:

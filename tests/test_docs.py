@@ -173,7 +173,19 @@ def test_the_chinese_readme_is_chinese_and_promises_in_chinese() -> None:
 
 # ------------------------------------------------------------------------------------------ the file map
 
-FOLDERS = ("Download", "benchmarks", "delivery", "demo", "docs", "ffmpeg", "locales", "sources", "static", "templates", "tests")
+FOLDERS = (
+    "Download",
+    "benchmarks",
+    "delivery",
+    "demo",
+    "docs",
+    "ffmpeg",
+    "locales",
+    "sources",
+    "static",
+    "templates",
+    "tests",
+)
 MADE_LATER = ("Download/",)
 """By the first worker."""
 
