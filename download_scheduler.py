@@ -278,7 +278,8 @@ class Scheduler:
     def _give_back_paused(self) -> None:
         self._paused_since = float("inf")  # once: a second cancellation would cut the goodbye short
         for url, task in list(self._tasks.items()):
-            if self.board.jobs[url].stage == "delivering":  # another machine would download it again
+            view = self.board.jobs.get(url)
+            if view is not None and view.stage == "delivering":  # another machine would download it again
                 continue
             log.info(_("%s: given back, because this worker is paused for long; its chunks stay"), url)
             task.cancel()

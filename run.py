@@ -41,7 +41,7 @@ import config
 from bili_client import BiliClient, make_session
 from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
 from connections import Connections
-from delivery import Deliveries, Reins, opener
+from delivery import Deliveries, Reins, folder_of, opener
 from download_scheduler import Scheduler
 from download_stream_file import Wire
 from errors import CircumstanceError, DownloaderError, UsageError
@@ -256,7 +256,7 @@ def _check_delivery(settings: Settings) -> None:
         return
     opener(place)
     library = settings.download_dir.resolve()
-    if place.scheme in FOLDER and Path(place.path).resolve().is_relative_to(library):
+    if place.scheme in FOLDER and folder_of(place).resolve().is_relative_to(library):
         sentence = _("BILI_DELIVER_TO is in the download folder {folder}: name another place")
         raise UsageError(sentence.format(folder=library))
 

@@ -8,7 +8,8 @@ must not undo.
 from __future__ import annotations
 
 from delivery.deliveries import Deliveries
+from delivery.folder import folder_of
 from delivery.reins import Reins
 from delivery.targets import opener
 
-__all__ = ["Deliveries", "Reins", "opener"]
+__all__ = ["Deliveries", "Reins", "folder_of", "opener"]

@@ -158,8 +158,7 @@ class Deliveries:
         try:
             if not hidden.exists():
                 path.rename(hidden)
-            if not await self._shows(at, note.result.bytes):
-                hidden.rename(path)
+            if not await self._shows_without(path, hidden, at, note.result.bytes):
                 log.warning(_("%s stays here: %s does not show it"), path, self._place)
                 return False
             hidden.unlink()
@@ -172,11 +171,16 @@ class Deliveries:
             return False
         return True
 
-    async def _shows(self, at: PurePosixPath, size_bytes: int) -> bool:
+    async def _shows_without(self, path: Path, hidden: Path, at: PurePosixPath, size_bytes: int) -> bool:
+        """Tell whether the place shows a file while the one here is taken aside; if not, that comes back."""
+        shows = False
         try:
-            return await self._once(lambda target, rein: target.find(at), Upload()) == size_bytes
-        except DownloaderError:
-            return False
+            with suppress(DownloaderError):
+                shows = await self._once(lambda target, rein: target.find(at), Upload()) == size_bytes
+        finally:
+            if not shows:
+                hidden.rename(path)
+        return shows
 
     # -------------------------------------------------------------------------------- threads
 

@@ -16,7 +16,12 @@ from places import Place
 
 def opener(place: Place) -> Callable[[], DiskTarget]:
     """Return what opens a folder."""
-    return lambda: DiskTarget(place, Folder(Path(url2pathname(place.path) if os.name == "nt" else place.path)))
+    return lambda: DiskTarget(place, Folder(folder_of(place)))
+
+
+def folder_of(place: Place) -> Path:
+    """Return the folder that an address names."""
+    return Path(url2pathname(place.path) if os.name == "nt" else place.path)
 
 
 class Folder:

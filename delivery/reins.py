@@ -19,8 +19,11 @@ PIECE_SECONDS = 0.25
 LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 16 * KIB, MIB
 
 
-class Stopped(Exception):
-    """The job is no longer ours, or the worker ends: the upload is over, what was sent stays."""
+class Stopped(BaseException):
+    """The job is no longer ours, or the worker ends: the upload is over, what was sent stays.
+
+    It is no Exception, or a package would take it for a failure of the line and try again.
+    """
 
 
 class Reins:
