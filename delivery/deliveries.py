@@ -179,7 +179,7 @@ class Deliveries:
                 shows = await self._once(lambda target, rein: target.find(at), Upload()) == size_bytes
         finally:
             if not shows:
-                hidden.rename(path)
+                _put_back(hidden, path)
         return shows
 
     # -------------------------------------------------------------------------------- threads
@@ -236,6 +236,11 @@ class Deliveries:
 
 def _hidden(path: Path, note: Note) -> Path:
     return path.with_name(f".{note.cid}.delivered")
+
+
+def _put_back(hidden: Path, path: Path) -> None:
+    if not path.exists():  # else another page has come under that name
+        hidden.rename(path)
 
 
 async def _in_thread(work: Callable[[], Answer]) -> tuple[Answer | None, BaseException | None]:
