@@ -1,7 +1,7 @@
 """Files that grow under a hidden name and get their own when they are proved: for all places that are like a disk.
 
-The hidden name has the digest of what is to come into it. So whoever brings the same file goes on where another try
-ended, and two who do it at once write the same bytes at the same places.
+The hidden name is made of the name and the digest of what is to come into it. So whoever brings the same file goes on
+where another try ended, and two who do it at once write the same bytes at the same places.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Store(Protocol):
 
 def part_name(relative: PurePosixPath, source: Source) -> PurePosixPath:
     """Return the hidden name under which a file grows, in its own folder."""
-    return relative.with_name(f".{source.digest}.part")
+    return relative.with_name(f".{xxhash.xxh3_128_hexdigest(f'{relative.name} {source.digest}'.encode())}.part")
 
 
 class DiskTarget:
@@ -89,17 +89,28 @@ class DiskTarget:
             self._store.make_folders(relative)
             if self._store.size(relative) is not None:
                 raise FileExistsError(str(relative))
-            for is_last in (False, True):
-                self._send(part, source, rein)
-                if self._store.size(part) == source.size_bytes and self._digest(part, rein) == source.digest:
+            try:
+                is_proved = self._send_and_prove(part, source, rein) or self._send_and_prove(part, source, rein)
+                if is_proved:
                     self._store.rename(part, relative)
                     return
-                log.warning(_("%s does not hold what was written there: %s"), self._place, relative)
+            except FileExistsError:
                 self._store.remove(part)
-                if is_last:
-                    break
+                raise
+            except FileNotFoundError:  # perhaps another one has just given it its name
+                if self._store.size(relative) is None:
+                    raise
+                raise FileExistsError(str(relative)) from None
         sentence = _("{place} does not give back what was written there: its disk may be failing")
         raise CircumstanceError(sentence.format(place=self._place), "target-bytes")
+
+    def _send_and_prove(self, part: PurePosixPath, source: Source, rein: Rein) -> bool:
+        self._send(part, source, rein)
+        if self._store.size(part) == source.size_bytes and self._digest(part, rein) == source.digest:
+            return True
+        log.warning(_("%s does not hold what was written there: %s"), self._place, part)
+        self._store.remove(part)
+        return False
 
     def interrupt(self) -> None:
         """Cut off what is under way."""

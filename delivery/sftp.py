@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -92,13 +93,19 @@ class Server:
 
     @contextmanager
     def append(self, relative: PurePosixPath, start: int) -> Iterator[Grown]:
-        """Open a file to write from a place on; answers are not waited for one by one."""
-        with self._told(), self._sftp.open(self._at(relative), "r+" if start else "w") as file:
-            file.set_pipelined(True)
-            file.seek(start)
-            yield file
-            file.set_pipelined(False)
-            self._sync(file)
+        """Open a file to write from a place on; answers are not waited for one by one.
+
+        So the last ones are not seen by anybody: the size says whether all was written.
+        """
+        with self._told():
+            with self._sftp.open(self._at(relative), "r+" if start else "w") as file:
+                file.set_pipelined(True)
+                file.seek(start)
+                yield file
+                self._sync(file)
+                end = file.tell()
+            if (self._sftp.stat(self._at(relative)).st_size or 0) < end and self._is_full():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def read(self, relative: PurePosixPath, piece_bytes: int) -> Iterator[bytes]:
         """Yield a file's bytes, asked for ahead."""
