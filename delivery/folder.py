@@ -11,6 +11,7 @@ from typing import BinaryIO
 from urllib.request import url2pathname
 
 from delivery.parts import DiskTarget
+from i18n import _
 from places import Place
 
 
@@ -43,7 +44,7 @@ class Folder:
     def make_folders(self, relative: PurePosixPath) -> None:
         """Make the folders above a file."""
         if not self._base.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the folder is not there; is it mounted?", str(self._base))
+            raise FileNotFoundError(errno.ENOENT, _("the folder is not there; is it mounted?"), str(self._base))
         self._at(relative).parent.mkdir(parents=True, exist_ok=True)
 
     @contextmanager

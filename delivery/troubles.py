@@ -42,13 +42,13 @@ def trouble(place: Place, error: OSError) -> JobError:
 def full(place: Place, problem: str) -> CircumstanceError:
     """Return the error of a place that has no room left."""
     sentence = _("{place} is full ({problem}): make room there; finished files wait on this machine")
-    return DiskFull(sentence.format(place=place, problem=problem), "target-full")
+    return DiskFull(sentence.format(place=place, problem=place.without_secrets(problem)), "target-full")
 
 
 def denied(place: Place, problem: str) -> CircumstanceError:
     """Return the error of a place where nothing may be written."""
     sentence = _("{place} cannot be written ({problem}): finished files wait on this machine")
-    return CircumstanceError(sentence.format(place=place, problem=problem), "target-denied")
+    return CircumstanceError(sentence.format(place=place, problem=place.without_secrets(problem)), "target-denied")
 
 
 def away(place: Place, problem: str) -> CircumstanceError:

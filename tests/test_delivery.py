@@ -300,6 +300,15 @@ def test_parts_that_a_store_has_are_not_sent_again(s3_place: Place, bucket: Any,
 
 
 @pytest.mark.slow
+def test_parts_are_few_enough_whatever_the_size_and_the_same_for_everybody() -> None:
+    from delivery.s3 import MAX_PARTS, part_bytes
+
+    assert [part_bytes(size) // MIB for size in (0, 8 * MIB, 80_000 * MIB, 80_001 * MIB)] == [8, 8, 8, 9]
+    largest = 5 * 1024**4
+    assert -(-largest // part_bytes(largest)) <= MAX_PARTS
+
+
+@pytest.mark.slow
 def test_parts_of_another_file_are_replaced(s3_place: Place, bucket: Any, tmp_path: Path) -> None:
     source, other = make(tmp_path / "a", 17 * MIB), make(tmp_path / "b", 17 * MIB, seed=2)
     target = opener(s3_place)()

@@ -12,7 +12,7 @@ import pytest
 from demo.catalogue import video
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
-from tests.farm import Farm, finished_files, wait_until
+from tests.farm import Farm, Script, finished_files, wait_until
 from tests.places import PASSWORD, USER, make_home, make_keys, serving
 from tests.test_delivery import s3_environ
 from tests.test_faults_lost_data import engine
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PLAIN, FIVE = video("plain"), video("five-pages")
 KILLED = -signal.SIGKILL
+SLOW = 65536
 
 
 @pytest.fixture(scope="module")
@@ -125,24 +126,46 @@ def test_a_place_that_is_away_parks_the_worker_and_nothing_is_downloaded_again(f
     assert farm.get("/failed")["items"] == []
 
 
-def test_a_pause_holds_an_upload_and_the_end_of_it_lets_it_go_on(farm: Farm, nas: Path) -> None:
+def begun_upload(farm: Farm, nas: Path) -> Script:
+    """A worker in the middle of a slow upload."""
     farm.add(PLAIN.bvid)
-    farm.steer(stop=1, count=2, max_speed=65536)
-    more = {"BILI_DELIVER_TO": f"file://{nas}"}
-    worker = farm.worker(**more)
-    wait_until("an upload has begun", lambda: [path for path in nas.rglob(".*.part") if path.stat().st_size])
-    farm.steer(stop=0, count=2, max_speed=65536)
+    farm.steer(stop=1, count=2, max_speed=SLOW)
+    worker = farm.worker(BILI_DELIVER_TO=f"file://{nas}")
+    wait_until("an upload has begun", lambda: part_bytes(nas))
+    return worker
+
+
+def part_bytes(nas: Path) -> int:
+    return sum(path.stat().st_size for path in nas.rglob(".*.part"))
+
+
+def test_a_pause_holds_an_upload_and_the_end_of_it_lets_it_go_on(farm: Farm, nas: Path) -> None:
+    worker = begun_upload(farm, nas)
+    farm.steer(stop=0, count=2, max_speed=SLOW)
     worker.says("Paused")
+    seen: list[int] = []
 
-    def size() -> int:
-        return sum(path.stat().st_size for path in nas.rglob(".*.part"))
+    def stands_still() -> bool:
+        seen.append(part_bytes(nas))
+        return len(seen) > 20 and len(set(seen[-20:])) == 1  # a second; a piece takes a quarter of one
 
-    wait_until("the pieces under way are written", lambda: size() == wait_until("a size", size))
-    assert stored(farm) == {}
+    wait_until("nothing more comes", stands_still)
+    assert stored(farm) == {} and seen[-1] > 0
     farm.steer(stop=1, count=2)
     wait_until("it is delivered", lambda: stored(farm))
     worker.interrupt()
     assert worker.wait() == 0
+
+
+def test_a_signal_in_the_middle_of_an_upload_ends_the_worker_and_the_next_one_goes_on(farm: Farm, nas: Path) -> None:
+    worker = begun_upload(farm, nas)
+    worker.interrupt()
+    assert worker.wait(15) == 0
+    there, sent = part_bytes(nas), farm.sent_bytes()
+    assert there and farm.counts()["ready"] == 1
+    farm.steer(stop=1, count=2)
+    assert farm.drain(BILI_DELIVER_TO=f"file://{nas}") == 0
+    assert farm.sent_bytes() == sent and len(finished_files(nas)) == 1 == len(stored(farm))
 
 
 def test_a_queue_that_lost_its_data_hears_of_delivered_pages_though_the_copies_are_gone(farm: Farm, nas: Path) -> None:
