@@ -67,34 +67,27 @@ class Deliveries:
     ) -> Result:
         """Bring a finished page to its place, however long that takes; return the result with where it is stored."""
         before = await asyncio.to_thread(self._notes.read, cid)
-        known = None
         if before is not None and before.result.path == result.path and before.result.bytes == result.bytes:
             result = replace(result, streams=result.streams or before.result.streams)
-            known = self._place.below(before.result.stored)
         own = tuple(one.path for one in beside if one.suffix)
-        note = Note(url, cid, replace(result, stored=self._place.url(known) if known else ""), own)
+        note = Note(url, cid, replace(result, stored=""), own)
         await asyncio.to_thread(self._notes.write, note)
         cargo = Cargo(self._folder, PurePosixPath(result.path), cid, beside)
         progress.total_bytes = result.bytes
-
-        def bring(target: Target, rein: Rein) -> PurePosixPath:
-            if known is not None and target.find(known) == result.bytes:  # it was proved before we were killed
-                upload_beside(target, self._place, cargo, known, rein)
-                return known
-            return upload(target, self._place, cargo, rein)
-
-        stored = replace(result, stored=self._place.url(await self._patiently(bring, park, progress)))
+        at = await self._patiently(lambda target, rein: upload(target, self._place, cargo, rein), park, progress)
+        stored = replace(result, stored=self._place.url(at))
         await asyncio.to_thread(self._notes.write, replace(note, result=stored))
         log.info(_("%s: delivered, %s"), url, stored.stored)
         return stored
 
     async def delivered(self, cid: int, park: Park) -> Result | None:
-        """Return what is to be recorded of a page that was delivered and is not here any more; None for all others."""
+        """Return what is to be recorded of a page that was delivered and not recorded; None for all others.
+
+        Whether its file is still here does not matter: it was proved there, and only its size is looked at again.
+        """
         note = await asyncio.to_thread(self._notes.read, cid)
-        if note is None or not note.result.stored or self._stands(note):
-            return None
-        at = self._place.below(note.result.stored)
-        if at is None:  # this place has nothing to do with it
+        at = None if note is None else self._place.below(note.result.stored)
+        if note is None or at is None:  # or this place has nothing to do with it
             return None
         size = await self._patiently(lambda target, rein: target.find(at), park, Upload())
         return note.result if size == note.result.bytes else None
