@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the slow tests need beside Python: a browser and its driver, a font with Chinese characters, Redis 7,
-# what makes faults: strace (slow and failing system calls), faketime (a clock that jumps), ip (networks), mount; and
-# nginx, which the benchmarks download from.
+# an SFTP server (the program, no daemon), what makes faults: strace (slow and failing system calls), faketime (a clock
+# that jumps), ip (networks), mount; and nginx, which the benchmarks download from.
 # Quick when everything is there. Needs root only when something is missing.
 set -eu
 
@@ -15,6 +15,7 @@ command -v strace >/dev/null || missing="$missing strace"
 command -v faketime >/dev/null || missing="$missing faketime"
 command -v ip >/dev/null || missing="$missing iproute2"
 command -v mount >/dev/null || missing="$missing mount"
+[ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
 command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v unshare >/dev/null || missing="$missing util-linux"
 

@@ -1,21 +1,26 @@
 """Real servers that files are delivered to, on loopback: SFTP (asyncssh) and S3 (moto), each a process of its own.
 
 python -m tests.places sftp FOLDER KEYS      serves FOLDER, with the keys in KEYS; prints its port
+python -m tests.places openssh FOLDER KEYS   the same, but behind the connection is OpenSSH's own sftp-server
 python -m tests.places s3 FOLDER             an S3 in memory; prints its port
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
 ROOT = Path(__file__).resolve().parent.parent
+SFTP_SERVER = os.environ.get("SFTP_SERVER", "/usr/lib/openssh/sftp-server")
+"""Of Debian's package openssh-sftp-server: only the program, no daemon."""
 USER, PASSWORD = "collector", "geheim word"
 
 
@@ -27,15 +32,26 @@ class _Server(asyncssh.SSHServer):
         return (username, password) == (USER, PASSWORD)
 
 
-async def _serve_sftp(folder: Path, keys: Path) -> None:
+async def _serve_sftp(folder: Path, keys: Path, is_openssh: bool) -> None:
+    def start(channel: Any) -> asyncssh.SFTPServer:
+        return asyncssh.SFTPServer(channel, chroot=str(folder).encode())
+
+    async def run(process: Any) -> None:
+        child = await asyncio.create_subprocess_exec(
+            SFTP_SERVER, "-d", str(folder), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        await process.redirect(stdin=child.stdin, stdout=child.stdout)
+        process.exit(await child.wait())
+
+    how: dict[str, Any] = {"process_factory": run} if is_openssh else {"sftp_factory": start}
     server = await asyncssh.listen(
         "127.0.0.1",
         0,
         server_factory=_Server,
         server_host_keys=[str(keys / "host")],
         authorized_client_keys=str(keys / "user.pub"),
-        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(folder).encode()),
         encoding=None,
+        **how,
     )
     print(server.get_port(), flush=True)
     await server.wait_closed()
@@ -86,7 +102,7 @@ def make_home(home: Path, keys: Path, port: int, with_key: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "sftp":
-        asyncio.run(_serve_sftp(Path(sys.argv[2]), Path(sys.argv[3])))
-    else:
+    if sys.argv[1] == "s3":
         _serve_s3()
+    else:
+        asyncio.run(_serve_sftp(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[1] == "openssh"))

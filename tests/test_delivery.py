@@ -31,7 +31,7 @@ from extras import files
 from model import KIB, MIB, Beside, Result
 from places import Place, parse_place
 from tests.farm import ROOT, wait_until
-from tests.places import PASSWORD, USER, make_home, make_keys, serving
+from tests.places import PASSWORD, SFTP_SERVER, USER, make_home, make_keys, serving
 
 NAME = PurePosixPath("类别/标题 #1 100% [BV1xx411c7mD].mp4")
 FREE = Rein(Reins())
@@ -142,6 +142,29 @@ def sftp_place(
 
 
 @pytest.fixture(scope="module")
+def openssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, int]]:
+    if not Path(SFTP_SERVER).exists():
+        pytest.skip("needs Debian's openssh-sftp-server")
+    folder, keys = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("keys")
+    make_keys(keys)
+    with serving(["openssh", str(folder), str(keys)]) as (port, _process):
+        yield folder, keys, port
+
+
+@pytest.fixture
+def openssh_place(
+    openssh_server: tuple[Path, Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Place, Path]:
+    served, keys, port = openssh_server
+    make_home(tmp_path / "home", keys, port)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    below = served / tmp_path.name
+    below.mkdir()
+    return parse_place(f"sftp://{USER}@127.0.0.1:{port}/~/{below.name}"), below
+
+
+@pytest.fixture(scope="module")
 def s3_port() -> Iterator[int]:
     with serving(["s3"]) as (port, _process):
         yield port
@@ -184,7 +207,7 @@ def s3_place(bucket: Any, tmp_path: Path) -> Place:
     params=[
         "folder",
         "memory",
-        pytest.param("sftp", marks=pytest.mark.slow),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sftp", "openssh")),
         pytest.param("s3", marks=pytest.mark.slow),
     ]
 )
@@ -267,7 +290,9 @@ class Cut(Rein):
         super().spend(size_bytes)
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("sftp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sftp", "openssh"))]
+)
 def test_a_file_that_broke_off_goes_on_where_it_did(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     found = request.getfixturevalue(f"{kind}_place")
     place = found[0] if isinstance(found, tuple) else found
@@ -322,7 +347,7 @@ def test_parts_of_another_file_are_replaced(s3_place: Place, bucket: Any, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "sftp", "s3"])
+@pytest.mark.parametrize("kind", ["folder", "sftp", "openssh", "s3"])
 def test_a_process_that_is_killed_in_the_middle_costs_little(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -347,7 +372,7 @@ def test_a_process_that_is_killed_in_the_middle_costs_little(
     target, rein = opener(place)(), Rein(Reins())
     assert target.find(NAME) is None
     target.put(NAME, source, rein)
-    assert rein.sent_bytes <= 20 * MIB + (4 * MIB if kind == "sftp" else 0)
+    assert rein.sent_bytes <= 20 * MIB + (4 * MIB if kind in ("sftp", "openssh") else 0)
     assert target.holds(NAME, source, FREE)
     target.close()
 
@@ -467,9 +492,10 @@ def test_where_nobody_listens_is_away(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
-def test_a_full_disk_behind_sftp_is_named(sftp_place: tuple[Place, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sftp", "openssh"])
+def test_a_full_disk_behind_sftp_is_named(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """SFTP says no more than "failure" of it."""
-    place, below = sftp_place
+    place, below = request.getfixturevalue(f"{kind}_place")
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(below)], check=False).returncode:
         pytest.skip("no mounts here")
     try:
