@@ -24,7 +24,51 @@ SFTP_SERVER = os.environ.get("SFTP_SERVER", "/usr/lib/openssh/sftp-server")
 USER, PASSWORD = "collector", "geheim word"
 
 
+class _Pipe(asyncssh.SSHServerSession[bytes]):
+    """A session that is OpenSSH's program, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._early: list[bytes] = []
+        self._child: asyncio.subprocess.Process | None = None
+
+    def connection_made(self, chan: Any) -> None:
+        self._channel = chan
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        return subsystem == "sftp"
+
+    def session_started(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    def data_received(self, data: bytes, datatype: Any) -> None:
+        if self._child is None or self._child.stdin is None:
+            self._early.append(data)
+        else:
+            self._child.stdin.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+
+    async def _run(self) -> None:
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(SFTP_SERVER, "-d", str(self._folder), stdin=pipe, stdout=pipe)
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(b"".join(self._early))
+        self._child = child
+        while data := await child.stdout.read(65536):
+            self._channel.write(data)
+        self._channel.exit(await child.wait())
+
+
 class _Server(asyncssh.SSHServer):
+    def __init__(self, openssh: Path | None = None) -> None:
+        self._openssh = openssh
+
+    def session_requested(self) -> Any:
+        return False if self._openssh is None else _Pipe(self._openssh)
+
     def password_auth_supported(self) -> bool:
         return True
 
@@ -36,18 +80,11 @@ async def _serve_sftp(folder: Path, keys: Path, is_openssh: bool) -> None:
     def start(channel: Any) -> asyncssh.SFTPServer:
         return asyncssh.SFTPServer(channel, chroot=str(folder).encode())
 
-    async def run(process: Any) -> None:
-        child = await asyncio.create_subprocess_exec(
-            SFTP_SERVER, "-d", str(folder), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
-        await process.redirect(stdin=child.stdin, stdout=child.stdout)
-        process.exit(await child.wait())
-
-    how: dict[str, Any] = {"process_factory": run} if is_openssh else {"sftp_factory": start}
+    how: dict[str, Any] = {} if is_openssh else {"sftp_factory": start}
     server = await asyncssh.listen(
         "127.0.0.1",
         0,
-        server_factory=_Server,
+        server_factory=lambda: _Server(folder if is_openssh else None),
         server_host_keys=[str(keys / "host")],
         authorized_client_keys=str(keys / "user.pub"),
         encoding=None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -365,10 +364,12 @@ def test_a_process_that_is_killed_in_the_middle_costs_little(
     command = [sys.executable, "-c", code, place.text, str(source.path), str(NAME)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    while int(process.stdout.readline()) < 20 * MIB:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    try:
+        while int(process.stdout.readline()) < 20 * MIB:
+            pass
+    finally:
+        process.kill()
+        process.communicate()
     target, rein = opener(place)(), Rein(Reins())
     assert target.find(NAME) is None
     target.put(NAME, source, rein)
