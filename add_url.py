@@ -44,10 +44,11 @@ from errors import (
     Unauthorized,
     UsageError,
 )
+from finding import find_jobs, job_table, meant
 from i18n import _
 from log_setup import note, start_logging
 from model import Added, Budget, Failure, Lease
-from parse_ import parse_job_id, parse_ranking, parse_target
+from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
 from redisConnect import Queue, open_queue
 from server_choice import ServerChoice, is_there, together
 from site_walk import Site, body, new_session, persist, place, problem, shown
@@ -156,6 +157,14 @@ class Sink(Protocol):
     def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return a piece of the list of failed jobs, and where the next one starts, None at the end."""
 
+    def jobs(
+        self, state: str = "", category: str = "", source: str = "", find: str = "", after: str = "", limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of jobs, and where the next one starts, None at the end."""
+
+    def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of finished pages, and where the next one starts, None at the end."""
+
     def redrive(self, urls: Sequence[str]) -> int:
         """Make these dead or delayed jobs ready again; return how many were either."""
 
@@ -211,6 +220,19 @@ class ServerSink:
     def failed(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return a piece of the list of failed jobs."""
         answer = self._call("GET", f"/failed?{urlencode({'after': after, 'limit': limit})}")
+        return self._items(answer, "items"), answer.get("next") or None
+
+    def jobs(
+        self, state: str = "", category: str = "", source: str = "", find: str = "", after: str = "", limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of jobs."""
+        query = {"state": state, "category": category, "source": source, "find": find, "after": after, "limit": limit}
+        answer = self._call("GET", f"/jobs?{urlencode({name: value for name, value in query.items() if value})}")
+        return self._items(answer, "items"), answer.get("next") or None
+
+    def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return a piece of the list of finished pages."""
+        answer = self._call("GET", f"/success?{urlencode({'after': after, 'limit': limit})}")
         return self._items(answer, "items"), answer.get("next") or None
 
     def watch(self, url: str, seconds: int) -> int:
@@ -713,6 +735,22 @@ def list_sources(sink: Sink, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
 
+def find(sink: Sink, settings: Settings, text: str, as_json: bool) -> bool:
+    """Print where files are: a table for people, or one JSON text; tell whether there was anything."""
+    found = list(find_jobs(sink, meant(text, SiteHosts(settings.web_url, settings.api_url, settings.short_url))))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+        return bool(found)
+    from rich.console import Console  # as for the bar: slow to import
+
+    if found:
+        console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False)
+        console.print(job_table(found))
+    else:
+        say(_("Nothing is known of {text}").format(text=shown(text)))
+    return bool(found)
+
+
 def retry_failed(sink: Sink, match: str) -> int:
     """Make dead jobs ready again and return how many: all, or those with ``match`` in id, title, code or reason.
 
@@ -748,6 +786,7 @@ examples:
   python add_url.py BV1xx411c7mD --pages 1-3,5,-1
   python add_url.py --sources
   python add_url.py --retry-failed --match timeout
+  python add_url.py --find BV1xx411c7mD
 
 In a list each line is one target: its first word, or, where that is none, the first address in the line, so
 that a text shared by the app is fine; the rest of the line is ignored. Blank lines and lines that begin with #
@@ -811,7 +850,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sources", action="store_true", help=_("list the sources and watched videos, and what was found")
     )
-    parser.add_argument("--json", action="store_true", help=_("with --sources: as JSON"))
+    parser.add_argument(
+        "--find", metavar="TEXT", default="", help=_("say where files are, by an id, a cid or the beginning of a title")
+    )
+    parser.add_argument("--json", action="store_true", help=_("with --sources and --find: as JSON"))
     return parser
 
 
@@ -831,6 +873,14 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def check_lists(options: argparse.Namespace, named: bool) -> None:
+    """Raise UsageError for options that only list something, and stand beside others."""
+    if options.find and (named or options.watch or options.retry_failed or options.sources or options.unwatch):
+        raise UsageError(_("--find stands alone, but for --json"))
+    if options.json and not (options.sources or options.find):
+        raise UsageError(_("--json goes with --sources and --find only"))
+
+
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for options that make no sense together, and for files that cannot be read."""
     named = bool(options.targets or options.file)
@@ -838,8 +888,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError(_("--retry-failed takes no targets, no --file and no --watch"))
     if (options.sources or options.unwatch) and (named or options.watch or options.retry_failed):
         raise UsageError(_("--sources and --unwatch take no targets, no --file, no --watch and no --retry-failed"))
-    if options.json and not options.sources:
-        raise UsageError(_("--json goes with --sources only"))
+    check_lists(options, named)
     if (options.match or options.since or options.oldest_first) and not (named or options.retry_failed):
         raise UsageError(_("--match, --since and --oldest-first want a source to choose from"))
     for name in options.file or ():
@@ -850,7 +899,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
         if options.watch and not is_regular:
             raise UsageError(_("a pipe or standard input can be read only once: give --watch a file"))
-    if not (named or options.retry_failed or options.sources or options.unwatch):
+    if not (named or options.retry_failed or options.sources or options.unwatch or options.find):
         ranked_categories(options.category)
 
 
@@ -871,6 +920,9 @@ def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> No
     try:
         if options.retry_failed:
             print(f"retried {retry_failed(sink, options.match)}")
+            return
+        if options.find:
+            options.missing = not find(sink, settings, options.find, options.json)
             return
         if options.unwatch or options.sources:
             if options.unwatch:
@@ -906,6 +958,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     """Do what the command line says, and print the last line; return the exit status."""
     options = make_parser().parse_intermixed_args(arguments)
+    options.missing = False
     options.category = options.category or ""  # an empty default would go through the check
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show Chinese
@@ -916,7 +969,7 @@ def run(arguments: Sequence[str] | None) -> int:
         settings = load(os.environ)
         start_logging(settings)
         perform(settings, options, tally)
-        status = 1 if tally.rejected else 0
+        status = 1 if tally.rejected or options.missing else 0
     except KeyboardInterrupt:
         say(_("Interrupted; what was added stays in the queue."))
         status = 130
@@ -925,7 +978,9 @@ def run(arguments: Sequence[str] | None) -> int:
     except (UsageError, EngineError, ServerError) as error:
         say(str(error))
         status = 2
-    if not (options.retry_failed or options.sources or options.unwatch) and (status != 2 or tally != Tally()):
+    if not (options.retry_failed or options.sources or options.unwatch or options.find) and (
+        status != 2 or tally != Tally()
+    ):
         print(tally, flush=True)
     return status
 

@@ -29,6 +29,7 @@ WORDS = {
     "waiting": _("waiting"),
     "downloading": _("downloading"),
     "merging": _("merging"),
+    "delivering": _("delivering"),
     "recording": _("recording"),
 }
 """The states of a worker and the stages of a job, for people."""
@@ -44,6 +45,18 @@ SMALL_BYTES = CHUNK_BYTES
 
 
 @dataclass(slots=True, eq=False)
+class Upload:
+    """How far a finished file has come on its way to where it is delivered; a thread writes it."""
+
+    total_bytes: int = 0
+    done_bytes: int = 0
+
+    def reach(self, done_bytes: int) -> None:
+        """Take note of how much is there."""
+        self.done_bytes = done_bytes
+
+
+@dataclass(slots=True, eq=False)
 class JobView:
     """One job as people see it, on the terminal and on the status page."""
 
@@ -52,15 +65,15 @@ class JobView:
     since: float = 0.0
     """When it was leased, or the container whose page it is."""
     stage: str = "describing"
-    """Then waiting (prepared, without a slot), downloading, merging, recording; a job may end in each of them.
-
-    A source is listing."""
+    """Then waiting (prepared, without a slot), downloading, merging, delivering, recording; a job may end in each of
+    them. A source is listing."""
     cid: int = 0
     planned_bytes: int = 0
     """How large all streams together are, by what the site says of them; 0 where it says nothing."""
     streams: dict[str, StreamProgress] = field(default_factory=dict)
     speeds: dict[str, float] = field(default_factory=dict)
     """Bytes a second of each stream, smoothed."""
+    upload: Upload = field(default_factory=Upload)
     _sampled: dict[str, int] = field(default_factory=dict)
 
     def sample(self, elapsed_seconds: float) -> None:
@@ -109,6 +122,10 @@ class JobView:
             for stream in self.ordered()
         ]
         chunks = any(stream["done_bytes"] for stream in streams)
+        if self.stage == "delivering":
+            done, total = self.upload.done_bytes, self.upload.total_bytes
+            streams = [{"name": "delivery", "done_bytes": min(done, total), "total_bytes": total}]
+            chunks = True  # all of it is on this disk
         return {"title": self.title, "stage": self.stage, "streams": streams, "chunks": chunks}
 
 

@@ -24,6 +24,7 @@ from engine_url import read_url
 from errors import UsageError
 from i18n import _
 from model import BEST, CODECS, KIB, NO_SOUND, QUALITIES, SOUNDS, Wishes, Working
+from places import Place, parse_place
 
 ROOT = Path(__file__).resolve().parent
 
@@ -96,7 +97,7 @@ MAX_SHARDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting with its default; ``redis_url``, ``token``, ``sessdata``, ``notify`` are secrets without a repr."""
+    """Every setting with its default; the secrets among them have no repr: ``redis_url``, ``token``, ``notify`` …"""
 
     redis_url: str = field(default="", repr=False)
     server_urls: tuple[str, ...] = ("http://127.0.0.1:8080",)
@@ -152,6 +153,8 @@ class Settings:
     """Requests a second to the site that all workers of one address may make together; 0 is no limit."""
     rate_per_account: float = 2.0
     egress: str = ""
+    deliver_to: Place | None = None
+    deliver_keep: str = "yes"
 
     @property
     def scratch_dir(self) -> Path:
@@ -220,6 +223,8 @@ _VARIABLES = {
     "rate_per_address": "BILI_RATE_PER_ADDRESS",
     "rate_per_account": "BILI_RATE_PER_ACCOUNT",
     "egress": "BILI_EGRESS",
+    "deliver_to": "BILI_DELIVER_TO",
+    "deliver_keep": "BILI_DELIVER_KEEP",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -247,7 +252,7 @@ def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
         try:
             found[name] = _PARSERS[name](text, root)
         except ValueError as error:
-            shown = "" if name in ("redis_url", "token", "sessdata", "notify") else f"={text!r}"
+            shown = "" if name in ("redis_url", "token", "sessdata", "notify", "deliver_to") else f"={text!r}"
             wrong.append(f"{variable}{shown}: {error}")
     if not wrong:
         wrong = _contradictions(found)
@@ -520,6 +525,8 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "rate_per_address": _number(0, 1000),
     "rate_per_account": _number(0, 1000),
     "egress": _line_name,
+    "deliver_to": lambda text, root: parse_place(text),
+    "deliver_keep": _one_of("yes", "no"),
 }
 
 

@@ -22,6 +22,7 @@ import retry
 from bili_client import BiliClient
 from board import Board, JobView
 from config import Settings
+from delivery import Deliveries
 from download_stream_file import StreamFile, Wire, download_stream
 from errors import (
     CircumstanceError,
@@ -44,6 +45,7 @@ from merge_stream_file import merge
 from model import (
     HAVE_LIMIT,
     MIB,
+    Beside,
     Expanded,
     Failure,
     JobId,
@@ -79,6 +81,8 @@ PREPARED_SECONDS = 30.0
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MERGES_AT_MOST = CORES + 2
 """With more to merge, running or waiting, no download begins: the streams would fill the disk."""
+DELIVERIES_AT_MOST = 8
+"""With more finished files that are delivered, or wait for that, no download begins: they would fill the disk."""
 LEASES_AT_ONCE, LEASES_AT_MOST = 64, 200
 """The server's own limits, with a margin, for one request and for one heartbeat."""
 UNFINISHED_LIMIT = 4096
@@ -114,6 +118,7 @@ class Scheduler:
         instance: str,
         draw: retry.Draw = random.random,
         qr_login: QrLogin | None = None,
+        deliveries: Deliveries | None = None,
     ) -> None:
         self._settings, self._queue, self._site, self._wire = settings, queue, site, wire
         self._ffmpeg, self._draw = ffmpeg, draw
@@ -139,6 +144,7 @@ class Scheduler:
         self._obeyed: Working | None = None
         self._wishes = settings.wishes
         self._extras = Extras(settings, site, wire)
+        self._deliveries = deliveries
         self._note = ""
         self._risk = ""
         self._is_parked_for_site = False
@@ -170,6 +176,10 @@ class Scheduler:
             folder.mkdir(parents=True, exist_ok=True)
         for url, held_bytes in reversed(unfinished_jobs(self._parts).items()):
             self._remember_chunks(url, held_bytes)
+        if self._deliveries is not None:
+            for url, held_bytes in await self._deliveries.waiting():
+                self._remember_chunks(url, held_bytes)
+            self._later(self._deliveries.sweep())
         self._ends_when_empty = until_empty_seconds is not None
         self._site.pace.await_word()
         self._heartbeat.start()
@@ -184,6 +194,8 @@ class Scheduler:
                 task.cancel()
             outcomes = await asyncio.gather(*ends, return_exceptions=True)
             await self._say_goodbye()
+            if self._deliveries is not None:
+                self._deliveries.close()
             self._heartbeat.stop()
             with contextlib.suppress(ServerError, TimeoutError):  # whoever says this is not taken for lost
                 async with asyncio.timeout(GOODBYE_SECONDS):
@@ -275,6 +287,9 @@ class Scheduler:
     def _give_back_paused(self) -> None:
         self._paused_since = float("inf")  # once: a second cancellation would cut the goodbye short
         for url, task in list(self._tasks.items()):
+            view = self.board.jobs.get(url)
+            if view is not None and view.stage == "delivering":  # another machine would download it again
+                continue
             log.info(_("%s: given back, because this worker is paused for long; its chunks stay"), url)
             task.cancel()
 
@@ -333,6 +348,8 @@ class Scheduler:
     def _stands(self, url: str, result: Result) -> bool:
         try:
             is_page = parse_job_id(url).is_page
+            if is_page and result.stored:
+                return True  # wherever it stands, here it may be gone
             return is_page and (self._settings.download_dir / result.path).stat().st_size == result.bytes
         except (OSError, ValueError):
             return False
@@ -444,7 +461,7 @@ class Scheduler:
     def _missing(self) -> int:
         """Return how many jobs to lease now: for the slots that are free, and for those that will be in a moment."""
         count, board = self.working.now.count, self.board
-        if self.working.now.drain or board.merges > MERGES_AT_MOST:
+        if self.working.now.drain or self._is_piled_up():
             return 0
         running = board.in_stages(("downloading",))
         ahead = self._rhythm.ahead((view.seconds_left for view in running), count) if self._prepares else 0
@@ -468,8 +485,13 @@ class Scheduler:
             self._running.is_set()
             and self._slots.taken < self.working.now.count
             and lease_clock() >= self._parked_until
-            and self.board.merges <= MERGES_AT_MOST
+            and not self._is_piled_up()
         )
+
+    def _is_piled_up(self) -> bool:
+        """Tell whether so much is downloaded and not gone from the disk that no more should come."""
+        board = self.board
+        return board.merges > MERGES_AT_MOST or len(board.in_stages(("delivering",))) > DELIVERIES_AT_MOST
 
     async def _status_when_empty(self, wait_seconds: float) -> int | None:
         """Return the exit status when nothing is left to wait for, else None."""
@@ -570,7 +592,7 @@ class Scheduler:
         except asyncio.CancelledError:
             if self._held.get(lease.url) is held:  # still ours: this worker stops, or was paused for long
                 self._remember_chunks(lease.url)
-                await self._quietly(self._queue.release(lease))
+                await self._quietly(self._queue.release(lease, kept=view.stage == "delivering"))
             raise
         except Exception as error:  # the one place for surprises: a bug met in one job must not end the others
             log.exception(_("%s: unexpected error"), lease.url)
@@ -645,11 +667,13 @@ class Scheduler:
         if page is None:
             raise PermanentError(_("The uploader has taken this page away"), "page-gone")
         view.title = video.title if len(video.pages) == 1 else f"{video.title} P{page.number} {page.title}"
-        result = await self._file(held, view, video, page)
+        result = await self._result(held, view, video, page)
         held.settling = True
         self._enter(view, "recording")
         await self._queue.ack(lease, result)
         self._results.add(lease.url, result)
+        if self._deliveries is not None:
+            self._later(self._deliveries.settle(page.cid))
         self._unfinished.pop(lease.url, None)
         if lease_clock() >= self._parked_until:  # an extra of this page may just have parked the worker
             self._park_failures = 0
@@ -700,8 +724,19 @@ class Scheduler:
 
     # -------------------------------------------------------------------------------- one page
 
-    async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
-        """Return the finished file of a page: one that is already there, or one that is downloaded and merged."""
+    async def _result(self, held: Held, view: JobView, video: Video, page: Page) -> Result:
+        """Return what is to be recorded of a page: its file, delivered if that is wanted."""
+        if self._deliveries is None:
+            return (await self._file(held, view, video, page))[0]
+        if (known := await self._deliveries.delivered(page.cid, self._park)) is not None:
+            log.info(_("%s: was delivered before"), held.lease.url)
+            return known
+        result, beside = await self._file(held, view, video, page)
+        self._enter(view, "delivering")
+        return await self._deliveries.deliver(held.lease.url, page.cid, result, beside, self._park, view.upload)
+
+    async def _file(self, held: Held, view: JobView, video: Video, page: Page) -> tuple[Result, tuple[Beside, ...]]:
+        """Return the finished file of a page, one that is already there or a new one, and what lies beside it."""
         kind = "m4a" if self._wishes.streams == "audio" else "mp4"
         relative, present = self._place(held.lease.category, video, page, kind)
         async with self._extras.of(held.lease.url, video, page, relative) as extras:
@@ -713,7 +748,7 @@ class Scheduler:
             await extras.lay_beside(PurePosixPath(result.path))
         if extras.trouble is not None:
             self._park(extras.trouble)
-        return result
+        return result, extras.standing(PurePosixPath(result.path)) if self._deliveries is not None else ()
 
     async def _new_file(self, held: Held, view: JobView, video: Video, page: Page, extras: Companions) -> Result:
         """Return the file of a page that is downloaded and merged."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +21,7 @@ from extras import Extras
 from i18n import _
 from media_client import MediaClient
 from merge_proof import read_tag
-from model import JobId
+from model import Beside, JobId, Result
 from parse_ import parse_job_id
 from result_log import all_results
 from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
@@ -59,19 +59,27 @@ class Laid:
         return f"pages {self.pages}, files {self.files}, failed {self.failed}"
 
 
-async def lay_late(extras: Extras, site: BiliClient, laid: Laid) -> None:
+Bring = Callable[[Result, Sequence[Beside]], Awaitable[object]]
+"""Brings what was laid beside a page to where the page was delivered."""
+
+
+async def lay_late(extras: Extras, site: BiliClient, laid: Laid, bring: Bring | None = None) -> None:
     """Lay what is wanted and missing beside every finished page, one page after the other.
 
     A page that cannot be had any more is said, and the others go on; raise the CircumstanceError by which the site asks
     to be left alone. What was laid until then is not asked for again.
     """
     walk = standing_pages(extras.settings.download_dir, jobs_by_path(extras.settings.data_dir))
+    delivered = {} if bring is None else delivered_by_path(extras.settings.data_dir)
     while (page := await asyncio.to_thread(next, walk, None)) is not None:
         laid.pages += 1
         if not extras.may_miss(page.relative):
             continue
         try:
-            laid.files += await _lay(extras, site, page)
+            written, beside = await _lay(extras, site, page)
+            laid.files += written
+            if bring is not None and written and (result := delivered.get(str(page.relative))) is not None:
+                await bring(result, beside)
         except CircumstanceError:
             raise
         except JobError as error:
@@ -79,19 +87,20 @@ async def lay_late(extras: Extras, site: BiliClient, laid: Laid) -> None:
             log.warning(_("%s: %s (%s)"), page.relative, error, error.code)
 
 
-async def _lay(extras: Extras, site: BiliClient, standing: Standing) -> int:
-    """Return how many files were laid beside a page."""
+async def _lay(extras: Extras, site: BiliClient, standing: Standing) -> tuple[int, tuple[Beside, ...]]:
+    """Return how many files were laid beside a page, and all that lie there now."""
     video = await site.describe(standing.job)
     page = video.page_with_cid(standing.job.cid)
     if page is None:
         raise PermanentError(_("The uploader has taken this page away"), "page-gone")
     async with extras.of(str(standing.job), video, page, standing.relative) as companions:
         written = await companions.lay_beside(standing.relative)
+        beside = companions.standing(standing.relative)
     if written:
         log.info(_("%s: %d files laid beside it"), standing.relative, written)
     if companions.trouble is not None:
         raise companions.trouble
-    return written
+    return written, beside
 
 
 def jobs_by_path(data_dir: Path) -> dict[str, JobId]:
@@ -103,6 +112,11 @@ def jobs_by_path(data_dir: Path) -> dict[str, JobId]:
         except ValueError:
             continue  # of another version
     return found
+
+
+def delivered_by_path(data_dir: Path) -> dict[str, Result]:
+    """Return what the workers of this data folder have delivered, by where the files are here."""
+    return {result.path: result for _url, result in all_results(data_dir) if result.stored}
 
 
 def standing_pages(folder: Path, noted: Mapping[str, JobId]) -> Iterator[Standing]:

@@ -349,7 +349,8 @@ class Failure:
 class Result:
     """What is recorded of a finished page. ``path`` is relative to the download folder, with ``/``.
 
-    ``streams`` says for people what was taken of those on offer.
+    ``streams`` says for people what was taken of those on offer. ``stored`` is the URL where the file was delivered to,
+    without any secret; empty where it was not.
     """
 
     path: str
@@ -357,6 +358,17 @@ class Result:
     seconds: float
     title: str = ""
     streams: str = ""
+    stored: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A file that lies beside a page's own: its path below the download folder, and how its name ends after that of the
+    page's file; ``suffix`` is empty where several pages share it.
+    """
+
+    path: str
+    suffix: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,7 +239,7 @@ class QueueClient:
     async def replay(self, results: Iterable[tuple[str, Result]]) -> int:
         """Tell again what this worker has finished; return how many of these pages the queue had lost."""
         told, left = 0, iter(results)
-        while part := [{"url": url, **asdict(result)} for url, result in islice(left, RESULTS_PER_CALL)]:
+        while part := [_told_again(*one) for one in islice(left, RESULTS_PER_CALL)]:
             body = {"worker": self._worker, "results": part}
             told += _understood(_REPLAYED, await self._post("/replay", body, 60.0))["recorded"]
         return told
@@ -255,6 +255,8 @@ class QueueClient:
             "title": result.title,
             "streams": result.streams,
         }
+        if result.stored:
+            body["stored"] = result.stored
         await self._post("/ack", body, patience_seconds)
 
     async def nack(self, lease: Lease, failure: Failure) -> str:
@@ -271,9 +273,10 @@ class QueueClient:
             body["retry_after_seconds"] = failure.retry_after_seconds
         return str(_understood(_STATE, await self._post("/nack", body, lease.lease_seconds))["state"])
 
-    async def release(self, lease: Lease) -> None:
-        """Give a job back at once."""
-        await self._post("/release", {"url": lease.url, "token": lease.token}, 1.0)
+    async def release(self, lease: Lease, kept: bool = False) -> None:
+        """Give a job back at once; ``kept``, because its file is here, and this worker will soon be back."""
+        body = {"url": lease.url, "token": lease.token, **({"kept": True} if kept else {})}
+        await self._post("/release", body, 1.0)
 
     async def counts(self) -> tuple[Counts, float | None]:
         """Return the jobs by state, and in how many seconds the first delayed one is due."""
@@ -384,6 +387,13 @@ class QueueClient:
             ) from None
         except (ValueError, RecursionError):
             raise ServerError(_("{place} answers, but not like a queue server").format(place=server)) from None
+
+
+def _told_again(url: str, result: Result) -> dict[str, Any]:
+    fields = {"url": url, **asdict(result)}
+    if not result.stored:
+        del fields["stored"]  # an older server knows no such field
+    return fields
 
 
 async def _read(reply: aiohttp.ClientResponse) -> bytes:

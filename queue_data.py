@@ -171,7 +171,7 @@ def as_dict(text: str | None) -> dict[str, Any]:
 
 
 def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a finished page's record says; ``streams`` is empty where an earlier version has written it."""
+    """Return what a finished page's record says; earlier versions have written no ``streams`` and no ``stored``."""
     return {
         "url": fields["url"],
         "title": fields["title"],
@@ -180,6 +180,7 @@ def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "seconds": float(fields["seconds"]),
         "worker": fields["worker"],
         "streams": fields.get("streams", ""),
+        "stored": fields.get("stored", ""),
         "time": int(entry.split("-")[0]) / 1000,
     }
 
@@ -345,6 +346,12 @@ class JobViews:
         """Return a job with the failures that it had, None for one that was never added."""
         (job,) = self.jobs([url])
         return job
+
+    def page(self, cid: int) -> dict[str, Any] | None:
+        """Return the finished page that has a cid, None where there is none."""
+        (entry,) = self._look(lambda pipe: pipe.hget(record_key(JobId(cid=cid)), str(cid)))
+        records = self._records([str(cid)], [entry])
+        return records.get(str(cid))
 
     def jobs(self, urls: Sequence[str]) -> list[dict[str, Any] | None]:
         """Return what is known of each of these jobs, ``errors`` too; None for those that were never added."""

@@ -636,10 +636,14 @@ class Queue(FarmQueue):
         return str(self._current(self._run("nack", [answer_key(token, shard)], args, shard), url))
 
     @engine_errors
-    def release(self, url: str, token: str) -> str:
-        """Give a job back untouched, at the head of the list, without counting an attempt; return its state."""
+    def release(self, url: str, token: str, kept: bool = False) -> str:
+        """Give a job back untouched, at the head of the list, without counting an attempt; return its state.
+
+        One that is ``kept`` waits a while for the worker that had it, as one with chunks on a dead worker does.
+        """
         shard = shard_of_id(url, self._shards)
-        return str(self._current(self._run("release", [answer_key(token, shard)], [url, token], shard), url))
+        args: list[str | int] = [url, token, self._affinity_ms if kept else 0]
+        return str(self._current(self._run("release", [answer_key(token, shard)], args, shard), url))
 
     @engine_errors
     def sweep(self) -> int:
@@ -718,8 +722,9 @@ class Queue(FarmQueue):
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Return jobs in the order of their places, or of their titles, and where to go on (None at the end).
 
-        ``find`` is the id of a job, or the beginning of a title. A call looks at a bounded number of jobs: where most
-        of them are left out it may return few or none, and still where to go on.
+        ``find`` is the id of a job, the cid of a finished page, or the beginning of a title.
+        A call looks at a bounded number of jobs: where most of them are left out it may return few or none, and still
+        where to go on.
         """
         if state not in ("", *STATES):
             raise ValueError(_("state: one of {words} is expected").format(words=", ".join(STATES)))
@@ -734,8 +739,8 @@ class Queue(FarmQueue):
     def _exactly(self, find: str) -> dict[str, Any] | None:
         try:
             return self._views.life(find)
-        except ValueError:
-            return None  # it is no id
+        except ValueError:  # it is no id of a job; perhaps that of a page
+            return self._views.page(int(find)) if re.fullmatch("[0-9]{1,16}", find) else None
 
     @engine_errors
     def job(self, url: str) -> dict[str, Any] | None:
@@ -768,7 +773,11 @@ class Queue(FarmQueue):
         """Look whose data these are; return a sentence where they are others than the last time, else an empty one."""
         granted = dict(self._granted)  # before the number is read: leases are given meanwhile
         epoch, fence = self._redis.mget([key("epoch"), key("fence")])
-        found = Lineage(epoch or "", int(fence or 0), history_id(self._redis))
+        found = Lineage(
+            epoch or "",
+            int(fence or 0),
+            history_id(self._redis, [f"{{bili:{shard}}}" for shard in range(self._shards)]),
+        )
         before, self._lineage = self._lineage, found
         self.data_id = found.id
         if before is not None:
@@ -879,7 +888,7 @@ def _script(path: Path) -> str:
 
 def _told(result: Result) -> list[str]:
     size, seconds = str(result.bytes), f"{result.seconds:.1f}"
-    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams]
+    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams, result.stored]
 
 
 def _container(text: str) -> JobId:

@@ -61,7 +61,7 @@ class ResultLog:
 
     def add(self, url: str, result: Result) -> None:
         """Note a page that the server has recorded; a disk that refuses the note does not undo that."""
-        record = [url, result.path, result.bytes, result.seconds, result.title, result.streams]
+        record = [url, result.path, result.bytes, result.seconds, result.title, result.streams, result.stored]
         try:
             # The newline comes first: a line that was torn here ends with it, and cannot swallow this one.
             with self._path.open("ab") as file:
@@ -150,10 +150,10 @@ def _told(line: bytes) -> str:
 def _entry(line: bytes) -> tuple[str, Result] | None:
     try:
         fields: Any = json.loads(line)
-        url, path, size_bytes, seconds, title, *streams = fields
-        (streams,) = streams or [""]  # earlier versions wrote none
+        url, path, size_bytes, seconds, title, *later = fields
+        streams, stored = (*later, "", "")[: max(2, len(later))]  # earlier versions wrote fewer
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = all(isinstance(text, str) for text in (url, path, title, streams))
+    texts = all(isinstance(text, str) for text in (url, path, title, streams, stored))
     numbers = type(size_bytes) is int and type(seconds) in (int, float)
-    return (url, Result(path, size_bytes, float(seconds), title, streams)) if texts and numbers else None
+    return (url, Result(path, size_bytes, float(seconds), title, streams, stored)) if texts and numbers else None

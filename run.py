@@ -42,19 +42,22 @@ import config
 from bili_client import BiliClient, make_session
 from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
 from connections import Connections
+from delivery import Deliveries, Reins, folder_of, opener
 from download_scheduler import Scheduler
 from download_stream_file import Wire
 from errors import CircumstanceError, DownloaderError, UsageError
 from extras import BESIDE, Extras
 from i18n import _
-from late_extras import Laid, MediaDoor, lay_late
+from late_extras import Bring, Laid, MediaDoor, lay_late
 from live_lines import LiveLines, reflows
 from log_setup import start_logging
 from media_client import MediaClient
 from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
 from mirrors import Health, media_allowed
+from model import Beside, Result
 from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
+from places import FOLDER
 from queue_client import QueueClient, lease_clock, make_server_session
 from speed_limit import SpeedLimit
 from steering import QrLogin
@@ -90,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, name_lock = _claim_name(settings)
         with name_lock:
             _prepare_folders(settings)
+            _check_delivery(settings)
             gc.freeze()  # what was imported stays: the collector need not look through it again and again
             return asyncio.run(_work(settings, ffmpeg, terminal, options.wait if options.until_empty else None))
     except DownloaderError as error:
@@ -160,6 +164,7 @@ async def _lay_extras(settings: Settings) -> int:
         sentence = _("BILI_EXTRAS names nothing that lies beside a video; such are: {names}")
         raise UsageError(sentence.format(names=", ".join(BESIDE)))
     _prepare_folders(settings)
+    _check_delivery(settings)
     settings = replace(settings, extras=beside)
     laid = Laid()
     async with (
@@ -168,13 +173,27 @@ async def _lay_extras(settings: Settings) -> int:
     ):
         site = BiliClient(settings, site_session)
         try:
-            await lay_late(Extras(settings, site, MediaDoor(media_client)), site, laid)
+            await lay_late(Extras(settings, site, MediaDoor(media_client)), site, laid, _bring_late(settings))
         except CircumstanceError as error:
             log.warning(_("%s; the same command goes on where it stopped, later"), error)
             laid.failed += 1
         finally:
             _say(str(laid))
     return EXIT_SOME_FAILED if laid.failed else 0
+
+
+def _bring_late(settings: Settings) -> Bring | None:
+    """Return what brings late extras to where their pages were delivered."""
+    running = asyncio.Event()
+    running.set()
+    limit = SpeedLimit(settings.max_bytes_per_second)
+    deliveries = _deliveries(settings, running, limit)
+
+    async def bring(result: Result, beside: Sequence[Beside]) -> None:
+        assert deliveries is not None
+        await deliveries.bring_beside(result, beside)
+
+    return None if deliveries is None else bring
 
 
 def _say(sentence: str) -> None:
@@ -232,6 +251,28 @@ def _prepare_folders(settings: Settings) -> None:
             raise UsageError(_cannot_write(name, folder, error)) from None
 
 
+def _check_delivery(settings: Settings) -> None:
+    """Raise UsageError where a package for the deliveries is missing, or they would end where they begin."""
+    place = settings.deliver_to
+    if place is None:
+        return
+    opener(place)
+    library = settings.download_dir.resolve()
+    if place.scheme in FOLDER and folder_of(place).resolve().is_relative_to(library):
+        sentence = _("BILI_DELIVER_TO is in the download folder {folder}: name another place")
+        raise UsageError(sentence.format(folder=library))
+
+
+def _deliveries(settings: Settings, running: asyncio.Event, limit: SpeedLimit) -> Deliveries | None:
+    """Return what brings finished files to where the settings say; None where they stay."""
+    place = settings.deliver_to
+    if place is None:
+        return None
+    reins = Reins(running.is_set, lambda: limit.bytes_per_second)
+    keeps = settings.deliver_keep == "yes"
+    return Deliveries(place, opener(place), settings.download_dir, settings.data_dir, keeps, reins, lease_clock)
+
+
 def _cannot_write(setting: str, folder: Path, error: OSError) -> str:
     sentence = _("{folder} cannot be written ({problem}): make it writable, or set {setting} to another folder")
     return sentence.format(folder=folder, problem=error.strerror, setting=setting)
@@ -252,16 +293,18 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
     ):
         site = BiliClient(settings, site_session)
         passport = Passport(settings, site_session)
+        limit = SpeedLimit()
         scheduler = Scheduler(
             settings,
             QueueClient(settings, server_session, settings.worker, instance),
             site,
-            Wire(media_client, Connections(settings.connections), running, SpeedLimit(), health),
+            Wire(media_client, Connections(settings.connections), running, limit, health),
             running,
             ffmpeg,
             settings.worker,
             instance,
             qr_login=QrLogin(settings, passport, site.login),
+            deliveries=_deliveries(settings, running, limit),
         )
         _stop_on_signals(scheduler)
         _draw_anew_on_signals(terminal.lines)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from create_folder import companion_path
 
 LEFTOVER_SECONDS = 24 * 3600.0
+
+_IMAGES = ("jpg", "png", "webp", "gif", "avif")
+_ENDINGS = re.compile(
+    r"(\.danmaku\.(ass|xml)|\.nfo|\.info\.json|-(poster|thumb)\.({images})|\.[0-9A-Za-z-]{{1,20}}(\.ai)?\.srt)$".format(
+        images="|".join(_IMAGES)
+    )
+)
+SHARED = frozenset({"tvshow.nfo", "video.info.json", *(f"poster.{kind}" for kind in _IMAGES)})
+"""What the pages of a show have in common."""
 
 _TEMPORARY = ".extra-{}"
 
@@ -30,6 +42,12 @@ def write_whole(path: Path, data: bytes) -> None:
 def hidden_path(folder: Path, ending: str) -> Path:
     """Return a name for a file that only ffmpeg is to read; whoever asked for it deletes it."""
     return folder / _TEMPORARY.format(f"{secrets.token_hex(8)}{ending}")
+
+
+def ending(relative: PurePosixPath, name: str) -> str:
+    """Return how the name of a file that lies beside a page's ends, an empty text where it does not belong to it."""
+    found = _ENDINGS.search(name)
+    return found[0] if found and companion_path(relative, found[0]).name == name else ""
 
 
 def remove_old_leftovers(folder: Path) -> None:

@@ -24,7 +24,7 @@ from errors import CircumstanceError, JobError, SiteError
 from extras import danmaku, files, nfo, subtitles
 from i18n import _
 from media_client import FAILURES, MediaClient, judge_failure
-from model import MIB, Chapter, Page, Subtitle, Video
+from model import MIB, Beside, Chapter, Page, Subtitle, Video
 from parse_ import BROKEN
 
 log = logging.getLogger(__name__)
@@ -267,6 +267,18 @@ class Companions:
             else:
                 written += 1
         return written
+
+    def standing(self, relative: PurePosixPath) -> tuple[Beside, ...]:
+        """Return what lies beside the file at ``relative``, whether it is wanted now or was before."""
+        folder = (self._settings.download_dir / relative).parent
+        try:
+            names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        except OSError:
+            return ()
+        found = [Beside(str(relative.with_name(name)), end) for name in names if (end := files.ending(relative, name))]
+        if show_of(self._settings.output, self._video):
+            found += [Beside(str(relative.with_name(name)), "") for name in names if name in files.SHARED]
+        return tuple(found)
 
     async def _write(self, wanted: _Wanted) -> bool:
         data = await wanted.make()

@@ -22,6 +22,7 @@ MO = PO.with_suffix(".mo")
 SOURCES = (
     ("*.py", "python"),
     ("demo/*.py", "python"),
+    ("delivery/*.py", "python"),
     ("extras/*.py", "python"),
     ("sources/*.py", "python"),
     ("web/*.py", "python"),

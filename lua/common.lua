@@ -446,7 +446,7 @@ local function record(done_key, record_key, cid, id, page)
   -- Always the same fields in the same order: a stream then stores their names once.
   local entry = redis.call('XADD', SUCCESS, '*', 'url', id, 'title', page.title, 'path', page.path,
     'bytes', page.bytes, 'seconds', page.seconds, 'worker', page.worker, 'streams', page.streams,
-    'errors', page.errors, 'category', page.category, 'source', page.source)
+    'errors', page.errors, 'category', page.category, 'source', page.source, 'stored', page.stored)
   note_record(record_key, cid, entry)
   redis.call('ZREM', FORGOTTEN, cid)
   if page.title ~= '' then

@@ -1,8 +1,9 @@
 -- release: a worker says goodbye to a job; no attempt is counted and nobody waits. KEYS: the common ones,
--- answer:<token>. ARGV: id, token. Answers the state, or false for a stale token.
+-- answer:<token>. ARGV: id, token, for how long in ms it is kept for this worker, which has its file. Answers the state,
+-- or false for a stale token.
 
 local answer_key = KEYS[OWN + 1]
-local id, token = ARGV[1], ARGV[2]
+local id, token, kept_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local call = 'release ' .. id
 local given, is_ours = opened(answer_key, call, id, token)
@@ -11,5 +12,9 @@ if not is_ours then
 end
 local tries = tries_of(id)
 end_lease(id, tries)
-put_back(id, tries)
+if kept_ms > 0 then
+  tries.chunks = true
+  save_tries(id, tries)
+end
+put_back_kept(id, tries, now(), kept_ms)
 return remember(answer_key, call, 'ready')

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what the slow tests need beside Python: a browser and its driver, a font with Chinese characters, Redis 7,
-# what makes faults: strace (slow and failing system calls), faketime (a clock that jumps), ip (networks), mount; and
-# nginx, which the benchmarks download from, and which stands before the servers as in deploy/; Caddy, for the same; wrk,
-# which sends the requests of make bench-queue; and systemd, which checks the units.
+# an SFTP server (the program, no daemon), what makes faults: strace (slow and failing system calls), faketime (a clock
+# that jumps), ip (networks), mount; nginx, which the benchmarks download from, and which stands before the servers as in
+# deploy/; Caddy, for the same; wrk, which sends the requests of make bench-queue; and systemd, which checks the units.
 # Quick when everything is there. Needs root only when something is missing.
 set -eu
 
@@ -16,6 +16,7 @@ command -v strace >/dev/null || missing="$missing strace"
 command -v faketime >/dev/null || missing="$missing faketime"
 command -v ip >/dev/null || missing="$missing iproute2"
 command -v mount >/dev/null || missing="$missing mount"
+[ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
 command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v wrk >/dev/null || missing="$missing wrk"
 command -v caddy >/dev/null || missing="$missing caddy"

@@ -1108,7 +1108,7 @@ def test_through_a_server_its_word_is_obeyed_and_one_that_knows_no_budgets_is_no
     budget = {"requests_per_second": 5, "parked_seconds": 0.0, "holds_seconds": 60.0, "probes": False, "kind": ""}
     server.answers["/budget"] = Reply(status, json.dumps(budget if status == 200 else {"error": "no"}))
     server.answers["/add_url"] = Reply(body='{"added": 1, "known": 0, "rejected": []}')
-    sink = add_url.ServerSink(Settings(server_url=server.url, token=TOKEN))
+    sink = add_url.ServerSink(Settings(server_urls=(server.url,), token=TOKEN))
     settings = Settings(web_url=use_site.url + "/web", api_url=use_site.url, api_interval_seconds=0, egress="fibre")
     began = time.monotonic()
     add_url.add_all(sink, settings, watch_options(targets=["rank:1010"], limit=1, watch=None), add_url.Tally())

@@ -25,6 +25,16 @@ def test_the_speed_counts_what_came_and_not_what_a_resume_found() -> None:
     assert board.speed_bytes_per_second == 0.0
 
 
+def test_a_job_on_its_way_to_its_place_tells_how_far_it_is_and_that_its_file_is_here() -> None:
+    view = JobView("BV1", stage="delivering")
+    view.upload.total_bytes = 3 * MIB
+    assert view.show()["chunks"] is True
+    view.upload.reach(2 * MIB)
+    assert view.show()["streams"] == [{"name": "delivery", "done_bytes": 2 * MIB, "total_bytes": 3 * MIB}]
+    view.stage = "recording"
+    assert view.show()["streams"] == []
+
+
 def test_the_size_of_a_job_is_what_the_site_says_until_all_of_its_streams_have_told() -> None:
     view = JobView("BV1", planned_bytes=50)
     assert view.streams_bytes == 50

@@ -92,6 +92,8 @@ def test_all_wrong_settings_are_named_in_one_error() -> None:
         "BILI_RATE_PER_ADDRESS": "-1",
         "BILI_RATE_PER_ACCOUNT": "fast",
         "BILI_EGRESS": "a\nb",
+        "BILI_DELIVER_TO": "ftp:topsecret",
+        "BILI_DELIVER_KEEP": "maybe",
     }
     with pytest.raises(UsageError) as caught:
         parse_settings(wrong)
@@ -116,6 +118,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_RATE_PER_ADDRESS": "0.5", "BILI_EGRESS": "光纤 1"}
     settings = parse_settings(values)
     assert (settings.rate_per_address, settings.rate_per_account, settings.egress) == (0.5, 7.0, "光纤 1")
+    values |= {"BILI_DELIVER_TO": "sftp://secretuser:secretpassword@host/videos/", "BILI_DELIVER_KEEP": "No"}
+    settings = parse_settings(values)
+    assert str(settings.deliver_to) == "sftp://host/videos" and settings.deliver_keep == "no"
     assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
     assert settings.redis_url == "redis://:secretpassword@host/1"

@@ -29,6 +29,7 @@ IN_DOCS = (
     "docs/architecture.md",
     "docs/engines.md",
     "docs/deploy.md",
+    "docs/deliver.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
@@ -177,6 +178,7 @@ def test_the_chinese_readme_is_chinese_and_promises_in_chinese() -> None:
 FOLDERS = (
     "Download",
     "benchmarks",
+    "delivery",
     "demo",
     "deploy",
     "docs",

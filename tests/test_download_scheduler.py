@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -28,6 +29,7 @@ from budgets import Told
 from config import Settings
 from connections import Connections
 from create_folder import page_path, parse_output
+from delivery import Deliveries, Reins, opener
 from demo.catalogue import video
 from demo.media import ensure_library
 from demo.site import DEFAULT_CACHE, RunningSite, running_site
@@ -58,6 +60,7 @@ from model import (
     Video,
 )
 from part_file import RESERVE_BYTES, Identity, PartFile
+from places import parse_place
 from queue_client import OWN_SHARE, Beat, QueueClient, lease_clock, make_server_session
 from redisConnect import Queue
 from result_log import ResultLog
@@ -1541,3 +1544,71 @@ async def test_the_page_that_comes_with_an_expansion_goes_back_when_a_drain_has_
     await until("it is drained", lambda: worker.scheduler.board.state == "drained")
     await until("the page is ready for others", lambda: queue.counts() == Counts(1, 0, 0, 0, 0))
     assert worker.scheduler.board.failed == 0 and not worker.parts()
+
+
+# ------------------------------------------------------------------------------------------ deliveries
+
+
+def hold_deliveries(worker: Worker, nas: Path) -> threading.Event:
+    """Have a worker deliver into a folder; nothing is sent before the event is set."""
+    nas.mkdir()
+    place, go = parse_place(f"file://{nas}"), threading.Event()
+    own = worker.settings
+    worker.scheduler._deliveries = Deliveries(
+        place, opener(place), own.download_dir, own.data_dir, True, Reins(go.is_set), lease_clock
+    )
+    return go
+
+
+@pytest.mark.slow
+async def test_finished_files_that_wait_for_their_delivery_hold_back_new_downloads(
+    queue: Queue, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler, "DELIVERIES_AT_MOST", 1)
+    worker = await start_worker()
+    go = hold_deliveries(worker, tmp_path / "nas")
+    names = ("plain", "same-title-a", "same-title-b", "emoji-title")
+    queue.add([video(name).bvid for name in names])
+    scheduler = worker.scheduler
+    await until("two wait", lambda: len(scheduler.board.in_stages(("delivering",))) > 1)
+    assert not scheduler._may_begin() and scheduler._missing() == 0
+    assert queue.counts().done == 0 and not list((tmp_path / "nas").rglob("*.mp4"))
+    go.set()
+    await until("all are done", lambda: queue.counts().done == 4)
+    assert len(list((tmp_path / "nas").rglob("*.mp4"))) == 4
+    assert all(item["stored"] for item in queue.success("", 9)[0])
+
+
+@pytest.mark.slow
+async def test_a_long_pause_gives_no_job_back_whose_file_waits_for_its_delivery(
+    queue: Queue, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_scheduler, "PAUSE_LIMIT_SECONDS", 0.2)
+    worker = await start_worker()
+    go = hold_deliveries(worker, tmp_path / "nas")
+    queue.add([PLAIN.bvid])
+    await until("it waits", lambda: worker.scheduler.board.in_stages(("delivering",)))
+    worker.steer(stop=0)
+    await until("the pause is long", lambda: worker.scheduler._paused_since == float("inf"))
+    assert queue.counts() == Counts(0, 1, 0, 0, 0)
+    worker.steer(stop=1)
+    go.set()
+    await until("done", lambda: queue.counts().done == 1)
+
+
+@pytest.mark.slow
+async def test_a_worker_that_stops_has_its_undelivered_job_kept(
+    queue: Queue, start_worker: StartWorker, tmp_path: Path, site: RunningSite
+) -> None:
+    worker = await start_worker()
+    hold_deliveries(worker, tmp_path / "nas")
+    queue.add([PLAIN.bvid])
+    await until("it waits", lambda: worker.scheduler.board.in_stages(("delivering",)))
+    sent = sent_bytes(site)
+    await worker.stop()
+    assert queue.counts() == Counts(1, 0, 0, 0, 0)
+    assert queue.lease("another", 1) == ()
+    again = await start_worker()
+    hold_deliveries(again, tmp_path / "nas2").set()
+    await until("done", lambda: queue.counts().done == 1)
+    assert sent_bytes(site) == sent

@@ -22,7 +22,9 @@ from redisConnect import Queue
 from web import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [path for folder in (".", "demo", "extras", "sources") for path in sorted((ROOT / folder).glob("*.py"))]
+SOURCES = [
+    path for folder in (".", "delivery", "demo", "extras", "sources") for path in sorted((ROOT / folder).glob("*.py"))
+]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 

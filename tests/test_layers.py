@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder", "engine_checks", "engine_url", "lineage", "plain_text"}),
+    frozenset({"create_folder", "engine_checks", "engine_url", "lineage", "places", "plain_text"}),
     frozenset(
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
@@ -28,8 +28,8 @@ LEVELS: tuple[frozenset[str], ...] = (
         | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
     ),
     frozenset(
-        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "redisConnect", "source_reader"}
-        | {"status_table", "steering", "terminal", "worker_metrics"}
+        {"delivery", "download_stream_file", "extras", "finding", "merge_stream_file", "page_streams"}
+        | {"redisConnect", "source_reader", "status_table", "steering", "terminal", "worker_metrics"}
     ),
     frozenset({"download_scheduler", "late_extras", "web"}),
     frozenset({"add_url", "run", "web_server"}),
@@ -54,7 +54,7 @@ PURE = frozenset(
         "retry",
         "shapes",
     }
-    | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
+    | {"matroska", "merge_command", "notices", "orders", "pace", "places", "plain_text"}
     | {"request_head", "series", "server_choice", "source_ids", "sources", "stream_choice"}
     | {"visitor", "budgets", "site_standing"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
@@ -62,6 +62,10 @@ PURE = frozenset(
 
 DOORS = {
     "apprise": {"notify"},
+    "boto3": {"delivery"},
+    "botocore": {"delivery"},
+    "fsspec": {"delivery"},
+    "paramiko": {"delivery"},
     "redis": {"redisConnect", "redis_engine"},
     "flask": {"web"},
     "werkzeug": {"web"},
@@ -91,10 +95,14 @@ PROVIDED_WITH = {
     "werkzeug": "flask",
     "yarl": "aiohttp",
     "multidict": "aiohttp",
+    "botocore": "boto3",
     "dotenv": "python-dotenv",
     "markupsafe": "flask",
 }
 """What is imported under another name than that of the requirement which brings it."""
+
+DELIVERS = frozenset({"delivery.s3", "delivery.sftp"})
+"""Loaded only where such a place is set; a missing package is said at the start."""
 
 MAX_LINES = 1000
 
@@ -117,7 +125,7 @@ def read(path: Path) -> Module:
 
 
 TOP = sorted(ROOT.glob("*.py"))
-FOLDERS = ("extras", "sources", "web")
+FOLDERS = ("delivery", "extras", "sources", "web")
 """Families of modules, each with one door: what its ``__init__`` has."""
 IN_FOLDERS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
@@ -241,8 +249,9 @@ def has_a_loose_record(module: Module) -> list[str]:
 
 
 def is_not_required(module: Module) -> list[str]:
-    """``pip install -r requirements.txt`` is all that the scripts and the demo need."""
-    required = {requirement_name(line) for line in requirements("requirements.txt")}
+    """``pip install -r requirements.txt`` is all that the scripts and the demo need, but to deliver files elsewhere."""
+    files = ["requirements.txt", *(["requirements-deliver.txt"] if module.name in DELIVERS else [])]
+    required = {requirement_name(line) for name in files for line in requirements(name)}
     known = sys.stdlib_module_names | LEVEL_OF.keys() | {"demo"}
     return sorted(
         name
@@ -299,7 +308,7 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("run", "try:\n    f()\nexcept:\n    pass"),
     ),
     has_a_loose_record: (("model", "@dataclass(frozen=True)\nclass Page: ..."), ("model", "class Page: ...")),
-    is_not_required: (("run", "import numpy"),),
+    is_not_required: (("run", "import numpy"), ("delivery.folder", "import paramiko")),
 }
 
 
@@ -340,10 +349,10 @@ def requirement_name(line: str) -> str:
     return re.split(r"[=<>!~;\[ ]", line, maxsplit=1)[0].lower()
 
 
-PIN = re.compile(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*( *; *.+)?")
+PIN = re.compile(r"[A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?==[0-9][0-9A-Za-z.]*( *; *.+)?")
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-deliver.txt", "requirements-dev.txt"])
 def test_every_requirement_is_pinned(name: str) -> None:
     assert [line for line in requirements(name) if not PIN.fullmatch(line)] == []
 

@@ -351,7 +351,7 @@ async def test_a_heartbeat_hears_how_the_site_may_be_asked_and_what_it_had_told_
     budget = {"requests_per_second": 0.5, "parked_seconds": 0, "holds_seconds": 60.0, "kind": "", "later": 1}
     server.answers["/heartbeat"] = {"lost": [], "budget": budget, "heartbeat_seconds": 5}
     beats: list[Beat] = []
-    settings = replace(settings, server_url=server.url)
+    settings = replace(settings, server_urls=(server.url,))
     heartbeat = Heartbeat(settings, "w1", "i1", {}, dict, beats.append, standing=lambda: {"site": {"answers": 3}})
     began = lease_clock()
     heartbeat.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -56,6 +57,20 @@ def test_a_torn_line_costs_only_itself(tmp_path_factory: pytest.TempPathFactory,
     assert entries[-1] == (URLS[0], result(9))
     intact = max(0, whole[:cut].count(b"\n") - 1)  # each begins with its newline; the last one may be torn
     assert entries[:intact] == [(url, result(number)) for number, url in enumerate(URLS[:intact])]
+
+
+def test_what_earlier_versions_have_noted_comes_back_too(path: Path) -> None:
+    lines = [
+        [URLS[0], "a.mp4", 1, 2.0, "t"],
+        [URLS[1], "a.mp4", 1, 2.0, "t", "1080P"],
+        [URLS[2], "a.mp4", 1, 2.0, "t", "1080P", "file:///nas/a.mp4"],
+        [URLS[3], "a.mp4", 1, 2.0, "t", "1080P", "file:///nas/a.mp4", "of a later version"],
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    said = [("", ""), ("1080P", ""), ("1080P", "file:///nas/a.mp4")]
+    assert [(one.streams, one.stored) for _url, one in ResultLog(path).oldest_first()] == said
+    ResultLog(path).add(URLS[4], Result("b.mp4", 1, 2.0, "t", "", "s3://b/b.mp4"))
+    assert [one.stored for _url, one in ResultLog(path).oldest_first()][-1] == "s3://b/b.mp4"
 
 
 def test_each_result_is_asked_about_once_and_the_last_known_one_again_and_again(path: Path) -> None:

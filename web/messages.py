@@ -31,6 +31,7 @@ MAX_RISK_SECONDS = 6 * 3600
 MAX_PAGES = 500
 MAX_LEASES = 64
 MAX_WORKERS = 1000
+MAX_STORED_CHARACTERS = 8192
 
 
 def job_id(value: Any) -> str:
@@ -121,11 +122,13 @@ ACK = record(
     {**LEASE_FIELDS, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)},
     title=line(1000, cut=True),
     streams=line(100, cut=True),
+    stored=line(MAX_STORED_CHARACTERS),
 )
 _RESULT = record(
     {"url": job_id, "path": line(4096, 1), "bytes": _SIZE, "seconds": number(0, 1e9)},
     title=line(1000, cut=True),
     streams=line(100, cut=True),
+    stored=line(MAX_STORED_CHARACTERS),
 )
 REPLAY = record({"worker": WORKER, "results": list_of(_RESULT, MAX_RESULTS)})
 NACK = record(

@@ -25,7 +25,7 @@ from model import CURSOR_CHARACTERS, KIB, Failure, Page, Result
 from parse_ import SiteHosts
 from redisConnect import Queue
 from series import HOUR, RINGS
-from shapes import line, list_of, one_of, record
+from shapes import flag, line, list_of, one_of, record
 from sources import lease_fields, listed_page, sort_out
 from web.actions import egress, names, note
 from web.budgets import Budgets
@@ -169,8 +169,8 @@ class Verbs:
 
     def release(self) -> Response:
         """Take a job back untouched."""
-        body = read_body(record(LEASE_FIELDS))
-        state = self._queue.release(body["url"], body["token"])
+        body = read_body(record(LEASE_FIELDS, kept=flag))
+        state = self._queue.release(body["url"], body["token"], body.get("kept", False))
         log.info(_("released %s"), body["url"])
         self._count("released", 1)
         return jsonify(state=state)
@@ -300,7 +300,14 @@ def worker_status(body: Mapping[str, Any], address: str = "") -> dict[str, Any]:
 
 
 def _result(body: Mapping[str, Any]) -> Result:
-    return Result(body["path"], body["bytes"], body["seconds"], body.get("title", ""), body.get("streams", ""))
+    return Result(
+        body["path"],
+        body["bytes"],
+        body["seconds"],
+        body.get("title", ""),
+        body.get("streams", ""),
+        body.get("stored", ""),
+    )
 
 
 def _done_bytes(job: Mapping[str, Any]) -> int:
