@@ -114,7 +114,7 @@ def _verb(run: Run, verb: str, how: str) -> Figures:
 def workers(run: Run) -> Figures:
     """Be thousands of workers that behave; in the middle the server is killed, and comes back after a while."""
     count = WORKERS // 10 if run.quick else WORKERS
-    quiet, after = (25.0, 20.0) if run.quick else (50.0, 40.0)
+    quiet, after = (35.0, 20.0) if run.quick else (50.0, 40.0)
     run.engine.fill(pages=count * 3 // 2).close()
     with served("product", run.engine.url, run.folder, lease_seconds=60.0) as place:
         command = clients("work", place.port, quiet + OUTAGE_SECONDS + after, count)
