@@ -101,7 +101,7 @@ def test_on_a_narrow_terminal_long_texts_take_several_lines_and_nothing_is_cut(m
         "queued": 2048,
     }
     status = {"jobs": dict.fromkeys(status_table.STATES, 12345), "speed_bytes_per_second": 7, "next_due_seconds": None}
-    status |= {"workers": workers, "sources": [ledger], "is_complete": True}
+    status |= {"workers": workers, "sources": [ledger], "is_complete": True, "breakers": []}
     status["failures"] = [{"dead": 1, "delayed": 2, "code": "-404", "reason": "the video is deleted", "reasons": 1}]
     for width in (62, 80):
         console = Console(width=width, file=io.StringIO())

@@ -534,7 +534,7 @@ def test_every_route_demands_the_token_but_those_of_health(guarded: FlaskClient)
     routes = list(guarded.application.url_map.iter_rules())
     assert {rule.rule for rule in routes} == {
         *("/", "/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/add_url", "/redrive", "/status"),
-        *("/sources", "/watch", "/history", "/steer", "/login", "/actions"),
+        *("/sources", "/watch", "/history", "/steer", "/login", "/actions", "/budget"),
         *("/jobs", "/job", "/failures", "/cancel", "/first", "/forget"),
         *("/replay", "/success", "/failed", "/healthz", "/livez", "/metrics", "/static/<path:filename>"),
         *(f"/ui/{name}" for name in ("machines", "jobs", "job", "failures", "sources", "add", "actions")),
