@@ -73,8 +73,10 @@ class _Connection(web.RequestHandler):
     requests that were read and not begun. Nothing else tells whether a client that has said all is owed answers.
     """
 
-    __slots__ = ("body", "deadline", "gone", "has_said_all", "held", "is_answered", "is_lingering", "last")
-    __slots__ += ("server", "stalled_at")
+    __slots__ = (
+        *("body", "deadline", "gone", "has_said_all", "held", "is_answered", "is_idle", "is_lingering"),
+        *("last", "server", "stalled_at"),
+    )
 
     def __init__(self, server: RequestServer, http: web.Server) -> None:
         super().__init__(
@@ -89,11 +91,11 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self.server = server
-        self.is_answered = True
+        self.is_answered = self.is_idle = True
         self.is_lingering = self.has_said_all = False
         self.deadline = self.stalled_at = 0.0
         self.held = self.last = 0
-        self.body: StreamReader | None = None  # of the request that is neither whole nor answered, or not yet
+        self.body: StreamReader | None = None  # of a request from its beginning on until it is answered
         self.gone = asyncio.Event()
 
     # what the loop tells
@@ -115,17 +117,18 @@ class _Connection(web.RequestHandler):
             self.last = count
             self.held += count
             self.server.held_bytes += count
-            now = self.server.now
-            if self.is_answered and self.deadline == self.stalled_at:  # the first bytes of a request
-                self.deadline = now + HEAD_SECONDS
-            self.stalled_at = now + STALL_SECONDS
+            if self.is_idle:  # the first bytes of a request
+                self.is_idle = False
+                self.wait(HEAD_SECONDS, STALL_SECONDS)
+            elif not self.writing_paused:
+                self.stalled_at = self.server.now + STALL_SECONDS
         super().data_received(data)
         if count:
             if not self.is_answered and self.held > PIPELINED_BYTES and self.transport is not None:
                 self.transport.pause_reading()
             self.server.make_room()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp lets go of all; asyncio asks
         self.has_said_all = True
         is_owed = bool(self._messages) or (self.body is not None and self.body.is_eof())
         return is_owed and not self.is_lingering  # then the connection stays open
@@ -156,6 +159,8 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer to what is no request, or is not taken."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # it has gone: aiohttp ends its task
         if isinstance(exc, _Refused):
             status, sentence = exc.status, str(exc)
         elif isinstance(exc, LineTooLong):
@@ -180,7 +185,7 @@ class _Connection(web.RequestHandler):
         self.wait(IDLE_SECONDS, IDLE_SECONDS)
         resp.headers["Server"] = "queue"  # else aiohttp names itself and Python, with their versions
         done = await super().finish_response(request, resp, start_time)
-        self.body = None
+        self.body, self.is_idle = None, True
         if self.has_said_all and not self._messages:
             self.close()
         if self.transport is not None:
@@ -318,8 +323,6 @@ class RequestServer:
         """Forget a connection that is closed."""
         self._connections.pop(connection, None)
         connection.forget(connection.held)
-        self.held_bytes -= connection.held
-        connection.held = 0
 
     def wait_again(self, connection: _Connection) -> None:
         """Note that a connection was answered: all others have been waited for longer."""

@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "request_head", "series", "stream_choice", "visitor"}
+        | {"pace", "series", "stream_choice", "visitor"}
     ),
     frozenset({"orders", "queue_data", "redis_engine", "request_server", "sources"}),
     frozenset(
@@ -55,7 +55,7 @@ PURE = frozenset(
         "shapes",
     }
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
-    | {"request_head", "series", "source_ids", "sources", "stream_choice", "visitor"}
+    | {"series", "source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
@@ -65,7 +65,7 @@ DOORS = {
     "flask": {"web"},
     "werkzeug": {"web"},
     "requests": {"add_url", "site_walk"},
-    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "demo"},
+    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "request_server", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "biliass": {"extras"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},

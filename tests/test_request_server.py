@@ -329,13 +329,14 @@ def test_a_fault_is_logged_and_not_told_and_ends_nothing(place: Running, caplog:
     assert place.ask(GET % b"after").endswith(b"/after")
 
 
-def test_those_who_do_not_finish_hold_no_thread(place: Running) -> None:
+def test_those_who_do_not_finish_hold_no_thread(place: Running, caplog: Any) -> None:
     with contextlib.ExitStack() as stack:
         for text in (b"POST /echo HTTP/1.1\r\nHo", POST % 500 + b"half", b""):
             for _unused in range(100):
                 stack.enter_context(place.connect()).sendall(text)
         assert place.ask(GET % b"others").endswith(b"/others")
     wait_until(lambda: place.server.held_bytes == 0, "what they sent is forgotten with them")
+    assert [record.message for record in caplog.records if record.name != "asyncio"] == []
 
 
 @pytest.mark.parametrize("text", [b"", b"GET /", POST % 500 + b"half", GET % b"done"])
