@@ -131,7 +131,8 @@ class _Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp lets go of all; asyncio asks
         self.has_said_all = True
         is_owed = bool(self._messages) or (self.body is not None and self.body.is_eof())
-        return is_owed and not self.is_lingering  # then the connection stays open
+        # then the connection stays open; with TLS there is no such half of a connection
+        return is_owed and not self.is_lingering and self.ssl_context is None
 
     def wait(self, seconds: float, stall_seconds: float) -> None:
         """Wait for what must come within this time, and some of it within the shorter one."""
@@ -368,7 +369,7 @@ class RequestServer:
             body = await request.read()
         environ["wsgi.input"] = BytesIO(body)
         environ["wsgi.url_scheme"] = "https" if self._ssl_context else "http"
-        connection.forget(len(body) + sum(map(len, chain.from_iterable(request.raw_headers))) + len(request.raw_path))
+        connection.forget(_head_bytes(request) + len(body))
         connection.is_answered = False
         promise: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._requests.put((connection, environ, promise))
@@ -404,6 +405,13 @@ def _unsent(connection: _Connection) -> bool:
     return connection.transport is not None and connection.transport.get_write_buffer_size() > 0
 
 
+def _head_bytes(request: web.BaseRequest) -> int:
+    """Return how long the head was, as heads are written: one space after a colon."""
+    fields = request.raw_headers
+    length = sum(map(len, chain.from_iterable(fields))) + len(": \r\n") * len(fields)
+    return length + len(request.method) + len(request.raw_path) + len("  HTTP/1.1\r\n\r\n")
+
+
 @lru_cache(1000)
 def _cgi_name(name: bytes) -> str:
     """Return a field's name as WSGI has it; nothing for one that would come out as another one, with a hyphen."""
@@ -425,8 +433,6 @@ def _environ(request: web.BaseRequest) -> dict[str, Any]:
     if "HTTP_TRANSFER_ENCODING" in found:
         raise _Refused(411, _("send the body with a Content-Length"))
     path, query = _target(request, found)
-    transport = request.transport
-    peer = request.remote
     found |= {
         "REQUEST_METHOD": request.method,
         "PATH_INFO": path,
@@ -434,8 +440,8 @@ def _environ(request: web.BaseRequest) -> dict[str, Any]:
         "SERVER_PROTOCOL": f"HTTP/{request.version.major}.{request.version.minor}",
         "SCRIPT_NAME": "",
         "SERVER_NAME": "localhost",
-        "SERVER_PORT": str(_port(transport)),
-        "REMOTE_ADDR": peer or "",
+        "SERVER_PORT": str(_port(request.transport)),
+        "REMOTE_ADDR": request.remote or "",
         "wsgi.version": (1, 0),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,

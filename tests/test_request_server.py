@@ -126,6 +126,7 @@ def test_requests_follow_each_other_on_one_connection(place: Running) -> None:
             assert answer.startswith(b"HTTP/1.1 200 OK\r\nX-Peer: 127.0.0.1\r\n")
             assert b"\r\nContent-Length: 5\r\n" in answer
             assert b"\r\nDate: " in answer
+            assert place.server.held_bytes == 0
 
 
 def test_requests_that_come_at_once_are_answered_in_their_order(place: Running) -> None:
