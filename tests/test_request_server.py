@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import trustme
 
 import request_server
 import web_server
@@ -398,6 +400,38 @@ def test_unfinished_bodies_are_bounded_together(monkeypatch: Any) -> None:
         assert everything(peers[0]) == b""
         peers[-1].sendall(b"x" * 100)
         until(peers[-1], b"x" * 1000)
+
+
+def test_what_is_sent_ahead_of_an_answer_is_bounded(place: Running) -> None:
+    count = 5000
+    with place.connect() as peer:
+        peer.sendall(GET % b"wait")
+        assert place.application.begun.wait(10)
+        texts = [POST % 900 + b"x" * 900] * count + [b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"]
+        sending = threading.Thread(target=peer.sendall, args=(b"".join(texts),))
+        sending.start()
+        wait_until(lambda: place.server.held_bytes > request_server.PIPELINED_BYTES, "some of it is read")
+        for _unused in range(20):
+            place.ask(GET % b"others")
+            assert place.server.held_bytes < 1_000_000, "and no more"
+        place.application.let.set()
+        assert everything(peer).endswith(b"/last")
+        sending.join()
+    assert place.application.seen.count("/echo") == count
+    wait_until(lambda: place.server.held_bytes == 0, "nothing is kept")
+
+
+def test_with_a_certificate_it_speaks_tls() -> None:
+    authority = trustme.CA()
+    own, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(own)
+    authority.configure_trust(theirs)
+    with running(ssl_context=own) as place:
+        for end in (b"", b"Connection: close\r\n"):
+            with theirs.wrap_socket(place.connect(), server_hostname="localhost") as peer:
+                peer.sendall(GET[:-2] % b"sealed" + end + b"\r\n")
+                until(peer, b"\r\n\r\n/sealed")
+        assert place.application.environs[0]["wsgi.url_scheme"] == "https"
 
 
 def test_nothing_is_done_for_who_has_gone_before_it_was_begun() -> None:
