@@ -11,12 +11,15 @@ import re
 import unicodedata
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 from i18n import _
 from model import JobId
 from parse_ import bvid_to_aid, parse_job_id
+from success_records import unpacked, word_keys
 
 BUCKETS = 65536
 """Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
@@ -28,6 +31,7 @@ COMMON_KEYS = (
     *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
     *("deaths", "draining", "started", "ledger", "watch"),
     *("stale", "kinds", "titles", "titled", "forgotten"),
+    *("ledgers", "words"),
 )
 """In the order in which ``lua/common.lua`` names them."""
 
@@ -39,11 +43,14 @@ LOOKED_AT = 1000
 """A call looks at so many entries at most, save leases: there are no more of them than machines can hold."""
 LEASES_AT_MOST = 20_000
 GROUPS_AT_MOST = 200
+ARCHIVED_AT_ONCE = 1000
 
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 _CANCELLED_REASON = _("It was cancelled.")
 """As ``lua/`` has them, in the language of their reader."""
 
+_ARCHIVED = "ARCHIVED "
+"""Begins a cursor among titles in the archive: no folded title has a capital letter."""
 _WINDOW = 500
 """So many jobs may leave the head of the list between two calls, and the second one still goes on after the first."""
 
@@ -146,7 +153,12 @@ def as_dict(text: str | None) -> dict[str, Any]:
 
 
 def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a finished page's record says; ``streams`` is empty where an earlier version has written it."""
+    """Return what a finished page's record says; ``streams`` is empty where an earlier version has written it.
+
+    ``stored`` is there where the file was delivered: the address where it lies. ``at`` is in a record that came from
+    another queue: when that was, in ms.
+    """
+    stored = {"stored": fields["stored"]} if fields.get("stored") else {}
     return {
         "url": fields["url"],
         "title": fields["title"],
@@ -155,7 +167,25 @@ def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "seconds": float(fields["seconds"]),
         "worker": fields["worker"],
         "streams": fields.get("streams", ""),
-        "time": int(entry.split("-")[0]) / 1000,
+        "time": int(fields.get("at") or entry.split("-")[0]) / 1000,
+        **stored,
+    }
+
+
+def record_item(entry: str, fields: Mapping[str, str], category: str) -> dict[str, Any]:
+    """Return a finished page as a job, with the failures that it had."""
+    told = json.loads(fields.get("errors") or "[]")
+    return {
+        **success_item(entry, fields),
+        "state": "done",
+        "category": fields.get("category") or category,
+        "source": fields.get("source", ""),
+        "attempts": int(told[-1][2]) if told else 0,
+        "code": "",
+        "reason": "",
+        "next_retry_seconds": None,
+        "cancelled": False,
+        "errors": _errors(told),
     }
 
 
@@ -284,6 +314,7 @@ SECTIONS = (
     Section("delayed", "delayed"),
     Section("dead", "dead"),
     Section("done", "done"),
+    Section("archived", "done"),
 )
 """In the order in which all are listed."""
 
@@ -293,12 +324,87 @@ _Found = tuple[str, dict[str, Any] | None]
 """Where to go on after an entry, and its job; None where the entry is no job of its section any more."""
 
 
+_Records = list[tuple[str, dict[str, str]]]
+"""Entries of the stream of finished pages, with their fields in plain text."""
+
+
+class Archived(Protocol):
+    """The records that were moved into files (``success_archive.Archive``), as far as they lie on this machine."""
+
+    place: str
+
+    def held(self) -> AbstractContextManager[bool]:
+        """Hold the archive for writing; yield whether it could be had."""
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Write records and sync them; return whether they are safe."""
+
+    def find(self, cids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Return the record of each of these pages that has one here."""
+
+    def after(self, entry: str, limit: int) -> list[dict[str, Any]]:
+        """Return records in the order in which pages were finished, those behind an entry."""
+
+    def before(self, entry: str, limit: int) -> list[dict[str, Any]]:
+        """Return records with the newest first, those before an entry; "" is the end."""
+
+    def titled(self, prefix: str, after: tuple[str, str], limit: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return records whose folded titles begin so, behind a folded title and an entry, in the order of titles."""
+
+
+class Recorded(Protocol):
+    """A queue, as far as records are moved out of it (``redisConnect.Queue``)."""
+
+    def look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what is put into a pipeline."""
+
+    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int]) -> Any:
+        """Run a script of ``lua/``."""
+
+    def record_items(self, start: str, limit: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return records as jobs, with their entries, the oldest first."""
+
+
+def move_oldest(queue: Recorded, archive: Archived, limit: int, at_once: int, batches: int) -> int:
+    """Move the oldest records of a queue beyond a limit (0: there is none) into an archive; return how many.
+
+    A record leaves Redis when it is safe on disk: whoever dies in between leaves it in both, and it is read once.
+    """
+    moved = 0
+    for _turn in range(batches if limit else 0):
+        (length,) = queue.look(lambda pipe: pipe.xlen(key("success")))
+        over = length - limit
+        if over < max(1, min(at_once, limit // 100)):  # a sync for each record would be dear
+            break
+        with archive.held() as is_ours:
+            if not is_ours:
+                break
+            gone = _move(queue, archive, min(over, at_once))
+        moved += gone
+        if not gone:
+            break
+    return moved
+
+
+def _move(queue: Recorded, archive: Archived, count: int) -> int:
+    items = queue.record_items("-", count)
+    if not archive.append([{"entry": entry, **item} for entry, item in items]):
+        return 0
+    keys, args = [key("archives")], [archive.place]
+    for entry, item in items:
+        page = parse_job_id(item["url"])
+        keys.append(record_key(page))
+        args += [entry, str(page.cid)]
+    return int(queue.run("archive", keys, args))
+
+
 class JobViews:
     """Jobs as people look at them, one by one or page by page."""
 
-    def __init__(self, look: Look, category: str) -> None:
+    def __init__(self, look: Look, category: str, archive: Archived) -> None:
         self._look = look
         self._category = category
+        self._archive = archive
 
     # -------------------------------------------------------------------------------- one
 
@@ -334,7 +440,76 @@ class JobViews:
                 found.append(self._job(url, state, as_dict(tries[i]), as_dict(origins[i]), delayed[i], at))
             else:
                 found.append(None)
+        return self._with_archived(jobs, found)
+
+    def _with_archived(self, jobs: Sequence[JobId], found: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+        """Return the jobs with what the archive knows of finished pages that have no record in Redis any more."""
+        moved = [
+            i
+            for i, (job, item) in enumerate(zip(jobs, found, strict=True))
+            if job.is_page and item is not None and item["state"] == "done" and "path" not in item
+        ]
+        if not moved:
+            return found
+        records = self._archive.find([jobs[i].cid for i in moved])
+        places = self.archives() if len(records) < len(moved) else {}
+        for i in moved:
+            if (record := records.get(jobs[i].cid)) is not None:
+                found[i] = self._archived(record)
+            elif places:
+                found[i] = {**(found[i] or {}), "archived": list(places)}
         return found
+
+    def _archived(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {**{name: value for name, value in record.items() if name != "entry"}, "archived": [self._archive.place]}
+
+    def archives(self) -> dict[str, int]:
+        """Return how many records were moved into files, by the places of these."""
+        (places,) = self._look(lambda pipe: pipe.hgetall(key("archives")))
+        return {place: int(count) for place, count in places.items()}
+
+    def plain(self, entries: _Records) -> _Records:
+        """Return entries of the stream of finished pages with their fields in plain text."""
+        keys = word_keys(fields for _entry, fields in entries)
+        (texts,) = self._look(lambda pipe: pipe.hmget(key("words"), keys)) if keys else ([],)
+        words = {name: text or "" for name, text in zip(keys, texts, strict=True)}
+        return [(entry, unpacked(fields, words)) for entry, fields in entries]
+
+    def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Return finished pages in the order in which they were, archived ones too, and where to go on."""
+        (entries,) = self._look(
+            lambda pipe: pipe.xrange(key("success"), f"({after}" if after else "-", "+", count=limit + 1)
+        )
+        # The archive comes second: what moves there in between is seen twice rather than not at all.
+        found = {record["entry"]: self._archived(record) for record in self.still_done(after, limit + 1)}
+        found |= {entry: success_item(entry, fields) for entry, fields in self.plain(entries)}
+        ids = sorted(found, key=_entry_numbers)
+        items = [{name: value for name, value in found[entry].items() if name != "errors"} for entry in ids[:limit]]
+        return items, ids[limit - 1] if len(ids) > limit else None
+
+    def still_done(self, after: str, limit: int, newest_first: bool = False) -> list[dict[str, Any]]:
+        """Return archived records that count: of pages that were not forgotten since, or finished again."""
+        records: list[dict[str, Any]] = []
+        while len(records) < limit:
+            read = self._archive.before if newest_first else self._archive.after
+            part = read(after, limit)
+            records += self._counting(part)
+            if len(part) < limit:
+                break
+            after = part[-1]["entry"]
+        return records[:limit]
+
+    def _counting(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not records:
+            return []
+        pages = [parse_job_id(record["url"]) for record in records]
+        answers = self._look(
+            lambda pipe: [
+                pipe.sismember(done_key(page), str(page.cid)).hexists(record_key(page), str(page.cid)) for page in pages
+            ]
+        )
+        places = zip(records, answers[::2], answers[1::2], strict=True)
+        return [record for record, is_done, is_in_redis in places if is_done and not is_in_redis]
 
     def _records(self, urls: Sequence[str], entries: Sequence[str | None]) -> dict[str, dict[str, Any]]:
         """Return what is recorded of pages, by the ids that were asked for."""
@@ -342,7 +517,9 @@ class JobViews:
         if not named:
             return {}
         answers = self._look(lambda pipe: [pipe.xrange(key("success"), entry, entry) for _url, entry in named])
-        return {url: self._done(*answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer}
+        there = [(url, answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer]
+        plain = self.plain([record for _url, record in there])
+        return {url: self._done(*record) for (url, _record), record in zip(there, plain, strict=True)}
 
     def _job(
         self, url: str, state: str, tries: Mapping[str, Any], origin: Mapping[str, Any], due_ms: float | None, at: float
@@ -358,19 +535,7 @@ class JobViews:
         }
 
     def _done(self, entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
-        told = json.loads(fields.get("errors") or "[]")
-        return {
-            **success_item(entry, fields),
-            "state": "done",
-            "category": fields.get("category") or self._category,
-            "source": fields.get("source", ""),
-            "attempts": int(told[-1][2]) if told else 0,
-            "code": "",
-            "reason": "",
-            "next_retry_seconds": None,
-            "cancelled": False,
-            "errors": _errors(told),
-        }
+        return record_item(entry, fields, self._category)
 
     # -------------------------------------------------------------------------------- those that failed
 
@@ -440,16 +605,30 @@ class JobViews:
 
     def entitled(self, wanted: Wanted, title: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return jobs whose titles begin so, in the order of their titles, and where to go on."""
-        return _gather(self._with_title(title, after), wanted, limit)
+        return _gather(chain(self._with_title(title, after), self._archived_title(title, after)), wanted, limit)
+
+    def _archived_title(self, title: str, after: str) -> Iterator[_Found]:
+        """Yield archived pages whose titles begin so; they come behind those whose titles Redis has."""
+        folded, prefix, count = fold(title), folded_prefix(title), 100
+        entry, _mark, last = after.removeprefix(_ARCHIVED).partition(" ") if after.startswith(_ARCHIVED) else ("",) * 3
+        while found := self._archive.titled(prefix, (last, entry), count):
+            counting = {record["entry"] for record in self._counting([record for _title, record in found])}
+            for last_title, record in found:
+                is_wanted = record["entry"] in counting and fold(record["title"]).startswith(folded)
+                yield f"{_ARCHIVED}{record['entry']} {last_title}", self._archived(record) if is_wanted else None
+            last, entry = found[-1][0], found[-1][1]["entry"]
 
     def _with_title(self, title: str, after: str) -> Iterator[_Found]:
         folded, prefix, count = fold(title), folded_prefix(title), 100
+        if after.startswith(_ARCHIVED):
+            return
         start = f"({failure_member(after)}" if after else f"[{prefix}"
         while True:
             members = self._members(start, f"[{prefix}\U0010ffff", count)
             urls = [member.rpartition("\0")[2] for member in members]
             for member, job in zip(members, self.jobs(urls), strict=True):
-                matches = job is not None and fold(job["title"]).startswith(folded)
+                # What is in the archive comes with the rest of it.
+                matches = job is not None and "archived" not in job and fold(job["title"]).startswith(folded)
                 yield failure_cursor(member), job if matches else None
             if len(members) < count:
                 return
@@ -541,7 +720,13 @@ class JobViews:
         (found,) = self._look(
             lambda pipe: pipe.xrevrange(key("success"), f"({mark}" if mark else "+", "-", count=count)
         )
-        return [(entry, self._done(entry, fields)) for entry, fields in found]
+        return [(entry, self._done(entry, fields)) for entry, fields in self.plain(found)]
+
+    def _read_archived(self, mark: str, count: int) -> list[_Found]:
+        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}", mark):
+            raise ValueError(_('after: use the value of "next" of the answer before'))
+        records = self.still_done(mark, count, newest_first=True)
+        return [(record["entry"], self._archived(record)) for record in records]
 
 
 def _gather(entries: Iterator[_Found], wanted: Wanted, limit: int) -> tuple[list[dict[str, Any]], str | None]:
@@ -563,6 +748,10 @@ def _ask_for_end(pipe: Any, job: JobId) -> Any:
     pipe.sismember(bucket("seen", identity), identity.member)
     pipe.sismember(ended_key(job), identity.member)
     return pipe.hget(record_key(job), str(job.cid))  # nothing where it is a container
+
+
+def _entry_numbers(entry: str) -> tuple[int, ...]:
+    return tuple(map(int, entry.split("-")))
 
 
 def _entry_id(recorded: str) -> str:

@@ -15,7 +15,6 @@ import logging
 import random
 import re
 import secrets
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +30,13 @@ from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Counts, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from notices import Change, EndedSource, Seen, SeenWorker
-from parse_ import parse_job_id
+from parse_ import parse_job_id, video_aid
 from queue_data import (
+    ARCHIVED_AT_ONCE,
     CANCELLED,
     COMMON_KEYS,
     STATES,
+    Identity,
     JobViews,
     Wanted,
     answer_key,
@@ -51,11 +52,15 @@ from queue_data import (
     identity_of,
     key,
     ledger_item,
+    move_oldest,
+    record_item,
     record_key,
     risk_key,
     success_item,
 )
 from redis_engine import connect_embedded, connect_url, engine_errors, memory_is_full, nothing
+from success_archive import Archive
+from success_records import path_pattern
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +137,9 @@ class Queue:
             if path.stem != "common"
         }
         self._common = [key(name) for name in COMMON_KEYS]
-        self._views = JobViews(self._look, self._category)
+        self._archive = Archive(settings.data_dir / "archive", folded_prefix)
+        self._success_limit = settings.success_limit
+        self._views = JobViews(self._look, self._category, self._archive)
 
     def close(self) -> None:
         """Leave the engine; an embedded one ends when nobody else uses it."""
@@ -163,8 +170,11 @@ class Queue:
         renewed = "all" if refresh else "sources" if again else ""
         args = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes), str(watch)]
         for text in ids:
-            identity = identity_of(_container(text))
-            keys += [bucket("seen", identity), bucket("closed", identity)]
+            aid = video_aid(text)
+            identity = Identity("v", aid, str(aid)) if aid else identity_of(_container(text))
+            keys.append(bucket("seen", identity))
+            if renewed:
+                keys.append(bucket("closed", identity))
             args += [text, identity.member]
         added, known = self._run("add", keys, args)
         return Added(int(added), int(known))
@@ -301,10 +311,10 @@ class Queue:
     @engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return the ledgers of sources and watched videos in the order of ids, and where to go on."""
-        ids = sorted(self._redis.hkeys(key("ledger")))
-        first = bisect_right(ids, after)
-        following = ids[first + limit - 1] if len(ids) > first + limit else None
-        ids = ids[first : first + limit]
+        start = f"({after}" if after else "-"
+        ids = self._redis.zrangebylex(key("ledgers"), start, "+", 0, limit + 1)
+        following = ids[limit - 1] if len(ids) > limit else None
+        ids = ids[:limit]
         if not ids:
             return [], None
         closed_at = [(bucket("closed", one), one.member) for one in map(identity_of, map(_container, ids))]
@@ -447,7 +457,7 @@ class Queue:
             if not job.is_page:
                 raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
             keys += [done_key(job), record_key(job), bucket("seen", identity_of(job))]
-            args += [url, str(job.cid), *_told(result)]
+            args += [url, str(job.cid), *_told(url, result)]
         return int(self._run("replay", keys, args))
 
     @engine_errors
@@ -457,7 +467,7 @@ class Queue:
         if not job.is_page:
             raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
         keys = [answer_key(token), done_key(job), record_key(job)]
-        return self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)]), url)
+        return self._current(self._run("ack", keys, [url, token, job.cid, *_told(url, result)]), url)
 
     @engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
@@ -739,19 +749,27 @@ class Queue:
     @engine_errors
     def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return finished pages in the order in which they were, and where to go on (None at the end)."""
-        start = "-"
-        if after:
-            if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", after):
-                raise ValueError(_('after: use the value of "next" of the answer before'))
-            start = f"({after}"
-        entries = self._redis.xrange(key("success"), start, "+", count=limit + 1)
-        following = entries[limit - 1][0] if len(entries) > limit else None
-        return [success_item(*entry) for entry in entries[:limit]], following
+        if after and not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", after):
+            raise ValueError(_('after: use the value of "next" of the answer before'))
+        return self._views.success(after, limit)
+
+    @engine_errors
+    def archives(self) -> dict[str, int]:
+        """Return how many records were moved into files, by the places where these lie."""
+        return self._views.archives()
+
+    @engine_errors
+    def archive(self, at_once: int = ARCHIVED_AT_ONCE, batches: int = 5) -> int:
+        """Move the oldest records beyond the limit into files of this machine, a bounded number; return how many.
+
+        A record leaves Redis when it is safe on disk: whoever dies in between leaves it in both, and it is read once.
+        """
+        return move_oldest(self, self._archive, self._success_limit, at_once, batches)
 
     @engine_errors
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
         """Return the pages finished last, the newest first."""
-        return [success_item(*entry) for entry in self._redis.xrevrange(key("success"), count=limit)]
+        return [success_item(*entry) for entry in self._views.plain(self._redis.xrevrange(key("success"), count=limit))]
 
     @engine_errors
     def failed(self, after: str, limit: int, code: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
@@ -840,6 +858,39 @@ class Queue:
             last = f"({entries[-1][0]}"
         if last:
             self._redis.hset(key("totals"), "adopted", 1)
+        if self._redis.hlen(key("ledger")) > self._redis.zcard(key("ledgers")):
+            for url, _text in self._redis.hscan_iter(key("ledger"), count=500):
+                self._redis.zadd(key("ledgers"), {url: 0})
+
+    # -------------------------------------------------------------------------------- for queue_dump
+
+    @engine_errors
+    def look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what ``ask`` puts into a pipeline."""
+        return self._look(ask)
+
+    @engine_errors
+    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int]) -> Any:
+        """Run a script of ``lua/`` with the common keys."""
+        return self._run(script, keys, args)
+
+    @engine_errors
+    def records(self, start: str, limit: int) -> list[tuple[str, dict[str, str]]]:
+        """Return records of finished pages in plain text, from an entry of their stream on."""
+        return self._views.plain(self._redis.xrange(key("success"), start, "+", count=limit))
+
+    def record_items(self, start: str, limit: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return the same as jobs, as they are shown."""
+        return [(entry, record_item(entry, fields, self._category)) for entry, fields in self.records(start, limit)]
+
+    @engine_errors
+    def archived_after(self, entry: str, limit: int) -> list[dict[str, Any]]:
+        """Return records that lie in files here and still count, those behind an entry; none at the end."""
+        return self._views.still_done(entry, limit)
+
+    def archived_pages(self, cids: Sequence[int]) -> set[int]:
+        """Return which of these pages have their records in files here."""
+        return set(self._archive.find(cids))
 
     # -------------------------------------------------------------------------------- inside
 
@@ -888,9 +939,9 @@ class Queue:
         return answer
 
 
-def _told(result: Result) -> list[str]:
-    size, seconds = str(result.bytes), f"{result.seconds:.1f}"
-    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams]
+def _told(url: str, result: Result) -> list[str]:
+    size, seconds, path = str(result.bytes), f"{result.seconds:.1f}", path_pattern(result.path, url, result.title)
+    return [result.title, folded_prefix(result.title), path, size, seconds, result.streams, ""]
 
 
 def _ring(name: str) -> str:

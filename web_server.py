@@ -59,6 +59,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
                 pass
             queue.revisit()
             queue.sample()
+            queue.archive()
             poisoned, looked_ms = queue.poisoned(looked_ms)
             for url in poisoned:
                 log.warning(_("%s has failed for good: its workers died with it again and again"), url)
