@@ -27,11 +27,13 @@ READMES = ("README.md", "README.zh-CN.md")
 IN_DOCS = (
     "docs/api.md",
     "docs/architecture.md",
+    "docs/backup.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
     "docs/quality.md",
     "docs/reliability.md",
+    "docs/scale.md",
     "docs/sources.md",
 )
 DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")

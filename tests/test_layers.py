@@ -20,18 +20,18 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "series", "stream_choice", "visitor"}
+        | {"pace", "series", "stream_choice", "success_records", "visitor"}
     ),
-    frozenset({"orders", "queue_data", "redis_engine", "sources"}),
+    frozenset({"orders", "queue_data", "redis_engine", "sources", "success_archive"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client", "redisConnect"}
         | {"log_setup", "notify", "site_walk", "working_file"}
     ),
     frozenset(
         {"download_stream_file", "extras", "merge_stream_file", "page_streams", "source_reader"}
-        | {"status_table", "steering", "terminal"}
+        | {"adopt_files", "queue_dump", "status_table", "steering", "terminal"}
     ),
-    frozenset({"download_scheduler", "late_extras", "web"}),
+    frozenset({"download_scheduler", "late_extras", "queue_files", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
 """An import goes down at least one level. docs/architecture.md has the same table, and test_docs.py compares them."""
@@ -41,7 +41,7 @@ ENTRIES = LEVELS[-1]
 PURE = frozenset(
     {"board", "config", "create_folder", "errors", "model", "mp4_boxes", "parse_", "range_reply", "retry", "shapes"}
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
-    | {"series", "source_ids", "sources", "stream_choice", "visitor"}
+    | {"series", "source_ids", "sources", "stream_choice", "success_records", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
