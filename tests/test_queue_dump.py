@@ -166,12 +166,12 @@ def test_an_import_that_is_cut_anywhere_is_done_again(
 def test_what_is_there_stays_and_what_is_done_is_done(queue: Queue, other: redis.Redis, settings: Settings) -> None:
     urls = busy(queue)
     target = Queue(other, settings)
-    done = queue.success("", 1)[0][0]["url"]
+    done = queue.success("", 500)[0][-1]["url"]
     video = done.partition("?")[0]
     new = aid_to_bvid(999)
     target.add([video, new], category="other place")
     lease = only(target.lease("x", 1))
-    target.expand(lease.url, lease.token, [Page(1, int(done.rpartition("=")[2]), "p")])
+    target.expand(lease.url, lease.token, [Page(parse_job_id(done).number, parse_job_id(done).cid, "p")])
     assert (target.job(done) or {})["state"] == "leased"
     (one,) = [line for line in lines_of(queue) if json.loads(line).get("url") == done]
     restored = brought(target, lines_of(queue))
