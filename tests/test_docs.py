@@ -222,6 +222,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "withheld",
         "orders",
         "actions",
+        "archives",
     }
 
 
