@@ -18,10 +18,12 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -46,7 +48,8 @@ from errors import (
 from i18n import _
 from log_setup import note, start_logging
 from model import Added, Failure, Lease
-from parse_ import parse_job_id, parse_ranking, parse_target
+from parse_ import parse_job_id, parse_ranking, parse_target, plain_video
+from queue_files import move_whole
 from redisConnect import Queue, open_queue
 from site_walk import Site, body, new_session, persist, place, problem, shown
 from source_ids import LESSON, RANKING, Source, find_source
@@ -66,6 +69,8 @@ _REFUSED = frozenset({"-101", "-403"})
 """Codes of what a guest may not see, and an account perhaps."""
 RANKED = 10
 """So many of a ranking, unless --limit says otherwise."""
+NAMED_AT_MOST = 1000
+"""So many rejected entries are named one by one; the others are counted."""
 MAX_LINE_CHARACTERS = 4096
 PATIENCE_SECONDS = 1.0
 """A line that trickles in waits at most this long for others (until the next line comes)."""
@@ -343,6 +348,10 @@ def ranking_source(ranked: Category) -> str:
     return str(Source(RANKING, ranked.rid, parts=tuple(sorted(ranked.tids))))
 
 
+_Batch = Sequence[tuple[str, Entry]]
+"""Ids, each with the entry that named it."""
+
+
 class Adder:
     """Brings entries to a sink, in batches; the tally has what is certainly queued."""
 
@@ -362,9 +371,14 @@ class Adder:
         self._refresh = bool(options.refresh or (options.watch and not again))
         self._batch: list[tuple[str, Entry]] = []
         self._waiting_since = 0.0
+        self._sender = ThreadPoolExecutor(1, "add")
+        self._on_the_way: deque[tuple[_Batch, Future[Added]]] = deque()
 
     def take(self, entry: Entry) -> None:
         """Queue one entry with the next batch, or what it lists at once, or name it as rejected."""
+        if not self._options.pages and (video := plain_video(entry.text, self._site.hosts)):
+            self._take_ids(entry, (video,))
+            return
         try:
             named = self._named(entry.text)
             if isinstance(named, str):
@@ -502,9 +516,37 @@ class Adder:
         return nested
 
     def flush(self) -> None:
-        """Queue what waits for its batch to fill."""
+        """Send what waits for its batch to fill, and go on meanwhile; what was sent before is counted first."""
         batch, self._batch, self._waiting_since = self._batch, [], 0.0
-        self._send(batch, self._category, "")
+        if batch:
+            self._on_the_way.append((batch, self._sender.submit(self._add, batch, self._category, "")))
+        while len(self._on_the_way) > 1:
+            self._count_next()
+
+    def finish(self) -> None:
+        """Queue and count all that was taken; where it was interrupted, what is on its way is still counted."""
+        self.flush()
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is on its way, and count it."""
+        while self._on_the_way:
+            self._count_next()
+
+    def close(self) -> None:
+        """Count what is on its way, unless the queue is away, and end."""
+        try:
+            with suppress(EngineError, ServerError), undivided():
+                self.settle()
+        finally:
+            self._sender.shutdown()
+            if (more := self.tally.rejected - NAMED_AT_MOST) > 0:
+                say(_("{count} more were rejected").format(count=more))
+
+    def _count_next(self) -> None:
+        with undivided():
+            batch, answer = self._on_the_way.popleft()
+            self._count(batch, answer.result())
 
     def _id(self, text: str) -> str:
         """Return the id that a text names: its first word, else the first address in it, as in a shared text."""
@@ -520,31 +562,37 @@ class Adder:
 
     def _send(
         self,
-        batch: Sequence[tuple[str, Entry]],
+        batch: _Batch,
         category: str,
         source: str,
         wishes: Mapping[str, Any] | None = None,
     ) -> None:
         """Queue ids; with ``wishes`` they are sources, and read again where this is not a later round of a watch."""
-        if not batch:
-            return
+        if batch:
+            with undivided():
+                self._count(batch, self._add(batch, category, source, wishes))
+
+    def _add(self, batch: _Batch, category: str, source: str, wishes: Mapping[str, Any] | None = None) -> Added:
         more: dict[str, Any] = {} if wishes is None else {"wishes": wishes, "again": not self._again}
         if self._watch and not source:
             more["watch"] = self._watch
-        with undivided():
-            ids = [id_ for id_, _entry in batch]
-            refresh = self._refresh and (wishes is None or bool(self._options.refresh))
-            answer = self._sink.add(ids, category, source, refresh, uuid4().hex, **more)
-            self.tally.added += answer.added
-            self.tally.known += answer.known
-        entries = dict(reversed(batch))
-        for id_, reason in answer.rejected:
-            self._reject(entries.get(id_, Entry(id_)), reason)
+        refresh = self._refresh and (wishes is None or bool(self._options.refresh))
+        ids = [id_ for id_, _entry in batch]
+        return self._sink.add(ids, category, source, refresh, uuid4().hex, **more)
+
+    def _count(self, batch: _Batch, answer: Added) -> None:
+        self.tally.added += answer.added
+        self.tally.known += answer.known
+        if answer.rejected:
+            entries = dict(reversed(batch))
+            for id_, reason in answer.rejected:
+                self._reject(entries.get(id_, Entry(id_)), reason)
 
     def _reject(self, entry: Entry, reason: str) -> None:
         self.tally.rejected += 1
-        where = f"{entry.where}: " if entry.where else ""
-        say(where + _("rejected {target}: {reason}").format(target=shown(entry.text), reason=shown(reason)))
+        if self.tally.rejected <= NAMED_AT_MOST:
+            where = f"{entry.where}: " if entry.where else ""
+            say(where + _("rejected {target}: {reason}").format(target=shown(entry.text), reason=shown(reason)))
 
 
 def _hint(entry: Entry) -> str:
@@ -573,8 +621,9 @@ def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: 
             for entry in entries:
                 adder.take(entry)
                 advance()
-            adder.flush()
+            adder.finish()
     finally:
+        adder.close()
         site.close()
         tally.add(adder.tally)
 
@@ -591,7 +640,13 @@ def progress(wanted: bool) -> Iterator[Callable[[], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(_("targets read:"), total=None)
-        yield lambda: bar.advance(task)
+        read = count()
+
+        def advance() -> None:
+            if (number := next(read)) % 100 == 0:  # the bar costs more than the entry
+                bar.update(task, completed=number)
+
+        yield advance
 
 
 def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Tally) -> None:
@@ -762,6 +817,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--sources", action="store_true", help=_("list the sources and watched videos, and what was found")
     )
     parser.add_argument("--json", action="store_true", help=_("with --sources: as JSON"))
+    parser.add_argument(
+        "--export",
+        metavar="F",
+        help=_("write the whole queue into a file of JSON lines, packed if it ends in .gz; - is stdout"),
+    )
+    parser.add_argument(
+        "--import", dest="import_", metavar="F", help=_("bring what --export has written into the queue; - is stdin")
+    )
+    parser.add_argument(
+        "--adopt",
+        metavar="FOLDER",
+        help=_("take the files in a folder for finished pages, as far as they say which ones"),
+    )
+    parser.add_argument("--dry-run", action="store_true", help=_("with --adopt: say it, and change nothing"))
+    parser.add_argument(
+        "--offline", action="store_true", help=_("with --adopt: ask the site for nothing that the files do not say")
+    )
     return parser
 
 
@@ -784,6 +856,8 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
 def check_options(options: argparse.Namespace) -> None:
     """Raise UsageError for options that make no sense together, and for files that cannot be read."""
     named = bool(options.targets or options.file)
+    if _of_the_whole(options, named):
+        return
     if options.retry_failed and (named or options.watch):
         raise UsageError(_("--retry-failed takes no targets, no --file and no --watch"))
     if (options.sources or options.unwatch) and (named or options.watch or options.retry_failed):
@@ -793,15 +867,30 @@ def check_options(options: argparse.Namespace) -> None:
     if (options.match or options.since or options.oldest_first) and not (named or options.retry_failed):
         raise UsageError(_("--match, --since and --oldest-first want a source to choose from"))
     for name in options.file or ():
-        try:
-            if is_regular := name != "-" and not Path(name).is_fifo():  # opening a pipe would take from it
-                Path(name).open("rb").close()
-        except OSError as error:
-            raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
-        if options.watch and not is_regular:
-            raise UsageError(_("a pipe or standard input can be read only once: give --watch a file"))
+        _check_file(name, options.watch)
     if not (named or options.retry_failed or options.sources or options.unwatch):
         ranked_categories(options.category)
+
+
+def _of_the_whole(options: argparse.Namespace, named: bool) -> bool:
+    """Tell whether the whole queue is exported or imported, or a folder adopted; UsageError for more than that."""
+    wanted = sum(map(bool, (options.export, options.import_, options.adopt)))
+    others = named or options.watch or options.retry_failed or options.sources or options.unwatch
+    if wanted and (others or wanted > 1):
+        raise UsageError(_("--export, --import and --adopt stand alone"))
+    if (options.dry_run or options.offline) and not options.adopt:
+        raise UsageError(_("--dry-run and --offline go with --adopt only"))
+    return bool(wanted)
+
+
+def _check_file(name: str, watched: int | None) -> None:
+    try:
+        if is_regular := name != "-" and not Path(name).is_fifo():  # opening a pipe would take from it
+            Path(name).open("rb").close()
+    except OSError as error:
+        raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
+    if watched and not is_regular:
+        raise UsageError(_("a pipe or standard input can be read only once: give --watch a file"))
 
 
 def ranked_categories(name: str) -> Sequence[Category]:
@@ -819,6 +908,13 @@ def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> No
     """Do what the options say."""
     sink = open_sink(settings)
     try:
+        if options.export or options.import_ or options.adopt:
+            if not isinstance(sink, Queue):
+                raise UsageError(
+                    _("this is done where the queue itself can be reached: set REDIS_URL, or do it on its machine")
+                )
+            tally.rejected = move_whole(sink, settings, options, tell=print, say=say)
+            return
         if options.retry_failed:
             print(f"retried {retry_failed(sink, options.match)}")
             return
@@ -875,7 +971,9 @@ def run(arguments: Sequence[str] | None) -> int:
     except (UsageError, EngineError, ServerError) as error:
         say(str(error))
         status = 2
-    if not (options.retry_failed or options.sources or options.unwatch) and (status != 2 or tally != Tally()):
+    no_tally = options.retry_failed or options.sources or options.unwatch
+    no_tally = no_tally or options.export or options.import_ or options.adopt
+    if not no_tally and (status != 2 or tally != Tally()):
         print(tally, flush=True)
     return status
 

@@ -147,6 +147,8 @@ class Settings:
     """Addresses of services that reach a person; they have keys and passwords in them."""
     log_level: str = "info"
     log_file: Path | None = None
+    success_limit: int = 5_000_000
+    """So many records of finished pages stay in Redis, the newest; 0 is all of them."""
 
     @property
     def scratch_dir(self) -> Path:
@@ -200,6 +202,7 @@ _VARIABLES = {
     "notify": "BILI_NOTIFY",
     "log_level": "BILI_LOG_LEVEL",
     "log_file": "BILI_LOG_FILE",
+    "success_limit": "BILI_SUCCESS_LIMIT",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -337,6 +340,12 @@ def _connections(text: str, root: Path) -> int:
     return int(text)
 
 
+def _whole(text: str, high: int) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text) or int(text) > high:
+        raise ValueError(_("it must be a whole number from {low} to {high}").format(low=0, high=high))
+    return int(text)
+
+
 _QUALITY_ALIASES = {"dv": "dolby", "hdr10": "hdr", "1080phigh": "1080p+"}
 _SMART_REPAIR = 100
 
@@ -456,6 +465,7 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "notify": _addresses,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_file": _path,
+    "success_limit": lambda text, root: _whole(text, 10**9),
 }
 
 

@@ -28,11 +28,13 @@ IN_DOCS = (
     "docs/api.md",
     "docs/architecture.md",
     "docs/engines.md",
+    "docs/backup.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
     "docs/quality.md",
     "docs/reliability.md",
+    "docs/scale.md",
     "docs/sources.md",
 )
 DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
@@ -227,6 +229,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "next:<name>",
         "resharded",
         "waited",
+        "archives",
     }
 
 

@@ -20,18 +20,18 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"pace", "request_head", "series", "stream_choice", "visitor"}
+        | {"pace", "request_head", "series", "stream_choice", "success_records", "visitor"}
     ),
-    frozenset({"orders", "queue_data", "redis_engine", "request_server", "sources"}),
+    frozenset({"orders", "queue_data", "redis_engine", "request_server", "sources", "success_archive"}),
     frozenset(
         {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
         | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
     ),
     frozenset(
-        {"download_stream_file", "extras", "merge_stream_file", "page_streams", "redisConnect", "source_reader"}
-        | {"status_table", "steering", "terminal"}
+        {"adopt_files", "download_stream_file", "extras", "merge_stream_file", "page_streams", "queue_dump"}
+        | {"redisConnect", "source_reader", "status_table", "steering", "terminal"}
     ),
-    frozenset({"download_scheduler", "late_extras", "web"}),
+    frozenset({"download_scheduler", "late_extras", "queue_files", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
 """An import goes down at least one level. docs/architecture.md has the same table, and test_docs.py compares them."""
@@ -55,7 +55,8 @@ PURE = frozenset(
         "shapes",
     }
     | {"matroska", "merge_command", "notices", "orders", "pace", "plain_text"}
-    | {"request_head", "series", "source_ids", "sources", "stream_choice", "visitor"}
+    | {"request_head", "series", "source_ids", "sources", "stream_choice", "success_records"}
+    | {"visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
