@@ -73,7 +73,7 @@ def default_text(name: str, readme: str) -> str:
         value = ",".join(value)
     if isinstance(value, Path):
         value = value.relative_to(config.ROOT)
-    return f"`{value:g}`" if isinstance(value, int | float) else f"`{value}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 @pytest.mark.parametrize("readme", READMES)

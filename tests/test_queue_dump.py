@@ -27,6 +27,8 @@ from redisConnect import Queue
 from tests import structure
 from tests.conftest import running_valkey
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # an export looks at every bucket
+
 
 @pytest.fixture(scope="module")
 def other_socket() -> Iterator[str]:
