@@ -894,7 +894,7 @@ class JobViews:
         return [(url, score) for url, score in found]
 
     def _read_done(self, mark: str) -> Iterator[_Found]:
-        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,2})?", mark):
+        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,18})?", mark):
             raise ValueError(_('after: use the value of "next" of the answer before'))
         for entry, _shard, fields in self.successes(mark, PART, newest_first=True):
             yield self._success_cursor(entry, fields["url"]), self._done(entry, fields)

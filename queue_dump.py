@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from errors import UsageError
 from i18n import _
@@ -23,6 +24,7 @@ from queue_data import (
     LOOKED_AT,
     SOURCE_BUCKETS,
     Identity,
+    Success,
     as_dict,
     as_json,
     bucket,
@@ -36,7 +38,6 @@ from queue_data import (
     record_place,
     shard_of,
 )
-from redisConnect import Queue
 from success_records import path_pattern, stored_pattern
 
 FORMAT, VERSION = "bili-queue", 1
@@ -53,6 +54,29 @@ _TOTALS = ("failures", "forgotten", "replayed", "replayed_at")
 _PLACES = ("leased", "suspect", "kept", "delayed", "dead")
 
 Line = dict[str, Any]
+
+
+class Queue(Protocol):
+    """A queue, as far as it is told and brought back (``redisConnect.Queue``)."""
+
+    @property
+    def shards(self) -> int:
+        """Over how many shards it is spread."""
+
+    def look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what is put into a pipeline, whose keys are all of one shard."""
+
+    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
+        """Run a script of ``lua/``."""
+
+    def records(self, after: str, limit: int) -> list[Success]:
+        """Return records of finished pages, those behind a mark, in their order."""
+
+    def archived_after(self, mark: str, limit: int) -> list[dict[str, Any]]:
+        """Return records that lie in files here."""
+
+    def archived_pages(self, cids: Sequence[int]) -> set[int]:
+        """Return which of these pages have their records in files here."""
 
 
 # ------------------------------------------------------------------------------------------ out
@@ -158,7 +182,7 @@ def _ready(queue: Queue, shard: int, limit: int | None = None) -> Iterator[Line]
         fresh = [(start + place, url) for place, url in enumerate(urls) if url not in last]
         counting = _counting(queue, shard, fresh)[::-1]
         yield from _job_lines(queue, shard, counting, "ready", [None] * len(counting))
-        last = frozenset(counting)
+        last = frozenset(urls)
         stop = start
 
 
@@ -226,9 +250,21 @@ def _in_buckets(queue: Queue, namespace: str, ask: Callable[[Any, int, int], obj
         for number in range(start, min(start + _BUCKETS_AT_ONCE, _buckets(namespace))):
             parts.setdefault(shard_of(Identity(namespace, number, ""), queue.shards), []).append(number)
         for shard, numbers in parts.items():
-            yield queue.look(
-                lambda pipe, shard=shard, numbers=numbers: [ask(pipe, number, shard) for number in numbers]  # type: ignore[misc]
-            )
+            yield queue.look(partial(_ask_each, ask, shard, numbers))
+
+
+def _ask_each(ask: Callable[[Any, int, int], object], shard: int, numbers: Sequence[int], pipe: Any) -> None:
+    for number in numbers:
+        ask(pipe, number, shard)
+
+
+def _ask_for_closed(namespace: str, pipe: Any, number: int, shard: int) -> None:
+    for kind in ("closed", "paged"):
+        pipe.smembers(key(f"{kind}:{namespace}:{number}", shard))
+
+
+def _ask_for_open(namespace: str, pipe: Any, number: int, shard: int) -> None:
+    pipe.sdiff(*(key(f"{kind}:{namespace}:{number}", shard) for kind in ("seen", "closed")))
 
 
 def container_url(namespace: str, member: str) -> str:
@@ -244,13 +280,7 @@ def container_url(namespace: str, member: str) -> str:
 def _closed(queue: Queue) -> Iterator[Line]:
     """Yield the containers that were read; ``paged`` are those of them that have several pages."""
     for namespace in "vpes":
-        for answers in _in_buckets(
-            queue,
-            namespace,
-            lambda pipe, number, shard, space=namespace: [  # type: ignore[misc]
-                pipe.smembers(key(f"{kind}:{space}:{number}", shard)) for kind in ("closed", "paged")
-            ],
-        ):
+        for answers in _in_buckets(queue, namespace, partial(_ask_for_closed, namespace)):
             paged = {member for members in answers[1::2] for member in members}
             closed = [member for members in answers[::2] for member in sorted(members)]
             for start in range(0, len(closed), IDS_A_LINE):
@@ -264,13 +294,7 @@ def _closed(queue: Queue) -> Iterator[Line]:
 def _open_containers(queue: Queue) -> Iterator[Line]:
     """Yield the containers that are not closed: whatever is among them was added, wherever it was meanwhile."""
     for namespace in "vpes":
-        for answers in _in_buckets(
-            queue,
-            namespace,
-            lambda pipe, number, shard, space=namespace: pipe.sdiff(  # type: ignore[misc]
-                *(key(f"{kind}:{space}:{number}", shard) for kind in ("seen", "closed"))
-            ),
-        ):
+        for answers in _in_buckets(queue, namespace, partial(_ask_for_open, namespace)):
             members = [member for part in answers for member in sorted(part)]
             for start in range(0, len(members), IDS_A_LINE):
                 urls = [container_url(namespace, member) for member in members[start : start + IDS_A_LINE]]
