@@ -219,15 +219,17 @@ def _job_lines(
         yield line
 
 
+def _ask_for_ledgers(shard: int, ids: Sequence[str], pipe: Any) -> None:
+    pipe.hmget(key("ledger", shard), ids).zmscore(key("watch", shard), ids)
+
+
 def _ledgers(queue: Queue, shard: int) -> Iterator[Line]:
     after = "-"
     while True:
         (ids,) = queue.look(lambda pipe, after=after: pipe.zrangebylex(key("ledgers", shard), after, "+", 0, AT_ONCE))  # type: ignore[misc]
         if not ids:
             return
-        texts, due = queue.look(
-            lambda pipe, ids=ids: pipe.hmget(key("ledger", shard), ids).zmscore(key("watch", shard), ids)
-        )  # type: ignore[misc]
+        texts, due = queue.look(partial(_ask_for_ledgers, shard, ids))
         for url, text, at in zip(ids, texts, due, strict=True):
             if text:
                 line: Line = {"kind": "ledger", "url": url, "ledger": as_dict(text)}
