@@ -182,7 +182,7 @@ def _ready(queue: Queue, shard: int, limit: int | None = None) -> Iterator[Line]
         fresh = [(start + place, url) for place, url in enumerate(urls) if url not in last]
         counting = _counting(queue, shard, fresh)[::-1]
         yield from _job_lines(queue, shard, counting, "ready", [None] * len(counting))
-        last = frozenset(urls)
+        last = frozenset(counting) | last.intersection(urls)
         stop = start
 
 
