@@ -30,11 +30,13 @@ IN_DOCS = (
     "docs/engines.md",
     "docs/deploy.md",
     "docs/deliver.md",
+    "docs/backup.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
     "docs/quality.md",
     "docs/reliability.md",
+    "docs/scale.md",
     "docs/sources.md",
 )
 DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
@@ -73,7 +75,7 @@ def default_text(name: str, readme: str) -> str:
         value = ",".join(value)
     if isinstance(value, Path):
         value = value.relative_to(config.ROOT)
-    return f"`{value:g}`" if isinstance(value, int | float) else f"`{value}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -246,6 +248,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "next:<name>",
         "resharded",
         "waited",
+        "archives",
     }
 
 
