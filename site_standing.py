@@ -59,7 +59,8 @@ class SiteStanding:
         site = told["site"]
         if site.get("refused") is self._refused:
             self._refused = None
-        self._answers_told += site["answers"]
+        # What two heartbeats have told before the first one was heard of counts once.
+        self._answers_told = min(self._pace.answers, self._answers_told + site["answers"])
         obeyed = budget or Budget()
         self._pace.obey(obeyed.requests_per_second, max(0.001, obeyed.holds_seconds - age_seconds))
         if not self.was_refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pace import CAP_SECONDS, FIRST_WORD_SECONDS, HELD_UP_SECONDS, MOST_WANTED, Pace
+from site_standing import SiteStanding
 
 
 class Clock:
@@ -193,3 +194,15 @@ def test_all_answers_are_counted_and_only_good_ones_bring_the_pace_back(clock: C
     assert (pace.answers, pace.interval_seconds) == (1, 1.0)
     pace.answered()
     assert (pace.answers, pace.interval_seconds) == (2, 0.95)
+
+
+def test_answers_that_two_heartbeats_told_before_one_was_heard_count_once(clock: Clock) -> None:
+    pace = Pace(0.0, clock)
+    standing = SiteStanding(pace)
+    pace.answered()
+    first, second = standing.told(), standing.told()
+    standing.heard(first, None, 0.0)
+    standing.heard(second, None, 0.0)
+    assert standing.told()["site"]["answers"] == 0
+    pace.answered()
+    assert standing.told()["site"]["answers"] == 1
