@@ -113,13 +113,11 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_NOTIFY": "json://secretuser:secretpassword@host/"}
     values |= {"BILI_COOKIES": "cookies.txt", "BILI_LOG_LEVEL": "Debug", "BILI_LOG_FILE": "logs/bili.log"}
     values |= {"BILI_TRUSTED_PROXIES": "10.0.0.0/8, 2001:DB8::1"}
-    settings = parse_settings(values)
-    assert settings.trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
     values |= {"BILI_RATE_PER_ADDRESS": "0.5", "BILI_EGRESS": "光纤 1"}
-    settings = parse_settings(values)
-    assert (settings.rate_per_address, settings.rate_per_account, settings.egress) == (0.5, 7.0, "光纤 1")
     values |= {"BILI_DELIVER_TO": "sftp://secretuser:secretpassword@host/videos/", "BILI_DELIVER_KEEP": "No"}
     settings = parse_settings(values)
+    assert settings.trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
+    assert (settings.rate_per_address, settings.rate_per_account, settings.egress) == (0.5, 7.0, "光纤 1")
     assert str(settings.deliver_to) == "sftp://host/videos" and settings.deliver_keep == "no"
     assert settings.log_level == "debug" and settings.log_file == config.ROOT / "logs/bili.log"
     assert settings.cookies == config.ROOT / "cookies.txt"
