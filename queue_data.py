@@ -349,8 +349,9 @@ class JobViews:
 
     def page(self, cid: int) -> dict[str, Any] | None:
         """Return the finished page that has a cid, None where there is none."""
-        (entry,) = self._look(lambda pipe: pipe.hget(record_key(JobId(cid=cid)), str(cid)))
-        records = self._records([str(cid)], [entry])
+        page = JobId(cid=cid)
+        (entry,) = self._look(lambda pipe: pipe.hget(record_key(page, self._shards), str(cid)))
+        records = self._records(shard_of(identity_of(page), self._shards), [str(cid)], [entry])
         return records.get(str(cid))
 
     def jobs(self, urls: Sequence[str]) -> list[dict[str, Any] | None]:

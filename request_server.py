@@ -1,9 +1,10 @@
-"""Serves a WSGI application: one loop reads requests and writes answers, a few threads make the answers.
+"""Serves a WSGI application: aiohttp's loop reads requests and writes answers, a few threads make the answers.
 
-A request comes to a thread when all of it is there, so that slow senders, half-open connections and idle ones hold no
-thread, and cost a loop nothing while nothing comes from them. All of it is one process, in which nothing outlives what
-the user has started. What is kept of those who do not finish is bounded: in time, in number, and in bytes together;
-where there are too many, the one that has been waited for the longest goes first.
+aiohttp speaks HTTP: what is read of a head, and what is refused in it, is its parser's matter. What is here is the way
+from there to WSGI, and what is kept of those who do not finish. A request comes to a thread when all of it is there, so
+that slow senders, half-open connections and idle ones hold no thread. All of it is one process, in which nothing
+outlives what the user has started. Bounded are time, number, and bytes together; where there are too many, the one
+that has been waited for the longest goes first.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import json
 import logging
 import queue
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from email.utils import formatdate
-from functools import lru_cache, partial
-from http import HTTPStatus
+from functools import lru_cache
 from io import BytesIO
+from itertools import chain
 from typing import Any, cast
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import LineTooLong
 
 from i18n import _
 from model import MIB
-from request_head import MAX_HEAD_BYTES, Head, HeadRefused, read_head
 
 log = logging.getLogger(__name__)
 
@@ -44,160 +48,161 @@ LINGER_SECONDS = 30.0
 GRACE_SECONDS = 5.0
 """At the end, for what threads are working on."""
 BUFFERED_BYTES = 64 * MIB
-"""Of all unfinished bodies together."""
-PIPELINED_BYTES = MAX_HEAD_BYTES
+"""Of all unfinished requests together."""
+PIPELINED_BYTES = 64 * 1024
+FIELD_BYTES = 16 * 1024
+"""The first line, and each field; there are at most FIELDS."""
+FIELDS = 100
 TURN_SECONDS = 1.0
 
+Answer = tuple[str, list[tuple[str, str]], bytes]
 
-class _Connection(asyncio.Protocol):
-    """One client: what came from it, and what it is waited for until when. Belongs to the loop."""
 
-    def __init__(self, server: RequestServer, port: int) -> None:
-        self._server = server
-        self.port = port
-        self.transport = cast(asyncio.Transport, None)
-        self.buffer = bytearray()
-        self.head: Head | None = None
-        self.is_answered = True
-        self.is_lingering = False
-        self.has_ended = self.has_said_all = False
-        self.is_choked = False
+class _Refused(Exception):
+    """A request that is not handed on; ``status`` is what its sender is told beside the sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class _Connection(web.RequestHandler):
+    """One client, and what it is waited for until when. Belongs to the loop.
+
+    Of aiohttp's class only public methods are overridden, and one private attribute is read: ``_messages``, the
+    requests that were read and not begun. Nothing else tells whether a client that has said all is owed answers.
+    """
+
+    __slots__ = (
+        *("body", "deadline", "gone", "has_said_all", "held", "is_answered", "is_idle", "is_lingering"),
+        *("last", "server", "stalled_at"),
+    )
+
+    def __init__(self, server: RequestServer, http: web.Server) -> None:
+        super().__init__(
+            http,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=IDLE_SECONDS,
+            access_log=None,  # type: ignore[arg-type]  # which is how it is switched off
+            max_line_size=FIELD_BYTES,
+            max_field_size=FIELD_BYTES,
+            max_headers=FIELDS,
+            lingering_time=0,  # finish_response does that for all last answers, those to broken heads too
+            auto_decompress=False,
+        )
+        self.server = server
+        self.is_answered = self.is_idle = True
+        self.is_lingering = self.has_said_all = False
         self.deadline = self.stalled_at = 0.0
-        self.peer = ""
-        self._searched_bytes = 0
+        self.held = self.last = 0
+        self.body: StreamReader | None = None  # of a request from its beginning on until it is answered
+        self.gone = asyncio.Event()
 
     # what the loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
-        self._wait(HEAD_SECONDS, HEAD_SECONDS)
-        self._server.enter(self)
+        self.wait(HEAD_SECONDS, HEAD_SECONDS)
+        super().connection_made(transport)
+        self.server.enter(self)
 
-    def connection_lost(self, problem: Exception | None) -> None:
-        self.has_ended = True
-        self._server.leave(self)
+    def connection_lost(self, problem: BaseException | None) -> None:
+        self.gone.set()
+        self.server.leave(self)
+        super().connection_lost(problem)
 
     def data_received(self, data: bytes) -> None:
         if self.is_lingering:
             return
-        if self.is_answered and self.head is None and not self.buffer:
-            self._wait(HEAD_SECONDS, STALL_SECONDS)  # the first bytes of a request
-        self.buffer += data
-        self._server.buffered_bytes += len(data)
-        self.stalled_at = self._server.now + STALL_SECONDS
-        if not self.is_answered or self.is_choked:
-            if len(self.buffer) > PIPELINED_BYTES:
+        if count := len(data):
+            self.last = count
+            self.held += count
+            self.server.held_bytes += count
+            if self.is_idle:  # the first bytes of a request
+                self.is_idle = False
+                self.wait(HEAD_SECONDS, STALL_SECONDS)
+            elif not self.writing_paused:
+                self.stalled_at = self.server.now + STALL_SECONDS
+        super().data_received(data)
+        if count:
+            if not self.is_answered and self.held > PIPELINED_BYTES and self.transport is not None:
                 self.transport.pause_reading()
-            return
-        self._read()
-        self._server.make_room()
+            self.server.make_room()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp lets go of all; asyncio asks
         self.has_said_all = True
-        is_asking = not self.is_answered or (self.is_choked and bool(self.buffer))
-        return is_asking and not self.is_lingering  # then the answers are still wanted
+        is_owed = bool(self._messages) or (self.body is not None and self.body.is_eof())
+        # then the connection stays open; with TLS there is no such half of a connection
+        return is_owed and not self.is_lingering and self.ssl_context is None
 
-    def pause_writing(self) -> None:
-        self.is_choked = True  # it asks without fetching the answers
-
-    def resume_writing(self) -> None:
-        self.is_choked = False
-        if self.is_answered and not self.is_lingering:
-            self._go_on()
-
-    def _wait(self, seconds: float, stall_seconds: float) -> None:
+    def wait(self, seconds: float, stall_seconds: float) -> None:
         """Wait for what must come within this time, and some of it within the shorter one."""
-        now = self._server.now
+        now = self.server.now
         self.deadline, self.stalled_at = now + seconds, now + stall_seconds
 
-    # from bytes to a request
-
-    def _read(self) -> None:
-        """Hand on the request that is whole by now, if one is."""
-        try:
-            if self.head is None and not self._read_head():
-                return
-        except HeadRefused as error:
-            self._refuse(error.status, str(error))
-            return
-        assert self.head is not None
-        if self.head.body_bytes > self._server.body_limit:
-            self._hand_on(b"")  # the application says that it is too large
-        elif len(self.buffer) >= self.head.body_bytes:
-            self._hand_on(self._taken(self.head.body_bytes))
-
-    def _read_head(self) -> bool:
-        while self.buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: some clients end a body with it
-            self._taken(2)
-        end = self.buffer.find(b"\r\n\r\n", self._searched_bytes, MAX_HEAD_BYTES)
-        if end < 0:
-            if len(self.buffer) >= MAX_HEAD_BYTES:
-                raise HeadRefused(431, _("the head is larger than {limit} bytes").format(limit=MAX_HEAD_BYTES))
-            self._searched_bytes = max(0, len(self.buffer) - 3)
-            return False
-        self._searched_bytes = 0
-        self.head = read_head(self._taken(end + 4)[:-4])
-        self._wait(BODY_SECONDS, STALL_SECONDS)
-        if self.head.awaits_continue and len(self.buffer) < self.head.body_bytes <= self._server.body_limit:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return True
-
-    def _taken(self, count: int) -> bytes:
-        taken = bytes(self.buffer[:count])
-        del self.buffer[:count]
-        self._server.buffered_bytes -= len(taken)
-        return taken
-
-    def _hand_on(self, body: bytes) -> None:
-        self.is_answered = False
-        self._server.requests.put((self, body))
-
-    def _refuse(self, status: int, sentence: str) -> None:
-        log.info(_("refused a request of %s: %d, %s"), self.peer, status, sentence)
-        body = json.dumps({"error": sentence}, ensure_ascii=False).encode()
-        fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        self.answer(_head_text(f"{status} {HTTPStatus(status).phrase}", fields, True) + body, True)
-
-    # from an answer to bytes
-
-    def answer(self, text: bytes, is_last: bool) -> None:
-        """Send an answer, and go on to the next request, or end."""
-        if self.has_ended:
-            return
-        self.is_answered, self.head = True, None
-        self._server.wait_again(self)
-        self._wait(IDLE_SECONDS, IDLE_SECONDS)
-        self.transport.write(text)
-        if is_last:
-            self._linger()
-        elif not self.is_choked:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """Look whether the next request is there already."""
-        self.transport.resume_reading()
-        if self.buffer:
-            self._wait(HEAD_SECONDS, STALL_SECONDS)
-            self._read()
-        if self.has_said_all and self.is_answered:
-            self.transport.close()
-
-    def _linger(self) -> None:
-        self.is_lingering = True
-        self._taken(len(self.buffer))
-        self._wait(LINGER_SECONDS, LINGER_SECONDS)
-        if self.has_said_all or not self.transport.can_write_eof():
-            self.transport.close()
-        else:
-            self.transport.write_eof()
-            self.transport.resume_reading()
+    def forget(self, count: int) -> None:
+        """Count so many bytes as handed on; what is left came with the last ones at most."""
+        left = max(0, min(self.held - count, self.last))
+        self.server.held_bytes -= self.held - left
+        self.held = left
 
     @property
     def is_late(self) -> bool:
         """Tell whether it has been waited for long enough: for a request, or that an answer is fetched."""
-        return self.is_answered and self._server.now > min(self.deadline, self.stalled_at)
+        return self.is_answered and self.server.now > min(self.deadline, self.stalled_at)
+
+    # what aiohttp asks
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer to what is no request, or is not taken."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # it has gone: aiohttp ends its task
+        if isinstance(exc, _Refused):
+            status, sentence = exc.status, str(exc)
+        elif isinstance(exc, LineTooLong):
+            status, sentence = 431, _("the head is too large")
+        elif status == 400:
+            sentence = _("this is no request of HTTP/1.0 or 1.1")
+        else:
+            log.error(_("the server of requests failed"), exc_info=exc)
+            sentence = _("internal error")
+        log.info(_("refused a request of %s: %d, %s"), request.remote, status, sentence)
+        text = json.dumps({"error": sentence}, ensure_ascii=False)
+        answer = web.Response(status=status, text=text, content_type="application/json")
+        answer.force_close()
+        return answer
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer, and have its sender see it where it is the last one."""
+        self.is_answered = True
+        self.server.wait_again(self)
+        self.wait(IDLE_SECONDS, IDLE_SECONDS)
+        resp.headers["Server"] = "queue"  # else aiohttp names itself and Python, with their versions
+        done = await super().finish_response(request, resp, start_time)
+        self.body, self.is_idle = None, True
+        if self.has_said_all and not self._messages:
+            self.close()
+        if self.transport is not None:
+            self.transport.resume_reading()
+            if not resp.keep_alive:
+                await self._linger(self.transport)
+        return done
+
+    async def _linger(self, transport: asyncio.Transport) -> None:
+        self.is_lingering = True
+        self.forget(self.held)
+        if self.has_said_all or not transport.can_write_eof() or transport.is_closing():
+            return
+        self.wait(LINGER_SECONDS, LINGER_SECONDS)
+        transport.write_eof()
+        await self.gone.wait()
 
 
 class RequestServer:
@@ -211,18 +216,21 @@ class RequestServer:
         threads: int = 8,
         connection_limit: int = 1000,
         body_limit: int = MIB,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._application = application
         self._sockets = list(sockets)
         self._threads = threads
         self._connection_limit = connection_limit
-        self.body_limit = body_limit
-        self.requests: queue.SimpleQueue[tuple[_Connection, bytes] | None] = queue.SimpleQueue()
+        self._body_limit = body_limit
+        self._ssl_context = ssl_context
         self.now = time.monotonic()
-        self.buffered_bytes = 0
-        self.is_ending = False
+        self.held_bytes = 0
+        self._is_ending = False
+        self._requests: queue.SimpleQueue[tuple[_Connection, dict[str, Any], asyncio.Future[Answer]] | None]
+        self._requests = queue.SimpleQueue()
         self._connections: dict[_Connection, None] = {}
-        self._answers: deque[tuple[_Connection, bytes, bool]] = deque()
+        self._answers: deque[tuple[asyncio.Future[Answer], Answer | None]] = deque()
         self._is_woken = False
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,6 +239,11 @@ class RequestServer:
     def places(self) -> list[tuple[str, int]]:
         """The addresses and ports at which it listens."""
         return [one.getsockname()[:2] for one in self._sockets]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a thread."""
+        return self._requests.qsize()
 
     def run(self) -> None:
         """Serve until ``end`` is called, and then until those who are being answered are."""
@@ -250,28 +263,32 @@ class RequestServer:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._turned = asyncio.Event()
+        http = web.Server(self._answer, request_factory=self._request)
         for _unused in range(self._threads):
             threading.Thread(target=self._work, name="request", daemon=True).start()
         doors = [
             await self._loop.create_server(
-                partial(_Connection, self, one.getsockname()[1]),
+                lambda: _Connection(self, http),
                 sock=one,
                 backlog=2048,
+                ssl=self._ssl_context,
+                ssl_handshake_timeout=HEAD_SECONDS if self._ssl_context else None,
             )
             for one in self._sockets
         ]
         try:
             while not self._ended.is_set():
                 await self._next_turn()
-                self._drop_late()
+                for late in [one for one in self._connections if one.is_late]:
+                    self._drop(late)
             for door in doors:
                 door.close()
             await self._drain()
         finally:
             for _unused in range(self._threads):
-                self.requests.put(None)
+                self._requests.put(None)
             for connection in list(self._connections):
-                connection.transport.abort()
+                self._drop(connection)
 
     async def _next_turn(self) -> None:
         self._turned.clear()
@@ -284,12 +301,12 @@ class RequestServer:
 
     async def _drain(self) -> None:
         """Let what is being worked on be answered, and hear of no more."""
-        self.is_ending = True
+        self._is_ending = True
         deadline = time.monotonic() + GRACE_SECONDS
         for connection in list(self._connections):
-            if connection.is_answered and not connection.is_lingering:
+            if connection.is_answered and not connection.is_lingering and connection.transport is not None:
                 connection.transport.close()
-        while any(not one.is_answered or one.transport.get_write_buffer_size() for one in self._connections):
+        while any(not one.is_answered or _unsent(one) for one in self._connections):
             if time.monotonic() > deadline:
                 log.warning(_("ending with requests that are not answered"))
                 return
@@ -306,8 +323,7 @@ class RequestServer:
     def leave(self, connection: _Connection) -> None:
         """Forget a connection that is closed."""
         self._connections.pop(connection, None)
-        self.buffered_bytes -= len(connection.buffer)
-        connection.buffer.clear()
+        connection.forget(connection.held)
 
     def wait_again(self, connection: _Connection) -> None:
         """Note that a connection was answered: all others have been waited for longer."""
@@ -316,34 +332,59 @@ class RequestServer:
 
     def make_room(self) -> None:
         """Where unfinished requests are too many bytes together, the one that was waited for longest goes."""
-        while self.buffered_bytes > BUFFERED_BYTES:
-            unfinished = next((one for one in self._connections if one.is_answered and one.buffer), None)
+        while self.held_bytes > BUFFERED_BYTES:
+            unfinished = next((one for one in self._connections if one.is_answered and one.held), None)
             if unfinished is None:
                 return
             self._drop(unfinished)
 
     def _drop(self, connection: _Connection) -> None:
         self.leave(connection)
-        connection.has_ended = True
-        connection.transport.abort()
+        connection.gone.set()
+        if connection.transport is not None:
+            connection.transport.abort()
 
-    def _drop_late(self) -> None:
-        for connection in [one for one in self._connections if one.is_late]:
-            self._drop(connection)
+    # ------------------------------------------------------------------------------------ from a request to an answer
 
-    # ------------------------------------------------------------------------------------ the threads
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        protocol.body = payload
+        limit = self._body_limit + 1  # the first that is too many
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Have all of a request, then a thread's answer to it."""
+        connection = cast(_Connection, request.protocol)
+        connection.wait(BODY_SECONDS, STALL_SECONDS)
+        try:
+            environ = _environ(request)
+        except _Refused as refused:
+            return connection.handle_error(request, exc=refused)
+        size = int(environ.get("CONTENT_LENGTH") or 0)
+        is_large = size > self._body_limit
+        body = b""  # of one that is too large: the application says so
+        if size and not is_large:
+            if environ.get("HTTP_EXPECT", "").lower() == "100-continue" and request.version >= (1, 1):
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = await request.read()
+        environ["wsgi.input"] = BytesIO(body)
+        environ["wsgi.url_scheme"] = "https" if self._ssl_context else "http"
+        connection.forget(_head_bytes(request) + len(body))
+        connection.is_answered = False
+        promise: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._requests.put((connection, environ, promise))
+        status, fields, content = await promise
+        answer = web.Response(status=int(status[:3]), reason=status[4:], headers=fields, body=content)
+        if is_large or self._is_ending:
+            answer.force_close()
+        return answer
 
     def _work(self) -> None:
-        while (request := self.requests.get()) is not None:
-            connection, body = request
-            if connection.has_ended:  # whoever asked has gone: nothing is changed for nobody
-                continue
-            head = connection.head
-            assert head is not None
-            answer = _answer_of(self._application, self._environ(connection, head, body))
-            is_last = head.is_last or self.is_ending or head.body_bytes > self.body_limit
-            text = _answer_text(head, *answer, is_last)
-            self._answers.append((connection, text, is_last))
+        while (request := self._requests.get()) is not None:
+            connection, environ, promise = request
+            # whoever has gone asks no more: nothing is changed for nobody
+            answer = None if connection.gone.is_set() else _answer_of(self._application, environ)
+            self._answers.append((promise, answer))
             if not self._is_woken:
                 self._is_woken = True
                 self._tell(self._send_answers)
@@ -351,26 +392,84 @@ class RequestServer:
     def _send_answers(self) -> None:
         self._is_woken = False  # before the first look: what is appended from now on wakes the loop again
         while self._answers:
-            connection, text, is_last = self._answers.popleft()
-            connection.answer(text, is_last)
-
-    def _environ(self, connection: _Connection, head: Head, body: bytes) -> dict[str, Any]:
-        return head.environ | {
-            "SCRIPT_NAME": "",
-            "SERVER_NAME": "localhost",
-            "SERVER_PORT": str(connection.port),
-            "REMOTE_ADDR": connection.peer,
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.input": BytesIO(body),
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-        }
+            promise, answer = self._answers.popleft()
+            if promise.done():
+                continue
+            if answer is None:
+                promise.set_exception(ConnectionResetError())
+            else:
+                promise.set_result(answer)
 
 
-def _answer_of(application: Application, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
+def _unsent(connection: _Connection) -> bool:
+    return connection.transport is not None and connection.transport.get_write_buffer_size() > 0
+
+
+def _head_bytes(request: web.BaseRequest) -> int:
+    """Return how long the head was, as heads are written: one space after a colon."""
+    fields = request.raw_headers
+    length = sum(map(len, chain.from_iterable(fields))) + len(": \r\n") * len(fields)
+    return length + len(request.method) + len(request.raw_path) + len("  HTTP/1.1\r\n\r\n")
+
+
+@lru_cache(1000)
+def _cgi_name(name: bytes) -> str:
+    """Return a field's name as WSGI has it; nothing for one that would come out as another one, with a hyphen."""
+    if b"_" in name:
+        return ""
+    upper = name.decode("latin-1").upper().replace("-", "_")
+    return upper if upper in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{upper}"
+
+
+def _environ(request: web.BaseRequest) -> dict[str, Any]:
+    """Return what WSGI says of a request, without its body; raise _Refused where there is none to be had."""
+    found: dict[str, Any] = {}
+    for field, value in request.raw_headers:
+        name = _cgi_name(field)
+        if name in found:
+            found[name] += ("; " if name == "HTTP_COOKIE" else ",") + value.decode("latin-1")
+        elif name:
+            found[name] = value.decode("latin-1")
+    if "HTTP_TRANSFER_ENCODING" in found:
+        raise _Refused(411, _("send the body with a Content-Length"))
+    path, query = _target(request, found)
+    found |= {
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SERVER_PROTOCOL": f"HTTP/{request.version.major}.{request.version.minor}",
+        "SCRIPT_NAME": "",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": str(_port(request.transport)),
+        "REMOTE_ADDR": request.remote or "",
+        "wsgi.version": (1, 0),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    return found
+
+
+def _port(transport: asyncio.Transport | None) -> int:
+    place = transport.get_extra_info("sockname") if transport is not None else None
+    return int(place[1]) if isinstance(place, tuple) else 0
+
+
+def _target(request: web.BaseRequest, fields: dict[str, Any]) -> tuple[str, str]:
+    """Return the path and the query, as WSGI has them; a name in an absolute address counts instead of Host."""
+    address = request.raw_path
+    if not address.startswith("/"):
+        whole = urlsplit(address)
+        if whole.scheme != "http" or "@" in whole.netloc or request.method == "CONNECT":
+            raise _Refused(400, _("this is no request of HTTP/1.0 or 1.1"))
+        fields["HTTP_HOST"] = whole.netloc
+        address = f"{whole.path or '/'}?{whole.query}"
+    path, _mark, query = address.encode("utf-8", "surrogateescape").partition(b"?")
+    return (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1"), query.decode("latin-1")
+
+
+def _answer_of(application: Application, environ: dict[str, Any]) -> Answer:
     """Return status, fields and content of an answer; a fault of the application is logged, and not told."""
     status, fields = "", []
 
@@ -389,25 +488,3 @@ def _answer_of(application: Application, environ: dict[str, Any]) -> tuple[str, 
         log.exception(_("the application failed"))
         return "500 Internal Server Error", [], b""
     return status, fields, content
-
-
-@lru_cache(1)
-def _date(_second: int) -> str:
-    return formatdate(usegmt=True)
-
-
-def _answer_text(head: Head, status: str, fields: Sequence[tuple[str, str]], content: bytes, is_last: bool) -> bytes:
-    """Return an answer as it is sent, which has no body where the request or the status forbids it."""
-    if head.environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304"):
-        return _head_text(status, fields, is_last)
-    if not any(name.lower() == "content-length" for name, _value in fields):
-        fields = [*fields, ("Content-Length", str(len(content)))]
-    return _head_text(status, fields, is_last) + content
-
-
-def _head_text(status: str, fields: Iterable[tuple[str, str]], is_last: bool) -> bytes:
-    """Return the head of an answer; the fields are the application's, which lets no line end into them."""
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields), f"Date: {_date(int(time.time()))}"]
-    if is_last:
-        lines.append("Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -115,7 +115,7 @@ class ShardLeases:
         for url, token, *_rest in self.found:
             if token not in tokens:
                 shard = shard_of_id(url, self.request.shards)
-                self.run("release", [answer_key(token, shard)], [url, token], shard)
+                self.run("release", [answer_key(token, shard)], [url, token, 0], shard)
         if tokens <= {lease[1] for lease in self.found}:
             return settled
         return self._that_stand(settled)

@@ -66,7 +66,7 @@ def test_goals_that_are_missed_are_said_to_be() -> None:
     table = told.markdown(summed, {"machine": "2 cores"})
     assert "missed" not in table
     assert "**missed**" in told.markdown(told.summed_up(figures(direct=21_000)), {})
-    assert "| this server | **3000** | 3000, 3000, 3000 |" in table
+    assert "| this server, aiohttp | **3000** | 3000, 3000, 3000 |" in table
     assert "ConnectionRefusedError 7" in table
 
 

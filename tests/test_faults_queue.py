@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -39,6 +40,7 @@ from demo.process import SiteProcess
 from download_scheduler import Scheduler
 from errors import EngineError, EngineFull, ServerUnreachable, StaleToken
 from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
+from pace import Pace
 from parse_ import aid_to_bvid, bvid_to_aid
 from queue_client import QueueClient
 from queue_data import BUCKETS
@@ -1387,9 +1389,10 @@ class AwayServer:
 def idle_scheduler(queue: Any, settings: Settings, draw: Callable[[], float]) -> Scheduler:
     """Return a worker's scheduler of which nothing is used but its leasing."""
     unused: Any = None
+    site: Any = SimpleNamespace(pace=Pace(0.0, lambda: 0.0))
     running = asyncio.Event()
     running.set()
-    return Scheduler(settings, queue, unused, unused, running, "ffmpeg", "w", "i", draw)
+    return Scheduler(settings, queue, site, unused, running, "ffmpeg", "w", "i", draw)
 
 
 async def test_a_worker_asks_an_absent_server_ever_less_often_up_to_a_bound(settings: Settings) -> None:

@@ -20,7 +20,8 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"budgets", "pace", "request_head", "series", "server_choice", "stream_choice", "visitor"}
+        | {"budgets", "pace", "series", "server_choice", "stream_choice"}
+        | {"visitor"}
     ),
     frozenset({"farm_budgets", "orders", "queue_data", "redis_engine", "request_server", "site_standing", "sources"}),
     frozenset(
@@ -54,9 +55,9 @@ PURE = frozenset(
         "retry",
         "shapes",
     }
-    | {"matroska", "merge_command", "notices", "orders", "pace", "places", "plain_text"}
-    | {"request_head", "series", "server_choice", "source_ids", "sources", "stream_choice"}
-    | {"visitor", "budgets", "site_standing"}
+    | {"budgets", "matroska", "merge_command", "notices", "orders", "pace"}
+    | {"places", "plain_text", "series", "server_choice", "site_standing"}
+    | {"source_ids", "sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 
@@ -70,7 +71,7 @@ DOORS = {
     "flask": {"web"},
     "werkzeug": {"web"},
     "requests": {"add_url", "site_walk"},
-    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "demo"},
+    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "request_server", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "biliass": {"extras"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},

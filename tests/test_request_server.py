@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import trustme
 
 import request_server
 import web_server
@@ -26,12 +28,14 @@ class Application:
     """Answers with the body, or the path; ``/wait`` when it is let."""
 
     seen: list[str] = field(default_factory=list)
+    environs: list[dict[str, Any]] = field(default_factory=list)
     let: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         self.seen.append(path)
+        self.environs.append(environ)
         if path == "/wait":
             self.begun.set()
             assert self.let.wait(20)
@@ -124,6 +128,7 @@ def test_requests_follow_each_other_on_one_connection(place: Running) -> None:
             assert answer.startswith(b"HTTP/1.1 200 OK\r\nX-Peer: 127.0.0.1\r\n")
             assert b"\r\nContent-Length: 5\r\n" in answer
             assert b"\r\nDate: " in answer
+            assert place.server.held_bytes == 0
 
 
 def test_requests_that_come_at_once_are_answered_in_their_order(place: Running) -> None:
@@ -175,16 +180,127 @@ def test_a_client_that_has_said_all_is_answered_all_the_same(place: Running) -> 
     ("text", "status"),
     [
         (b"nonsense\r\n\r\n", b"400"),
-        (b"\x16\x03\x01" * 40_000, b"431"),
+        (b"\x16\x03\x01" * 40_000, b"400"),
+        (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 40_000 + b"\r\n\r\n", b"431"),
         (b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", b"411"),
-        (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 200 + b"\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 200 + b"\r\n", b"400"),
     ],
 )
 def test_what_is_no_request_is_told_so_as_json_and_reaches_nobody(place: Running, text: bytes, status: bytes) -> None:
     head, _end, body = place.ask(text + GET % b"smuggled").partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 " + status)
-    assert b"Connection: close" in head
+    assert head.startswith((b"HTTP/1.1 " + status, b"HTTP/1.0 " + status))
+    assert b"Connection: close" in head or head.startswith(b"HTTP/1.0")
+    assert b"aiohttp" not in head
     assert body.startswith(b'{"error": ')
+    assert place.application.seen == []
+
+
+def environ_of(place: Running, text: bytes) -> dict[str, Any]:
+    place.ask(text)
+    return place.application.environs.pop()
+
+
+def test_a_head_becomes_what_wsgi_calls_it(place: Running) -> None:
+    environ = environ_of(
+        place,
+        b"POST /ui/a%20b/%E4%B8%AD?x=%20&y HTTP/1.1\r\nHost: queue.example:8080\r\ncontent-type:application/json\r\n"
+        b"CONTENT-LENGTH: 2 \r\nX-Forwarded-For: \t192.0.2.1\r\n"
+        b"X-Forwarded-For: 192.0.2.2\r\nCookie: a=1\r\nCookie: b=2\r\nContent-Encoding: gzip\r\n\r\n{}",
+    )
+    assert {name: value for name, value in environ.items() if not name.startswith("wsgi.")} == {
+        "REQUEST_METHOD": "POST",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/ui/a b/中".encode().decode("latin-1"),
+        "QUERY_STRING": "x=%20&y",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": str(place.server.places[0][1]),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_HOST": "queue.example:8080",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": "2",
+        "HTTP_X_FORWARDED_FOR": "192.0.2.1,192.0.2.2",
+        "HTTP_COOKIE": "a=1; b=2",
+        "HTTP_CONTENT_ENCODING": "gzip",
+    }
+    assert environ["wsgi.url_scheme"] == "http"
+
+
+def test_what_is_no_ascii_comes_as_wsgi_wants_it(place: Running) -> None:
+    environ = environ_of(place, "GET / HTTP/1.1\r\nHost: h\r\nX-A: 中\r\n\r\n".encode())
+    assert environ["HTTP_X_A"] == "中".encode().decode("latin-1")
+
+
+def test_the_name_in_an_absolute_address_counts(place: Running) -> None:
+    environ = environ_of(place, b"GET http://other.example:81/a?b HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert environ["HTTP_HOST"] == "other.example:81"
+    assert (environ["PATH_INFO"], environ["QUERY_STRING"]) == ("/a", "b")
+
+
+def test_a_field_that_would_come_out_as_another_one_is_left_out(place: Running) -> None:
+    environ = environ_of(place, GET[:-2] % b"" + b"X_Forwarded_For: 192.0.2.1\r\nContent_Length: 5\r\n\r\n")
+    assert not [name for name in environ if "FORWARDED" in name or "LENGTH" in name]
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", True),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Close\r\n\r\n", False),
+        (b"GET / HTTP/1.0\r\n\r\n", False),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", True),
+    ],
+)
+def test_a_connection_goes_on_unless_its_client_says_otherwise(place: Running, text: bytes, stays: bool) -> None:
+    with place.connect() as peer:
+        peer.sendall(text)
+        until(peer, b"\r\n\r\n/")
+        if stays:
+            peer.sendall(GET % b"more")
+            until(peer, b"\r\n\r\n/more")
+        else:
+            assert peer.recv(1) == b""
+
+
+LINE = b"GET / HTTP/1.1\r\nHost: h"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"GET", b"GET /", b"GET / HTTP/2.0", b"GET / http/1.1", b"G(T / HTTP/1.1", b"GET /a b HTTP/1.1"),
+        *(b"GET /\x00 HTTP/1.1", b"GET h HTTP/1.1", b"OPTIONS * HTTP/1.1", b"CONNECT h:80 HTTP/1.1"),
+        *(
+            b"GET http:// HTTP/1.1",
+            b"GET http://a@b/ HTTP/1.1",
+            b"GET https://b/ HTTP/1.1",
+            b"GET /\xe4 HTTP/1.1",
+            b"GET /\tx HTTP/1.1",
+        ),
+        *(b"GET / HTTP/1.1\nHost: h", b"\x16\x03\x01", LINE + b"\r\n folded", LINE + b"\r\n\tfolded"),
+        *(LINE + b"\r\nA : b", LINE + b"\r\n: b", LINE + b"\r\nA b: c", LINE + b"\r\nnothing"),
+        *(LINE + b"\r\nA: b\nC: d", LINE + b"\r\nA: b\rC: d", LINE + b"\r\nA: \x00", LINE + b"\r\nHost: i"),
+        *(LINE + b"\r\nA\xe9: b",),
+        *(LINE + b"\r\nContent-Length: 5\r\nContent-Length: 5", LINE + b"\r\nContent-Length: 5\r\ncontent-length: 6"),
+        *(LINE + b"\r\nContent-Length: " + value for value in (b"", b"+5", b"-5", b"5,5", b"0x5", b"5 5", b"1e3")),
+        LINE + b"\r\nContent-Length: " + b"9" * 21,
+        LINE + b"\r\nContent-Length: \xb2",
+        LINE + b"\r\nContent-Length: 5\r\nTransfer-Encoding: chunked",
+        LINE + b"\r\nTransfer-Encoding: xchunked",
+    ],
+)
+def test_what_could_be_read_in_two_ways_reaches_nobody(place: Running, text: bytes) -> None:
+    answer = place.ask(text + b"\r\n\r\nhello" + GET % b"smuggled")
+    assert answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400", b"HTTP/1.1 411")), answer
+    assert answer.count(b"Date: ") == 1
+    assert place.application.seen == []
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"identity", b"gzip, chunked", b""])
+def test_a_body_has_a_length_or_is_refused(place: Running, coding: bytes) -> None:
+    answer = place.ask(LINE + b"\r\nTransfer-Encoding: " + coding + b"\r\n\r\n0\r\n\r\n" + GET % b"smuggled")
+    assert answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400", b"HTTP/1.1 411")), answer
     assert place.application.seen == []
 
 
@@ -196,7 +312,7 @@ def test_who_sends_too_much_gets_to_see_the_answer(place: Running) -> None:
         answer = everything(peer)
     assert answer.startswith(b"HTTP/1.1 413")
     assert place.application.seen == ["/echo"]
-    assert place.server.buffered_bytes == 0
+    assert place.server.held_bytes == 0
 
 
 def test_a_client_that_waits_to_be_asked_is_asked(place: Running) -> None:
@@ -216,13 +332,14 @@ def test_a_fault_is_logged_and_not_told_and_ends_nothing(place: Running, caplog:
     assert place.ask(GET % b"after").endswith(b"/after")
 
 
-def test_those_who_do_not_finish_hold_no_thread(place: Running) -> None:
+def test_those_who_do_not_finish_hold_no_thread(place: Running, caplog: Any) -> None:
     with contextlib.ExitStack() as stack:
         for text in (b"POST /echo HTTP/1.1\r\nHo", POST % 500 + b"half", b""):
             for _unused in range(100):
                 stack.enter_context(place.connect()).sendall(text)
         assert place.ask(GET % b"others").endswith(b"/others")
-    wait_until(lambda: place.server.buffered_bytes == 0, "what they sent is forgotten with them")
+    wait_until(lambda: place.server.held_bytes == 0, "what they sent is forgotten with them")
+    assert [record.message for record in caplog.records if record.name != "asyncio"] == []
 
 
 @pytest.mark.parametrize("text", [b"", b"GET /", POST % 500 + b"half", GET % b"done"])
@@ -232,7 +349,7 @@ def test_who_is_silent_for_too_long_is_let_go(impatient: Running, text: bytes) -
         began = time.monotonic()
         everything(peer)
         assert time.monotonic() - began < 5
-    wait_until(lambda: impatient.server.buffered_bytes == 0, "nothing is kept")
+    wait_until(lambda: impatient.server.held_bytes == 0, "nothing is kept")
 
 
 def test_who_sends_a_head_drop_by_drop_is_let_go(impatient: Running) -> None:
@@ -278,11 +395,43 @@ def test_unfinished_bodies_are_bounded_together(monkeypatch: Any) -> None:
         peers = [stack.enter_context(place.connect()) for _unused in range(10)]
         for number, peer in enumerate(peers):
             peer.sendall(POST % 1000 + b"x" * 900)
-            wait_until(lambda seen=number: place.server.buffered_bytes >= min(4500, 900 * (seen + 1)), "it is there")
-            assert place.server.buffered_bytes <= 5000
+            wait_until(lambda seen=number: place.server.held_bytes >= min(4500, 900 * (seen + 1)), "it is there")
+            assert place.server.held_bytes <= 5000
         assert everything(peers[0]) == b""
         peers[-1].sendall(b"x" * 100)
         until(peers[-1], b"x" * 1000)
+
+
+def test_what_is_sent_ahead_of_an_answer_is_bounded(place: Running) -> None:
+    count = 5000
+    with place.connect() as peer:
+        peer.sendall(GET % b"wait")
+        assert place.application.begun.wait(10)
+        texts = [POST % 900 + b"x" * 900] * count + [b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"]
+        sending = threading.Thread(target=peer.sendall, args=(b"".join(texts),))
+        sending.start()
+        wait_until(lambda: place.server.held_bytes > request_server.PIPELINED_BYTES, "some of it is read")
+        for _unused in range(20):
+            place.ask(GET % b"others")
+            assert place.server.held_bytes < 1_000_000, "and no more"
+        place.application.let.set()
+        assert everything(peer).endswith(b"/last")
+        sending.join()
+    assert place.application.seen.count("/echo") == count
+    wait_until(lambda: place.server.held_bytes == 0, "nothing is kept")
+
+
+def test_with_a_certificate_it_speaks_tls() -> None:
+    authority = trustme.CA()
+    own, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(own)
+    authority.configure_trust(theirs)
+    with running(ssl_context=own) as place:
+        for end in (b"", b"Connection: close\r\n"):
+            with theirs.wrap_socket(place.connect(), server_hostname="localhost") as peer:
+                peer.sendall(GET[:-2] % b"sealed" + end + b"\r\n")
+                until(peer, b"\r\n\r\n/sealed")
+        assert place.application.environs[0]["wsgi.url_scheme"] == "https"
 
 
 def test_nothing_is_done_for_who_has_gone_before_it_was_begun() -> None:
@@ -292,7 +441,7 @@ def test_nothing_is_done_for_who_has_gone_before_it_was_begun() -> None:
             assert place.application.begun.wait(10)
             with place.connect() as gone:
                 gone.sendall(GET % b"gone")
-                wait_until(lambda: place.server.requests.qsize() == 1, "it waits for the thread")
+                wait_until(lambda: place.server.waiting == 1, "it waits for the thread")
                 gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
             wait_until(lambda: len(place.server._connections) == 1, "the server has heard of it")
             place.application.let.set()

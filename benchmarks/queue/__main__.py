@@ -22,7 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULT = DOWNLOADS.with_name("queue.json")
 DOCUMENT = ROOT / "docs" / "scale.md"
 PLOT = ROOT / "docs" / "scale.png"
-PACKAGES = ("Flask", "redis", "hiredis", "waitress", "granian", "uvicorn", "hypercorn", "gunicorn", "cheroot")
+PACKAGES = (
+    "Flask",
+    "redis",
+    "hiredis",
+    "aiohttp",
+    "waitress",
+    "granian",
+    "uvicorn",
+    "hypercorn",
+    "gunicorn",
+    "cheroot",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -63,7 +63,7 @@ class Engine:
 
     def queue(self, recorder: Recorder | None = None) -> Queue:
         """Return the queue in it."""
-        connection = connect_url(self.url)
+        connection, _url = connect_url(self.url)
         if recorder is not None:
             connection.connection_pool.connection_kwargs["command_packer"] = recorder
         return Queue(connection, settings(self.url))

@@ -14,7 +14,8 @@ from benchmarks.report import Goal
 Figures = Mapping[str, Any]
 
 LABELS = {
-    "product": "this server",
+    "product": "this server, aiohttp",
+    "own": "a server of our own, given up",
     "waitress": "waitress",
     "bare-waitress": "waitress, bare Flask",
     "granian": "granian WSGI",
