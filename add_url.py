@@ -18,10 +18,12 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -30,8 +32,9 @@ from uuid import uuid4
 
 import requests
 
+from add_options import check_options, make_parser, ranked_categories
 from budgets import groups_of, read_told
-from config import CATEGORIES, Category, Settings, category_problem, load
+from config import CATEGORIES, Category, Settings, load
 from engine_url import read_url
 from errors import (
     DownloaderError,
@@ -48,7 +51,8 @@ from finding import find_jobs, job_table, meant
 from i18n import _
 from log_setup import note, start_logging
 from model import Added, Budget, Failure, Lease
-from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target
+from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target, plain_video
+from queue_files import move_whole
 from redisConnect import Queue, open_queue
 from server_choice import ServerChoice, is_there, together
 from site_walk import Site, body, new_session, persist, place, problem, shown
@@ -58,8 +62,6 @@ from sources import (
     chosen_pages,
     facts,
     first_cursor,
-    parse_date,
-    parse_pages,
     parse_source,
     plan_request,
 )
@@ -69,6 +71,8 @@ _REFUSED = frozenset({"-101", "-403"})
 """Codes of what a guest may not see, and an account perhaps."""
 RANKED = 10
 """So many of a ranking, unless --limit says otherwise."""
+NAMED_AT_MOST = 1000
+"""So many rejected entries are named one by one; the others are counted."""
 MAX_LINE_CHARACTERS = 4096
 PATIENCE_SECONDS = 1.0
 """A line that trickles in waits at most this long for others (until the next line comes)."""
@@ -419,6 +423,10 @@ def ranking_source(ranked: Category) -> str:
     return str(Source(RANKING, ranked.rid, parts=tuple(sorted(ranked.tids))))
 
 
+_Batch = Sequence[tuple[str, Entry]]
+"""Ids, each with the entry that named it."""
+
+
 class Adder:
     """Brings entries to a sink, in batches; the tally has what is certainly queued."""
 
@@ -438,9 +446,14 @@ class Adder:
         self._refresh = bool(options.refresh or (options.watch and not again))
         self._batch: list[tuple[str, Entry]] = []
         self._waiting_since = 0.0
+        self._sender = ThreadPoolExecutor(1, "add")
+        self._on_the_way: deque[tuple[_Batch, Future[Added]]] = deque()
 
     def take(self, entry: Entry) -> None:
         """Queue one entry with the next batch, or what it lists at once, or name it as rejected."""
+        if not self._options.pages and (video := plain_video(entry.text, self._site.hosts)):
+            self._take_ids(entry, (video,))
+            return
         try:
             named = self._named(entry.text)
             if isinstance(named, str):
@@ -578,9 +591,37 @@ class Adder:
         return nested
 
     def flush(self) -> None:
-        """Queue what waits for its batch to fill."""
+        """Send what waits for its batch to fill, and go on meanwhile; what was sent before is counted first."""
         batch, self._batch, self._waiting_since = self._batch, [], 0.0
-        self._send(batch, self._category, "")
+        if batch:
+            self._on_the_way.append((batch, self._sender.submit(self._add, batch, self._category, "")))
+        while len(self._on_the_way) > 1:
+            self._count_next()
+
+    def finish(self) -> None:
+        """Queue and count all that was taken; where it was interrupted, what is on its way is still counted."""
+        self.flush()
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is on its way, and count it."""
+        while self._on_the_way:
+            self._count_next()
+
+    def close(self) -> None:
+        """Count what is on its way, unless the queue is away, and end."""
+        try:
+            with suppress(EngineError, ServerError), undivided():
+                self.settle()
+        finally:
+            self._sender.shutdown()
+            if (more := self.tally.rejected - NAMED_AT_MOST) > 0:
+                say(_("{count} more were rejected").format(count=more))
+
+    def _count_next(self) -> None:
+        with undivided():
+            batch, answer = self._on_the_way.popleft()
+            self._count(batch, answer.result())
 
     def _id(self, text: str) -> str:
         """Return the id that a text names: its first word, else the first address in it, as in a shared text."""
@@ -596,31 +637,37 @@ class Adder:
 
     def _send(
         self,
-        batch: Sequence[tuple[str, Entry]],
+        batch: _Batch,
         category: str,
         source: str,
         wishes: Mapping[str, Any] | None = None,
     ) -> None:
         """Queue ids; with ``wishes`` they are sources, and read again where this is not a later round of a watch."""
-        if not batch:
-            return
+        if batch:
+            with undivided():
+                self._count(batch, self._add(batch, category, source, wishes))
+
+    def _add(self, batch: _Batch, category: str, source: str, wishes: Mapping[str, Any] | None = None) -> Added:
         more: dict[str, Any] = {} if wishes is None else {"wishes": wishes, "again": not self._again}
         if self._watch and not source:
             more["watch"] = self._watch
-        with undivided():
-            ids = [id_ for id_, _entry in batch]
-            refresh = self._refresh and (wishes is None or bool(self._options.refresh))
-            answer = self._sink.add(ids, category, source, refresh, uuid4().hex, **more)
-            self.tally.added += answer.added
-            self.tally.known += answer.known
-        entries = dict(reversed(batch))
-        for id_, reason in answer.rejected:
-            self._reject(entries.get(id_, Entry(id_)), reason)
+        refresh = self._refresh and (wishes is None or bool(self._options.refresh))
+        ids = [id_ for id_, _entry in batch]
+        return self._sink.add(ids, category, source, refresh, uuid4().hex, **more)
+
+    def _count(self, batch: _Batch, answer: Added) -> None:
+        self.tally.added += answer.added
+        self.tally.known += answer.known
+        if answer.rejected:
+            entries = dict(reversed(batch))
+            for id_, reason in answer.rejected:
+                self._reject(entries.get(id_, Entry(id_)), reason)
 
     def _reject(self, entry: Entry, reason: str) -> None:
         self.tally.rejected += 1
-        where = f"{entry.where}: " if entry.where else ""
-        say(where + _("rejected {target}: {reason}").format(target=shown(entry.text), reason=shown(reason)))
+        if self.tally.rejected <= NAMED_AT_MOST:
+            where = f"{entry.where}: " if entry.where else ""
+            say(where + _("rejected {target}: {reason}").format(target=shown(entry.text), reason=shown(reason)))
 
 
 def _hint(entry: Entry) -> str:
@@ -649,8 +696,9 @@ def add_all(sink: Sink, settings: Settings, options: argparse.Namespace, tally: 
                 for entry in entries:
                     adder.take(entry)
                     advance()
-                adder.flush()
+                adder.finish()
         finally:
+            adder.close()
             tally.add(adder.tally)
 
 
@@ -666,7 +714,13 @@ def progress(wanted: bool) -> Iterator[Callable[[], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(_("targets read:"), total=None)
-        yield lambda: bar.advance(task)
+        read = count()
+
+        def advance() -> None:
+            if (number := next(read)) % 100 == 0:  # the bar costs more than the entry
+                bar.update(task, completed=number)
+
+        yield advance
 
 
 def watch(sink: Sink, settings: Settings, options: argparse.Namespace, total: Tally) -> None:
@@ -772,152 +826,18 @@ def retry_failed(sink: Sink, match: str) -> int:
 
 # ------------------------------------------------------------------------------------------ the command line
 
-EXAMPLES = _("""\
-examples:
-  python add_url.py BV1xx411c7mD av170001 ep123456
-  python add_url.py "https://www.bilibili.com/video/BV1xx411c7mD?p=3" https://b23.tv/abc123
-  python add_url.py --file list.txt --category music
-  grep -o "BV1[0-9A-Za-z]*" notes.md | python add_url.py --file -
-  python add_url.py rank:1010 --limit 20 --watch 3600
-  python add_url.py mid:137137 --since 2024-12-31 --match review
-  python add_url.py "https://space.bilibili.com/137137/favlist?fid=1234567" season:4259 ss28747
-  python add_url.py mid:137137 --watch 3600
-  python add_url.py --unwatch mid:137137
-  python add_url.py BV1xx411c7mD --pages 1-3,5,-1
-  python add_url.py --sources
-  python add_url.py --retry-failed --match timeout
-  python add_url.py --find BV1xx411c7mD
-
-In a list each line is one target: its first word, or, where that is none, the first address in the line, so
-that a text shared by the app is fine; the rest of the line is ignored. Blank lines and lines that begin with #
-are skipped. An address with ?p=3 means that page only; without it, all pages.
-
-The last line printed is "added 3, known 2, rejected 1". Exit status: 0 all queued or known; 1 something was
-rejected (named on stderr; the rest is queued); 2 wrong usage or settings, or no queue; 130 interrupted.""")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line's grammar."""
-    parser = argparse.ArgumentParser(
-        prog="add_url.py",
-        description=_("Put videos into the download queue."),
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "targets",
-        nargs="*",
-        metavar="TARGET",
-        help=_("a BV, av or ep id, an address of a video, an episode or a list of videos, a b23.tv link, or a"
-               " source: mid:, fav:, favs:, lists:, season:, series:, ss, md, cheese:, rank:, search:, popular, weekly,"
-               " precious, later; with no target at all, the ranking of every configured category"),
-    )  # fmt: skip
-    parser.add_argument(
-        "--file",
-        action="append",
-        metavar="F",
-        help=_("a list of targets, one a line; - is standard input; may be given several times"),
-    )
-    parser.add_argument("--category", metavar="NAME", type=_category, help=_("the folder to download into"))
-    parser.add_argument(
-        "--limit",
-        metavar="N",
-        type=_whole_number(1, 100_000),
-        help=_("how many of each ranking (10) or source (all)"),
-    )
-    parser.add_argument(
-        "--since", metavar="DATE", type=parse_date, default=0, help=_("of sources: what was published since 2024-12-31")
-    )
-    parser.add_argument("--oldest-first", action="store_true", help=_("of sources: the oldest first"))
-    parser.add_argument(
-        "--pages", metavar="P", type=parse_pages, default=(), help=_("of videos: these pages only, as in 1-3,5,-1")
-    )
-    parser.add_argument("--refresh", action="store_true", help=_("ask known videos again for new pages"))
-    parser.add_argument(
-        "--watch",
-        metavar="SECONDS",
-        type=_whole_number(10, 31 * 86400),
-        help=_("do it all again and again, and have the queue remember it; 10 or more"),
-    )
-    parser.add_argument("--retry-failed", action="store_true", help=_("queue again what failed for good"))
-    parser.add_argument(
-        "--match",
-        metavar="TEXT",
-        default="",
-        help=_("of sources only what has TEXT in its title; of the failed, in title, reason, code or id"),
-    )
-    parser.add_argument("--unwatch", metavar="TARGET", action="append", help=_("watch a source or a video no more"))
-    parser.add_argument(
-        "--sources", action="store_true", help=_("list the sources and watched videos, and what was found")
-    )
-    parser.add_argument(
-        "--find", metavar="TEXT", default="", help=_("say where files are, by an id, a cid or the beginning of a title")
-    )
-    parser.add_argument("--json", action="store_true", help=_("with --sources and --find: as JSON"))
-    return parser
-
-
-def _category(text: str) -> str:
-    if wrong := category_problem(text):
-        raise argparse.ArgumentTypeError(wrong)
-    return text
-
-
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            sentence = _("it must be a whole number from {low} to {high}")
-            raise argparse.ArgumentTypeError(sentence.format(low=low, high=high))
-        return int(text)
-
-    return parse
-
-
-def check_lists(options: argparse.Namespace, named: bool) -> None:
-    """Raise UsageError for options that only list something, and stand beside others."""
-    if options.find and (named or options.watch or options.retry_failed or options.sources or options.unwatch):
-        raise UsageError(_("--find stands alone, but for --json"))
-    if options.json and not (options.sources or options.find):
-        raise UsageError(_("--json goes with --sources and --find only"))
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """Raise UsageError for options that make no sense together, and for files that cannot be read."""
-    named = bool(options.targets or options.file)
-    if options.retry_failed and (named or options.watch):
-        raise UsageError(_("--retry-failed takes no targets, no --file and no --watch"))
-    if (options.sources or options.unwatch) and (named or options.watch or options.retry_failed):
-        raise UsageError(_("--sources and --unwatch take no targets, no --file, no --watch and no --retry-failed"))
-    check_lists(options, named)
-    if (options.match or options.since or options.oldest_first) and not (named or options.retry_failed):
-        raise UsageError(_("--match, --since and --oldest-first want a source to choose from"))
-    for name in options.file or ():
-        try:
-            if is_regular := name != "-" and not Path(name).is_fifo():  # opening a pipe would take from it
-                Path(name).open("rb").close()
-        except OSError as error:
-            raise UsageError(_("{file} cannot be read: {problem}").format(file=name, problem=error.strerror)) from error
-        if options.watch and not is_regular:
-            raise UsageError(_("a pipe or standard input can be read only once: give --watch a file"))
-    if not (named or options.retry_failed or options.sources or options.unwatch or options.find):
-        ranked_categories(options.category)
-
-
-def ranked_categories(name: str) -> Sequence[Category]:
-    """Return the configured categories, or only that of this name; UsageError if none has it."""
-    chosen = [category for category in CATEGORIES if name in ("", category.name)]
-    if not chosen:
-        names = ", ".join(category.name for category in CATEGORIES)
-        raise UsageError(
-            _("nothing was named, and {name} has no ranking; these have one: {names}").format(name=name, names=names)
-        )
-    return chosen
-
 
 def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> None:
     """Do what the options say."""
     sink = open_sink(settings)
     try:
+        if options.export or options.import_ or options.adopt:
+            if not isinstance(sink, Queue):
+                raise UsageError(
+                    _("this is done where the queue itself can be reached: set REDIS_URL, or do it on its machine")
+                )
+            tally.rejected = move_whole(sink, settings, options, tell=print, say=say)
+            return
         if options.retry_failed:
             print(f"retried {retry_failed(sink, options.match)}")
             return
@@ -978,9 +898,9 @@ def run(arguments: Sequence[str] | None) -> int:
     except (UsageError, EngineError, ServerError) as error:
         say(str(error))
         status = 2
-    if not (options.retry_failed or options.sources or options.unwatch or options.find) and (
-        status != 2 or tally != Tally()
-    ):
+    no_tally = options.retry_failed or options.sources or options.unwatch or options.find
+    no_tally = no_tally or options.export or options.import_ or options.adopt
+    if not no_tally and (status != 2 or tally != Tally()):
         print(tally, flush=True)
     return status
 

@@ -155,6 +155,8 @@ class Settings:
     egress: str = ""
     deliver_to: Place | None = None
     deliver_keep: str = "yes"
+    success_limit: int = 5_000_000
+    """So many records of finished pages stay in Redis, the newest; 0 is all of them."""
 
     @property
     def scratch_dir(self) -> Path:
@@ -225,6 +227,7 @@ _VARIABLES = {
     "egress": "BILI_EGRESS",
     "deliver_to": "BILI_DELIVER_TO",
     "deliver_keep": "BILI_DELIVER_KEEP",
+    "success_limit": "BILI_SUCCESS_LIMIT",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -401,6 +404,12 @@ def _connections(text: str, root: Path) -> int:
     return int(text)
 
 
+def _whole(text: str, high: int) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text) or int(text) > high:
+        raise ValueError(_("it must be a whole number from {low} to {high}").format(low=0, high=high))
+    return int(text)
+
+
 _QUALITY_ALIASES = {"dv": "dolby", "hdr10": "hdr", "1080phigh": "1080p+"}
 _SMART_REPAIR = 100
 
@@ -527,6 +536,7 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "egress": _line_name,
     "deliver_to": lambda text, root: parse_place(text),
     "deliver_keep": _one_of("yes", "no"),
+    "success_limit": lambda text, root: _whole(text, 10**9),
 }
 
 

@@ -67,21 +67,48 @@ def aid_to_bvid(aid: int) -> str:
     return "BV1" + "".join(characters)
 
 
+_BV_VALUES = tuple(
+    {character: digit * len(_BV_ALPHABET) ** _BV_PLACES.index(place) for character, digit in _BV_DIGITS.items()}
+    for place in range(len(_BV_PLACES))
+)
+"""What each character is worth at each place behind "BV1"."""
+
+
+def video_aid(text: str) -> int:
+    """Return the av number where a text is a BV id and nothing else, exactly as it is written; else 0.
+
+    It is asked for each of millions of lines: so there is no pattern in it.
+    """
+    if len(text) != 12 or not text.startswith("BV1"):
+        return 0
+    value = 0
+    for worth, character in zip(_BV_VALUES, text[3:], strict=True):
+        if character not in worth:
+            return 0
+        value += worth[character]
+    aid = (value ^ _BV_XOR) - (MAX_AID + 1)
+    return aid if 1 <= aid <= MAX_AID else 0
+
+
 def bvid_to_aid(bvid: str) -> int:
     """Return the av number of a BV id; ValueError for a text that is the BV form of no number.
 
     The ids given out before 2023 are the same function of their smaller numbers.
     """
-    wrong = _("{text} is no BV id: a character is missing or mistyped").format(text=repr(bvid[:40]))
-    if re.fullmatch(_BV, bvid) is None:
-        raise ValueError(wrong)
-    value = 0
-    for place in reversed(_BV_PLACES):
-        value = value * len(_BV_ALPHABET) + _BV_DIGITS[bvid[3 + place]]
-    aid = (value ^ _BV_XOR) - (MAX_AID + 1)
-    if not 1 <= aid <= MAX_AID:
-        raise ValueError(wrong)
-    return aid
+    if aid := video_aid(bvid):
+        return aid
+    raise ValueError(_("{text} is no BV id: a character is missing or mistyped").format(text=repr(bvid[:40])))
+
+
+def plain_video(text: str, hosts: SiteHosts) -> str:
+    """Return the id of a video that is submitted in one of the forms of which long lists are made, else nothing.
+
+    These are its BV id, and its address with nothing behind it. All other texts are read with more care.
+    """
+    if text.startswith("http"):
+        prefix = f"{hosts.web_url}/video/"
+        text = text.removeprefix(prefix).removesuffix("/") if text.startswith(prefix) else ""
+    return text if video_aid(text) else ""
 
 
 def parse_job_id(text: str) -> JobId:

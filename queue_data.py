@@ -13,12 +13,15 @@ import re
 import unicodedata
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import chain
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from i18n import _
 from model import JobId
 from parse_ import bvid_to_aid, parse_job_id
+from success_records import unpacked, word_keys
 
 BUCKETS = 65536
 """Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
@@ -30,6 +33,7 @@ COMMON_KEYS = (
     *("totals", "holds", "alone", "workers", "status", "epoch", "fence", "swept", "grace"),
     *("deaths", "draining", "started", "ledger", "watch"),
     *("stale", "kinds", "titles", "titled", "forgotten"),
+    *("ledgers", "words"),
 )
 """In the order in which ``lua/common.lua`` names them."""
 
@@ -43,11 +47,14 @@ LEASES_AT_MOST = 20_000
 GROUPS_AT_MOST = 200
 PART = 100
 """So many entries of a place are read at a time."""
+ARCHIVED_AT_ONCE = 1000
 
 _POISON_REASON = _("Its workers died with it again and again, the last one holding nothing else.")
 _CANCELLED_REASON = _("It was cancelled.")
 """As ``lua/`` has them, in the language of their reader."""
 
+_ARCHIVED = "ARCHIVED "
+"""Begins a cursor among titles in the archive: no folded title has a capital letter."""
 _WINDOW = 500
 """So many jobs may leave the head of the list between two calls, and the second one still goes on after the first."""
 
@@ -171,7 +178,10 @@ def as_dict(text: str | None) -> dict[str, Any]:
 
 
 def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a finished page's record says; earlier versions have written no ``streams`` and no ``stored``."""
+    """Return what a finished page's record says; earlier versions have written no ``streams`` and no ``stored``.
+
+    ``at`` is in a record that came from another queue: when that was, in ms.
+    """
     return {
         "url": fields["url"],
         "title": fields["title"],
@@ -181,7 +191,24 @@ def success_item(entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "worker": fields["worker"],
         "streams": fields.get("streams", ""),
         "stored": fields.get("stored", ""),
-        "time": int(entry.split("-")[0]) / 1000,
+        "time": int(fields.get("at") or entry.split("-")[0]) / 1000,
+    }
+
+
+def record_item(entry: str, fields: Mapping[str, str], category: str) -> dict[str, Any]:
+    """Return a finished page as a job, with the failures that it had."""
+    told = json.loads(fields.get("errors") or "[]")
+    return {
+        **success_item(entry, fields),
+        "state": "done",
+        "category": fields.get("category") or category,
+        "source": fields.get("source", ""),
+        "attempts": int(told[-1][2]) if told else 0,
+        "code": "",
+        "reason": "",
+        "next_retry_seconds": None,
+        "cancelled": False,
+        "errors": _errors(told),
     }
 
 
@@ -310,30 +337,117 @@ SECTIONS = (
     Section("delayed", "delayed"),
     Section("dead", "dead"),
     Section("done", "done"),
+    Section("archived", "done"),
 )
 """In the order in which all are listed."""
 
 Look = Callable[[Callable[[Any], object]], list[Any]]
 """Returns the answers to what is put into a pipeline, all from one instant."""
 _E = TypeVar("_E")
-_Success = tuple[str, int, dict[str, str]]
+Success = tuple[str, int, dict[str, str]]
 """A record: its entry in the stream, its shard, its fields."""
 _Found = tuple[str, dict[str, Any] | None]
 """Where to go on after an entry, and its job; None where the entry is no job of its section any more."""
+
+Records = list[tuple[str, dict[str, str]]]
+"""Entries of the stream of finished pages, with their fields in plain text."""
+
+
+class Archived(Protocol):
+    """The records that were moved into files (``success_archive.Archive``), as far as they lie on this machine."""
+
+    place: str
+
+    def held(self) -> AbstractContextManager[bool]:
+        """Hold the archive for writing; yield whether it could be had."""
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Write records and sync them; return whether they are safe."""
+
+    def find(self, cids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Return the record of each of these pages that has one here."""
+
+    def after(self, mark: str, limit: int) -> list[dict[str, Any]]:
+        """Return records in the order in which pages were finished, those behind an entry or a ``record_mark``."""
+
+    def before(self, mark: str, limit: int) -> list[dict[str, Any]]:
+        """Return records with the newest first, those before an entry or a ``record_mark``; "" is the end."""
+
+    def titled(self, prefix: str, after: tuple[str, str], limit: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return records whose folded titles begin so, behind a folded title and an entry, in the order of titles."""
+
+
+class Recorded(Protocol):
+    """A queue, as far as records are moved out of it (``redisConnect.Queue``)."""
+
+    @property
+    def shards(self) -> int:
+        """Over how many shards it is spread."""
+
+    def look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what is put into a pipeline."""
+
+    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
+        """Run a script of ``lua/``."""
+
+    def record_items(self, limit: int) -> list[tuple[str, int, dict[str, Any]]]:
+        """Return the oldest records as jobs, with their entries and shards."""
+
+
+def move_oldest(queue: Recorded, archive: Archived, limit: int, at_once: int, batches: int) -> int:
+    """Move the oldest records of a queue beyond a limit (0: there is none) into an archive; return how many.
+
+    The limit is for all shards together, and the oldest of all of them go. A record leaves Redis when it is safe on
+    disk: whoever dies in between leaves it in both, and it is read once.
+    """
+    moved = 0
+    for _turn in range(batches if limit else 0):
+        over = sum(_records_in(queue, shard) for shard in range(queue.shards)) - limit
+        if over < max(1, min(at_once, limit // 100)):  # a sync for each record would be dear
+            break
+        with archive.held() as is_ours:
+            if not is_ours:
+                break
+            gone = _move(queue, archive, min(over, at_once))
+        moved += gone
+        if not gone:
+            break
+    return moved
+
+
+def _records_in(queue: Recorded, shard: int) -> int:
+    (length,) = queue.look(lambda pipe: pipe.xlen(key("success", shard)))
+    return int(length)
+
+
+def _move(queue: Recorded, archive: Archived, count: int) -> int:
+    items = queue.record_items(count)
+    if not archive.append([{"entry": entry, **item} for entry, _shard, item in items]):
+        return 0
+    told: dict[int, tuple[list[str], list[str]]] = {}
+    for entry, shard, item in items:
+        page = parse_job_id(item["url"])
+        keys, args = told.setdefault(shard, ([key("archives", shard)], [archive.place]))
+        keys.append(record_key(page, queue.shards))
+        args += [entry, str(page.cid)]
+    return sum(int(queue.run("archive", keys, args, shard)) for shard, (keys, args) in told.items())
 
 
 class JobViews:
     """Jobs as people look at them, one by one or page by page."""
 
-    def __init__(self, look: Look, category: str, shards: int = 1) -> None:
+    def __init__(self, look: Look, category: str, archive: Archived, shards: int = 1) -> None:
         self._look = look
         self._category = category
+        self._archive = archive
         self._shards = shards
 
     def _each(
         self, read: Callable[[int], Iterator[_E]], order: Callable[[_E], Any], newest_first: bool = False
     ) -> Iterator[_E]:
         """Yield what all shards have in one order; each shard gives it in that order."""
+        if self._shards == 1:
+            return read(0)
         return heapq.merge(*map(read, range(self._shards)), key=order, reverse=newest_first)
 
     def _batch(self, count: int) -> int:
@@ -392,7 +506,71 @@ class JobViews:
                 found.append(self._job(url, state, as_dict(tries[i]), as_dict(origins[i]), delayed[i], at))
             else:
                 found.append(None)
+        return self._with_archived(jobs, found)
+
+    def _with_archived(self, jobs: Sequence[JobId], found: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+        """Return the jobs with what the archive knows of finished pages that have no record in Redis any more."""
+        moved = [
+            i
+            for i, (job, item) in enumerate(zip(jobs, found, strict=True))
+            if job.is_page and item is not None and item["state"] == "done" and "path" not in item
+        ]
+        if not moved:
+            return found
+        records = self._archive.find([jobs[i].cid for i in moved])
+        places = self.archives() if len(records) < len(moved) else {}
+        for i in moved:
+            if (record := records.get(jobs[i].cid)) is not None:
+                found[i] = self._archived(record)
+            elif places:
+                found[i] = {**(found[i] or {}), "archived": list(places)}
         return found
+
+    def _archived(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {**{name: value for name, value in record.items() if name != "entry"}, "archived": [self._archive.place]}
+
+    def archives(self) -> dict[str, int]:
+        """Return how many records were moved into files, by the places of these."""
+        counts: dict[str, int] = {}
+        for shard in range(self._shards):
+            (places,) = self._look(lambda pipe, shard=shard: pipe.hgetall(key("archives", shard)))  # type: ignore[misc]
+            for place, count in places.items():
+                counts[place] = counts.get(place, 0) + int(count)
+        return counts
+
+    def plain(self, shard: int, entries: Records) -> Records:
+        """Return entries of a shard's stream of finished pages with their fields in plain text."""
+        keys = word_keys(fields for _entry, fields in entries)
+        (texts,) = self._look(lambda pipe: pipe.hmget(key("words", shard), keys)) if keys else ([],)
+        words = {name: text or "" for name, text in zip(keys, texts, strict=True)}
+        return [(entry, unpacked(fields, words)) for entry, fields in entries]
+
+    def still_done(self, after: str, limit: int, newest_first: bool = False) -> list[dict[str, Any]]:
+        """Return archived records that count: of pages that were not forgotten since, or finished again."""
+        records: list[dict[str, Any]] = []
+        while len(records) < limit:
+            read = self._archive.before if newest_first else self._archive.after
+            part = read(after, limit)
+            records += self._counting(part)
+            if len(part) < limit:
+                break
+            after = record_mark(part[-1]["entry"], part[-1]["url"])
+        return records[:limit]
+
+    def _counting(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        pages = [parse_job_id(record["url"]) for record in records]
+        shards = [shard_of(identity_of(page), self._shards) for page in pages]
+        counting: set[int] = set()
+        for shard in set(shards):
+            here = [place for place, its_shard in enumerate(shards) if its_shard == shard]
+            answers = self._look(lambda pipe, here=here: [self._ask_for_record(pipe, pages[i]) for i in here])  # type: ignore[misc]
+            places = zip(here, answers[::2], answers[1::2], strict=True)
+            counting |= {place for place, is_done, is_in_redis in places if is_done and not is_in_redis}
+        return [records[place] for place in sorted(counting)]
+
+    def _ask_for_record(self, pipe: Any, page: JobId) -> Any:
+        member = str(page.cid)
+        return pipe.sismember(done_key(page, self._shards), member).hexists(record_key(page, self._shards), member)
 
     def _records(self, shard: int, urls: Sequence[str], entries: Sequence[str | None]) -> dict[str, dict[str, Any]]:
         """Return what is recorded of pages, by the ids that were asked for."""
@@ -400,7 +578,9 @@ class JobViews:
         if not named:
             return {}
         answers = self._look(lambda pipe: [pipe.xrange(key("success", shard), entry, entry) for _url, entry in named])
-        return {url: self._done(*answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer}
+        there = [(url, answer[0]) for (url, _entry), answer in zip(named, answers, strict=True) if answer]
+        plain = self.plain(shard, [record for _url, record in there])
+        return {url: self._done(*record) for (url, _record), record in zip(there, plain, strict=True)}
 
     def _job(
         self, url: str, state: str, tries: Mapping[str, Any], origin: Mapping[str, Any], due_ms: float | None, at: float
@@ -416,19 +596,7 @@ class JobViews:
         }
 
     def _done(self, entry: str, fields: Mapping[str, str]) -> dict[str, Any]:
-        told = json.loads(fields.get("errors") or "[]")
-        return {
-            **success_item(entry, fields),
-            "state": "done",
-            "category": fields.get("category") or self._category,
-            "source": fields.get("source", ""),
-            "attempts": int(told[-1][2]) if told else 0,
-            "code": "",
-            "reason": "",
-            "next_retry_seconds": None,
-            "cancelled": False,
-            "errors": _errors(told),
-        }
+        return record_item(entry, fields, self._category)
 
     # -------------------------------------------------------------------------------- those that failed
 
@@ -494,37 +662,56 @@ class JobViews:
     # -------------------------------------------------------------------------------- those that are done
 
     def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """Return finished pages in the order in which they were, and where to go on (None at the end)."""
-        if after and not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18}(@[0-9]{1,2})?)?", after):
+        """Return finished pages in the order in which they were, archived ones too, and where to go on."""
+        if after and not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18}(@[0-9]{1,18})?)?", after):
             raise ValueError(_('after: use the value of "next" of the answer before'))
-        found = list(itertools.islice(self._successes(after, limit + 1), limit + 1))
-        following = _success_cursor(*found[limit - 1][:2]) if len(found) > limit else None
-        return [success_item(entry, fields) for entry, _shard, fields in found[:limit]], following
+        entries = list(itertools.islice(self.successes(after, limit + 1), limit + 1))
+        # The archive comes second: what moves there in between is seen twice rather than not at all.
+        found = {
+            record_place(record["entry"], record["url"]): (record["entry"], self._archived(record))
+            for record in self.still_done(after, limit + 1)
+        }
+        for entry, _shard, fields in entries:
+            found[record_place(entry, fields["url"])] = entry, success_item(entry, fields)
+        places = sorted(found)
+        items = [
+            {name: value for name, value in found[place][1].items() if name != "errors"} for place in places[:limit]
+        ]
+        if len(places) <= limit:
+            return items, None
+        entry, last = found[places[limit - 1]]
+        is_shared = places[limit][:2] == places[limit - 1][:2]
+        return items, record_mark(entry, last["url"]) if is_shared else self._success_cursor(entry, last["url"])
 
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
         """Return the pages finished last, the newest first."""
-        found = itertools.islice(self._successes("", limit, newest_first=True), limit)
+        found = itertools.islice(self.successes("", limit, newest_first=True), limit)
         return [success_item(entry, fields) for entry, _shard, fields in found]
 
-    def _successes(self, after: str, count: int, newest_first: bool = False) -> Iterator[_Success]:
-        """Yield records after a cursor in the order of their entries, and of shards where these are equal."""
-        mark, _at, shard_of_mark = after.partition("@")
-        last_shard = int(shard_of_mark or 0)
+    def successes(self, after: str, count: int, newest_first: bool = False) -> Iterator[Success]:
+        """Yield records after a cursor in the order of their entries, and of pages where these are equal."""
+        mark, _at, cid_of_mark = after.partition("@")
+        place = record_place(mark, f"cid={cid_of_mark}") if cid_of_mark else ()
 
-        def read(shard: int) -> Iterator[_Success]:
-            batch, start = self._batch(count), mark
-            is_beyond = shard >= last_shard if newest_first else shard <= last_shard
+        def read(shard: int) -> Iterator[Success]:
+            batch, start = self._batch(count) + bool(place), mark if place else mark and f"({mark}"
             while True:
-                first = f"({start}" if start and is_beyond else start
-                entries = self._entries_of(shard, first, batch, newest_first)
-                yield from ((entry, shard, fields) for entry, fields in entries)
+                entries = self._entries_of(shard, start, batch, newest_first)
+                for entry, fields in entries:
+                    here = record_place(entry, fields["url"]) if place else ()
+                    if not place or (here < place if newest_first else here > place):
+                        yield entry, shard, fields
                 if len(entries) < batch:
                     return
-                start, is_beyond = entries[-1][0], True
+                start = f"({entries[-1][0]}"
 
-        return self._each(read, lambda found: (*_entry_number(found[0]), found[1]), newest_first)
+        return self._each(read, lambda found: record_place(found[0], found[2]["url"]), newest_first)
 
-    def _entries_of(self, shard: int, start: str, count: int, newest_first: bool) -> list[tuple[str, dict[str, str]]]:
+    def _success_cursor(self, entry: str, url: str) -> str:
+        """Return where to go on after a record; with one shard no other one has its entry."""
+        return entry if self._shards == 1 else record_mark(entry, url)
+
+    def _entries_of(self, shard: int, start: str, count: int, newest_first: bool) -> Records:
         where = key("success", shard)
         (entries,) = self._look(
             lambda pipe: (
@@ -533,7 +720,7 @@ class JobViews:
                 else pipe.xrange(where, start or "-", "+", count=count)
             )
         )
-        return list(entries)
+        return self.plain(shard, entries)
 
     # -------------------------------------------------------------------------------- many
 
@@ -563,10 +750,23 @@ class JobViews:
 
     def entitled(self, wanted: Wanted, title: str, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return jobs whose titles begin so, in the order of their titles, and where to go on."""
-        return _gather(self._with_title(title, after), wanted, limit)
+        return _gather(chain(self._with_title(title, after), self._archived_title(title, after)), wanted, limit)
+
+    def _archived_title(self, title: str, after: str) -> Iterator[_Found]:
+        """Yield archived pages whose titles begin so; they come behind those whose titles Redis has."""
+        folded, prefix = fold(title), folded_prefix(title)
+        mark, _space, last = after.removeprefix(_ARCHIVED).partition(" ") if after.startswith(_ARCHIVED) else ("",) * 3
+        while found := self._archive.titled(prefix, (last, mark), PART):
+            counting = {record["url"] for record in self._counting([record for _title, record in found])}
+            for last, record in found:
+                mark = record_mark(record["entry"], record["url"])
+                is_wanted = record["url"] in counting and fold(record["title"]).startswith(folded)
+                yield f"{_ARCHIVED}{mark} {last}", self._archived(record) if is_wanted else None
 
     def _with_title(self, title: str, after: str) -> Iterator[_Found]:
         folded, prefix = fold(title), folded_prefix(title)
+        if after.startswith(_ARCHIVED):
+            return
 
         def read(shard: int) -> Iterator[str]:
             start, count = f"({failure_member(after)}" if after else f"[{prefix}", self._batch(PART)
@@ -579,7 +779,8 @@ class JobViews:
 
         members = self._each(read, _in_bytes)
         for where, job in self._resolved((failure_cursor(one), one.rpartition("\0")[2]) for one in members):
-            matches = job is not None and fold(job["title"]).startswith(folded)
+            # What is in the archive comes with the rest of it.
+            matches = job is not None and "archived" not in job and fold(job["title"]).startswith(folded)
             yield where, job if matches else None
 
     def _resolved(self, entries: Iterator[tuple[str, str]]) -> Iterator[_Found]:
@@ -698,10 +899,20 @@ class JobViews:
         return [(url, score) for url, score in found]
 
     def _read_done(self, mark: str) -> Iterator[_Found]:
-        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,2})?", mark):
+        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,18})?", mark):
             raise ValueError(_('after: use the value of "next" of the answer before'))
-        for entry, shard, fields in self._successes(mark, PART, newest_first=True):
-            yield _success_cursor(entry, shard), self._done(entry, fields)
+        for entry, _shard, fields in self.successes(mark, PART, newest_first=True):
+            yield self._success_cursor(entry, fields["url"]), self._done(entry, fields)
+
+    def _read_archived(self, mark: str) -> Iterator[_Found]:
+        if mark and not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}(@[0-9]{1,18})?", mark):
+            raise ValueError(_('after: use the value of "next" of the answer before'))
+        while records := self.still_done(mark, PART, newest_first=True):
+            for record in records:
+                mark = record_mark(record["entry"], record["url"])
+                yield mark, self._archived(record)
+            if len(records) < PART:
+                return
 
 
 def _gather(entries: Iterator[_Found], wanted: Wanted, limit: int) -> tuple[list[dict[str, Any]], str | None]:
@@ -727,17 +938,19 @@ def _ask_for_end(pipe: Any, job: JobId, shards: int) -> Any:
     return pipe.hget(key("tries", shard_of(identity, shards)), "")  # nothing: a container has no record
 
 
+def record_place(entry: str, url: str) -> tuple[int, int, int]:
+    """Return what records are sorted by: two shards may give the same entry, and none gives it to the same page."""
+    at_ms, _dash, number = entry.partition("-")
+    return int(at_ms), int(number or 0), int(url.rpartition("cid=")[2])
+
+
+def record_mark(entry: str, url: str) -> str:
+    """Return a cursor behind a record, whatever has the same entry in other shards."""
+    return f"{entry}@{url.rpartition('cid=')[2]}"
+
+
 def _entry_id(recorded: str) -> str:
     return recorded if "-" in recorded else f"{recorded}-0"
-
-
-def _entry_number(entry: str) -> tuple[int, int]:
-    at_ms, _mark, number = entry.partition("-")
-    return int(at_ms), int(number)
-
-
-def _success_cursor(entry: str, shard: int) -> str:
-    return f"{entry}@{shard}" if shard else entry
 
 
 def _in_bytes(text: str) -> bytes:

@@ -15,10 +15,10 @@ import logging
 import random
 import re
 import secrets
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from farm_budgets import FarmBudgets
 from i18n import _
 from lineage import Lineage, what_changed
 from model import HAVE_LIMIT, Added, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
-from parse_ import parse_job_id
+from parse_ import parse_job_id, video_aid
 from queue_data import (
+    ARCHIVED_AT_ONCE,
     CANCELLED,
     COMMON_KEYS,
     STATES,
     Identity,
     JobViews,
+    Success,
     Wanted,
     answer_key,
     as_dict,
@@ -54,6 +56,8 @@ from queue_data import (
     identity_of,
     key,
     ledger_item,
+    move_oldest,
+    record_item,
     record_key,
     shard_of,
     shard_of_id,
@@ -73,6 +77,8 @@ from redis_engine import (
 )
 from reshard import Reshard
 from shard_leases import Request, ShardLeases
+from success_archive import Archive
+from success_records import path_pattern, stored_pattern
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +90,7 @@ KEPT_BY_REPLICAS = frozenset(
     {
         "add",
         "ack",
+        "archive",
         "cancel",
         "claim",
         "enlist",
@@ -94,7 +101,7 @@ KEPT_BY_REPLICAS = frozenset(
         "moved_out",
         "moved_records",
     }
-    | {"nack", "redrive", "replay", "revisit", "watch"}
+    | {"nack", "redrive", "replay", "restore", "revisit", "watch"}
 )
 """What is waited for where REDIS_URL says so; a lease, a heartbeat or an order that is lost is soon had again."""
 
@@ -180,7 +187,9 @@ class Queue(FarmQueue):
         self._shards = settings.shards
         self._is_moved = False
         self._common = [[key(name, shard) for name in COMMON_KEYS] for shard in range(self._shards)]
-        self._views = JobViews(self._look, self._category, self._shards)
+        self._archive = Archive(settings.data_dir / "archive", folded_prefix)
+        self._success_limit = settings.success_limit
+        self._views = JobViews(self._look, self._category, self._archive, self._shards)
         self._budgets = FarmBudgets(self._run, self._look, key, settings, draw)
 
     def close(self) -> None:
@@ -211,13 +220,18 @@ class Queue(FarmQueue):
         request = request or secrets.token_hex(8)
         renewed = "all" if refresh else "sources" if again else ""
         told = [renewed, self._origin(category, source), self._origin(category, source, refresh, wishes), str(watch)]
-        identities = {text: identity_of(_container(text)) for text in ids}
+        parts: dict[int, list[tuple[str, Identity]]] = {}
+        for text in ids:
+            identity = _container_identity(text)
+            parts.setdefault(shard_of(identity, self._shards), []).append((text, identity))
         added = known = 0
-        for shard, part in self._by_shard(ids):
+        for shard, part in sorted(parts.items()):
             keys, args = [answer_key(request, shard)], list(told)
-            for text in part:
-                keys += [self._bucket("seen", identities[text]), self._bucket("closed", identities[text])]
-                args += [text, identities[text].member]
+            for text, identity in part:
+                keys.append(self._bucket("seen", identity))
+                if renewed:
+                    keys.append(self._bucket("closed", identity))
+                args += [text, identity.member]
             new, old = self._run("add", keys, args, shard)
             added, known = added + int(new), known + int(old)
         return Added(added, known)
@@ -387,12 +401,14 @@ class Queue(FarmQueue):
     @engine_errors
     def sources(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return the ledgers of sources and watched videos in the order of ids, and where to go on."""
-        ids = sorted(url for shard in range(self._shards) for url in self._redis.hkeys(key("ledger", shard)))
-        first = bisect_right(ids, after)
-        following = ids[first + limit - 1] if len(ids) > first + limit else None
-        ids = ids[first : first + limit]
-        items = {url: item for shard, part in self._by_shard(ids) for url, item in self._sources_in(shard, part)}
-        return [items[url] for url in ids], following
+        start = f"({after}" if after else "-"
+        found = self._looks(lambda pipe, shard: pipe.zrangebylex(key("ledgers", shard), start, "+", 0, limit + 1))
+        ids = sorted((url for (urls,) in found for url in urls), key=str.encode)  # as Redis sorts them
+        following = ids[limit - 1] if len(ids) > limit else None
+        items = {
+            url: item for shard, part in self._by_shard(ids[:limit]) for url, item in self._sources_in(shard, part)
+        }
+        return [items[url] for url in ids[:limit]], following
 
     def _sources_in(self, shard: int, ids: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         closed_at = [(self._bucket("closed", one), one.member) for one in map(identity_of, map(_container, ids))]
@@ -608,7 +624,7 @@ class Queue(FarmQueue):
                 raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
             keys, args = told.setdefault(shard_of(identity_of(job), self._shards), ([], [worker]))
             keys += [done_key(job, self._shards), record_key(job, self._shards), self._bucket("seen", identity_of(job))]
-            args += [url, str(job.cid), *_told(result)]
+            args += [url, str(job.cid), *_told(url, result)]
         return sum(int(self._run("replay", keys, args, shard)) for shard, (keys, args) in told.items())
 
     @engine_errors
@@ -619,7 +635,7 @@ class Queue(FarmQueue):
             raise ValueError(_("{id} is a container: it is expanded, not acknowledged").format(id=url))
         shard = shard_of(identity_of(job), self._shards)
         keys = [answer_key(token, shard), done_key(job, self._shards), record_key(job, self._shards)]
-        return str(self._current(self._run("ack", keys, [url, token, job.cid, *_told(result)], shard), url))
+        return str(self._current(self._run("ack", keys, [url, token, job.cid, *_told(url, result)], shard), url))
 
     @engine_errors
     def nack(self, url: str, token: str, failure: Failure) -> str:
@@ -697,6 +713,19 @@ class Queue(FarmQueue):
     def success(self, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """Return finished pages in the order in which they were, and where to go on (None at the end)."""
         return self._views.success(after, limit)
+
+    @engine_errors
+    def archives(self) -> dict[str, int]:
+        """Return how many records were moved into files, by the places where these lie."""
+        return self._views.archives()
+
+    @engine_errors
+    def archive(self, at_once: int = ARCHIVED_AT_ONCE, batches: int = 5) -> int:
+        """Move the oldest records beyond the limit into files of this machine, a bounded number; return how many.
+
+        A record leaves Redis when it is safe on disk: whoever dies in between leaves it in both, and it is read once.
+        """
+        return move_oldest(self, self._archive, self._success_limit, at_once, batches)
 
     @engine_errors
     def latest_success(self, limit: int) -> list[dict[str, Any]]:
@@ -799,12 +828,52 @@ class Queue(FarmQueue):
             keys, args = [key("failed")], [0]
             for entry, fields in entries:
                 page = parse_job_id(fields["url"])
-                keys.append(record_key(page))
+                keys.append(record_key(page, self._shards))
                 args += [page.cid, entry, fields["url"], folded_prefix(fields["title"])]
             self._run("adopt", keys, args)
             last = f"({entries[-1][0]}"
         if last:
             self._redis.hset(key("totals"), "adopted", 1)
+        counts = self._looks(lambda pipe, shard: pipe.hlen(key("ledger", shard)).zcard(key("ledgers", shard)))
+        for shard, (ledgers, in_order) in enumerate(counts):
+            for url, _text in self._redis.hscan_iter(key("ledger", shard), count=500) if ledgers > in_order else ():
+                self._redis.zadd(key("ledgers", shard), {url: 0})
+
+    # -------------------------------------------------------------------------------- for queue_dump
+
+    @engine_errors
+    def look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what ``ask`` puts into a pipeline."""
+        return self._look(ask)
+
+    @engine_errors
+    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
+        """Run a script of ``lua/`` with the common keys of a shard."""
+        return self._run(script, keys, args, shard)
+
+    @property
+    def shards(self) -> int:
+        """Over how many shards the queue is spread."""
+        return self._shards
+
+    @engine_errors
+    def records(self, after: str, limit: int) -> list[Success]:
+        """Return records of finished pages in plain text, those behind a ``record_mark``, in their order."""
+        return list(islice(self._views.successes(after, limit), limit))
+
+    def record_items(self, limit: int) -> list[tuple[str, int, dict[str, Any]]]:
+        """Return the oldest records as jobs, as they are shown, with their entries and shards."""
+        records = self.records("", limit)
+        return [(entry, shard, record_item(entry, fields, self._category)) for entry, shard, fields in records]
+
+    @engine_errors
+    def archived_after(self, mark: str, limit: int) -> list[dict[str, Any]]:
+        """Return records that lie in files here and still count, those behind a ``record_mark``; none at the end."""
+        return self._views.still_done(mark, limit)
+
+    def archived_pages(self, cids: Sequence[int]) -> set[int]:
+        """Return which of these pages have their records in files here."""
+        return set(self._archive.find(cids))
 
     # -------------------------------------------------------------------------------- inside
 
@@ -886,9 +955,15 @@ def _script(path: Path) -> str:
     return "".join(part.read_text("utf-8") for part in parts) + own
 
 
-def _told(result: Result) -> list[str]:
-    size, seconds = str(result.bytes), f"{result.seconds:.1f}"
-    return [result.title, folded_prefix(result.title), result.path, size, seconds, result.streams, result.stored]
+def _told(url: str, result: Result) -> list[str]:
+    size, seconds, path = str(result.bytes), f"{result.seconds:.1f}", path_pattern(result.path, url, result.title)
+    stored = stored_pattern(result.stored, result.path, url, result.title)
+    return [result.title, folded_prefix(result.title), path, size, seconds, result.streams, stored]
+
+
+def _container_identity(text: str) -> Identity:
+    aid = video_aid(text)  # quick: a list may have a million of them
+    return Identity("v", aid, str(aid)) if aid else identity_of(_container(text))
 
 
 def _container(text: str) -> JobId:

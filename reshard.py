@@ -26,12 +26,13 @@ from queue_data import (
     shard_of,
     shard_of_id,
 )
+from success_records import with_words, word_keys
 
 PART = 500
 BUCKETS_AT_ONCE = 100
 COUNTED_AT_ONCE = 1000
 HASHES = ("tries", "origin", "token", "stale", "ledger")
-SETS = ("kept", "leased", "delayed", "dead", "watch", "failures", "titles", "forgotten")
+SETS = ("kept", "leased", "delayed", "dead", "watch", "failures", "titles", "forgotten", "ledgers")
 LISTS = ("ready", "suspect", "titled")
 BUCKET_KINDS = ("seen", "closed", "paged", "done", "record")
 SUMMED = ("failures", "replayed", "forgotten")
@@ -229,9 +230,19 @@ class Reshard:
     def _records_of(self, source: int) -> Iterator[tuple[tuple[int, int], int, str, dict[str, str]]]:
         start = "-"
         while found := self._redis.xrange(key("success", source), start, "+", count=PART):
-            for entry, fields in found:
+            for entry, fields in self._with_words(source, found):
                 yield _number(entry), source, fields["url"], fields
             start = f"({found[-1][0]}"
+
+    def _with_words(
+        self, source: int, records: Sequence[tuple[str, dict[str, str]]]
+    ) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield records with their words in place of the numbers, for the words of another shard."""
+        names = word_keys(fields for _entry, fields in records)
+        texts = self._redis.hmget(key("words", source), names) if names else []
+        words = dict(zip(names, texts, strict=True))
+        for entry, fields in records:
+            yield entry, with_words(fields, words)
 
     def _take_records(
         self,
@@ -262,6 +273,7 @@ class Reshard:
     def _remember_sums(self) -> None:
         """Write down, once, what cannot be counted again: sums, and who is alone with a suspect."""
         sums: Counter[str] = Counter()
+        archives: Counter[str] = Counter()
         latest = 0
         alone: dict[str, str] = {}
         for shard in range(self._old):
@@ -269,8 +281,9 @@ class Reshard:
             sums.update({name: int(totals.get(name, 0)) for name in SUMMED})
             latest = max(latest, int(totals.get("replayed_at", 0)))
             found = self._redis.hgetall(key("alone", shard))
+            archives.update({place: int(count) for place, count in self._redis.hgetall(key("archives", shard)).items()})
             alone |= {worker: url for worker, url in found.items() if not url.startswith("~")}
-        kept = {"totals": {**sums, "replayed_at": latest}, "alone": alone}
+        kept = {"totals": {**sums, "replayed_at": latest}, "alone": alone, "archives": archives}
         self._redis.hsetnx(key("resharded"), "sums", as_json(kept))
 
     def _sums(self) -> dict[str, Any]:
@@ -280,6 +293,7 @@ class Reshard:
         totals = {"done": self._count_done(shard), "stale": 0}
         for _url, count in self._redis.hscan_iter(key("stale", shard), count=PART):
             totals["stale"] += abs(int(count))
+        archives = self._sums().get("archives", {}) if shard == 0 else {}
         if shard == 0:
             totals |= {name: int(value) for name, value in self._sums()["totals"].items()} | {"adopted": 1}
         kinds: Counter[str] = Counter()
@@ -292,7 +306,7 @@ class Reshard:
         for part in self._parts(self._redis.zscan_iter(key("leased", shard), count=PART)):
             for text in self._redis.hmget(key("tries", shard), list(part)):
                 holds[as_dict(text).get("worker", "")] += 1
-        for name, counts in (("totals", totals), ("kinds", kinds), ("holds", holds)):
+        for name, counts in (("totals", totals), ("kinds", kinds), ("holds", holds), ("archives", archives)):
             self._replace(key(name, shard), {one: count for one, count in counts.items() if count})
 
     def _count_done(self, shard: int) -> int:
@@ -327,7 +341,7 @@ class Reshard:
         for shard in range(max(self._old, self._new)):
             self._redis.delete(key("draining", shard))
             if shard >= self._new:
-                self._redis.delete(*(key(name, shard) for name in (*COMMON_KEYS, "ended", "orders")))
+                self._redis.delete(*(key(name, shard) for name in (*COMMON_KEYS, "ended", "orders", "archives")))
             if shard:
                 self._redis.delete(key("resharded", shard))
         with self._redis.pipeline(transaction=True) as pipe:

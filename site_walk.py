@@ -20,7 +20,7 @@ import account
 from config import USER_AGENT, Settings
 from errors import JobError, Parked, RiskControl, SiteError
 from i18n import _
-from model import MIB, Budget
+from model import MIB, Budget, Video
 from pace import Pace
 from parse_ import (
     REAL_HOSTS,
@@ -28,6 +28,7 @@ from parse_ import (
     answer_code,
     is_refusal,
     parse_job_id,
+    parse_season,
     parse_spi,
     parse_target,
     parse_view,
@@ -173,7 +174,15 @@ class Site:
 
     def page_count(self, bvid: str) -> int:
         """Return how many pages a video has."""
-        return len(parse_view(self._text(f"/x/web-interface/view?bvid={bvid}")).pages)
+        return len(self.video(bvid).pages)
+
+    def video(self, bvid: str) -> Video:
+        """Return a video with its pages."""
+        return parse_view(self._text(f"/x/web-interface/view?bvid={bvid}"))
+
+    def episode(self, episode_id: int) -> Video:
+        """Return an episode as a video of one page."""
+        return parse_season(self._text(f"/pgc/view/web/season?ep_id={episode_id}"), episode_id)
 
     def _ask_identity(self) -> tuple[tuple[str, str] | None, dict[str, str]]:
         """Return WBI keys and a visitor's cookie where they can be had; the site may answer without them."""

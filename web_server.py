@@ -60,6 +60,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
             queue.sample()
             if change := queue.look_at_data():
                 log.warning("%s", change)
+            queue.archive()
             poisoned, looked_ms = queue.poisoned(looked_ms)
             for url in poisoned:
                 log.warning(_("%s has failed for good: its workers died with it again and again"), url)

@@ -16,7 +16,8 @@ local LEDGER, WATCH = KEYS[24], KEYS[25] -- HASH source, or watched video -> JSO
 local STALE, KINDS = KEYS[26], KEYS[27] -- HASH id -> entries in READY that do not count; state and code -> how many
 local TITLES, TITLED = KEYS[28], KEYS[29] -- ZSET of folded title \0 id; LIST of those that are done, the oldest first
 local FORGOTTEN = KEYS[30] -- ZSET cid -> when a user had it forgotten
-local OWN = 30 -- keys after this one are the script's own
+local LEDGERS, WORDS = KEYS[31], KEYS[32] -- ZSET of the ids in LEDGER, to be read in order; HASH >text -> number, <number -> text
+local OWN = 32 -- keys after this one are the script's own
 
 local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes on
 local ANSWER_MS = 3600 * 1000
@@ -33,6 +34,7 @@ local STALE_LIMIT = 1000 -- entries that do not count are left out so many at a 
 local ERRORS_LIMIT, ERROR_BYTES = 8, 200 -- so many failures are kept with a job, and so much of each reason
 local TITLES_LIMIT = 100000 -- so many of the pages that were done last are found by their titles
 local FORGOTTEN_LIMIT = 100000
+local WORDS_LIMIT, WORD_BYTES = 4000, 200 -- so many texts of each kind that records share, and how long they are
 local CANCELLED = 'cancelled'
 local FULL_PASS_SECONDS = 24 * 3600 -- a watched source is read to its end so often, in between only its news; a video is
 -- asked for new pages so often at most
@@ -437,17 +439,48 @@ local function note_record(record_key, cid, entry)
   redis.call('HSET', record_key, cid, string.match(entry, '^(%d+)%-0$') or entry)
 end
 
--- Record a page as done, once for ever; returns whether it was not.
-local function record(done_key, record_key, cid, id, page)
+-- What many records say alike is kept once, and they have its number; what cannot be kept so begins with "=". A path
+-- that no other page can share comes so already.
+local function word(kind, text)
+  local is_path = kind == 'path' or kind == 'stored'
+  if text == '' or (is_path and string.sub(text, 1, 1) == '=') then
+    return text
+  end
+  local number = #text <= WORD_BYTES and redis.call('HGET', WORDS, '>' .. text)
+  if number then
+    return number
+  end
+  if #text > WORD_BYTES or tonumber(redis.call('HGET', WORDS, '#' .. kind) or 0) >= WORDS_LIMIT then
+    return '=' .. text
+  end
+  redis.call('HINCRBY', WORDS, '#' .. kind, 1)
+  number = redis.call('HINCRBY', WORDS, '#', 1)
+  redis.call('HSET', WORDS, '>' .. text, number, '<' .. number, text)
+  return number
+end
+
+-- Record a page as done, once for ever; returns whether it was not. `path` and `stored` are patterns, as
+-- success_records.py makes them. `entry` is the id that the record had in another queue, and `at` when that was, or nil:
+-- it has that id here too, unless there are later ones already.
+local function record(done_key, record_key, cid, id, page, entry, at)
   if redis.call('SADD', done_key, cid) == 0 then
     return false
   end
   redis.call('HINCRBY', TOTALS, 'done', 1)
   -- Always the same fields in the same order: a stream then stores their names once.
-  local entry = redis.call('XADD', SUCCESS, '*', 'url', id, 'title', page.title, 'path', page.path,
-    'bytes', page.bytes, 'seconds', page.seconds, 'worker', page.worker, 'streams', page.streams,
-    'errors', page.errors, 'category', page.category, 'source', page.source, 'stored', page.stored)
-  note_record(record_key, cid, entry)
+  local fields = { 'url', id, 'title', page.title, 'path', word('path', page.path),
+    'bytes', page.bytes, 'tenths', string.format('%.0f', tonumber(page.seconds) * 10),
+    'worker', word('worker', page.worker), 'streams', word('streams', page.streams), 'errors', page.errors,
+    'category', word('category', page.category), 'source', word('source', page.source),
+    'stored', word('stored', page.stored or '') }
+  local given = entry and redis.pcall('XADD', SUCCESS, entry, unpack(fields))
+  if type(given) ~= 'string' then
+    if at then
+      fields[#fields + 1], fields[#fields + 2] = 'at', at
+    end
+    given = redis.call('XADD', SUCCESS, '*', unpack(fields))
+  end
+  note_record(record_key, cid, given)
   redis.call('ZREM', FORGOTTEN, cid)
   if page.title ~= '' then
     entitle_done(id, page.folded)
@@ -501,7 +534,14 @@ local function ledger_of(id)
 end
 
 local function save_ledger(id, ledger)
-  redis.call('HSET', LEDGER, id, cjson.encode(ledger))
+  if redis.call('HSET', LEDGER, id, cjson.encode(ledger)) == 1 then
+    redis.call('ZADD', LEDGERS, 0, id)
+  end
+end
+
+local function drop_ledger(id)
+  redis.call('HDEL', LEDGER, id)
+  redis.call('ZREM', LEDGERS, id)
 end
 
 -- Every other job is a video, an episode, a lesson, or a page of one.
@@ -528,7 +568,7 @@ local function watch(id, seconds, at, category)
     seconds = math.max(seconds, FULL_PASS_SECONDS)
   end
   if seconds == 0 and not is_source(id) then
-    redis.call('HDEL', LEDGER, id)
+    drop_ledger(id)
   elseif ledger.watched ~= seconds or (category and ledger.category ~= category) then
     ledger.watched, ledger.category = seconds, category or ledger.category
     save_ledger(id, ledger)

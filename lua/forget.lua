@@ -17,8 +17,10 @@ end
 
 local function drop_record(record_key, cid, title_entry, at)
   local entry = redis.call('HGET', record_key, cid)
-  redis.call('XDEL', SUCCESS, string.find(entry, '-', 1, true) and entry or entry .. '-0')
-  redis.call('HDEL', record_key, cid)
+  if entry then -- else it is in an archive, and whoever reads that asks here whether the page is done
+    redis.call('XDEL', SUCCESS, string.find(entry, '-', 1, true) and entry or entry .. '-0')
+    redis.call('HDEL', record_key, cid)
+  end
   redis.call('HINCRBY', TOTALS, 'done', -1)
   redis.call('HINCRBY', TOTALS, 'forgotten', 1)
   redis.call('ZREM', TITLES, title_entry)
@@ -44,7 +46,7 @@ for i = 0, #ARGV / ARGS_EACH - 1 do
     end
     drop(id, tries)
     if cid == '' then
-      redis.call('HDEL', LEDGER, id)
+      drop_ledger(id)
       redis.call('ZREM', WATCH, id)
     elseif place == 'done' then
       drop_record(record_key, cid, title_entry, at)

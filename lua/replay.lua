@@ -1,7 +1,8 @@
 -- replay: what a worker has finished, told again because the queue does not know of it: its data were set back, or
 -- are new. KEYS: the common ones, then done:<bucket>, record:<bucket> and seen:c:<bucket>
--- of each page. ARGV: worker, then id, cid, title, title folded, path, bytes, seconds, streams and stored of each page.
--- Answers how many were not recorded.
+-- of each page. ARGV: worker, then id, cid, title, title folded, path (its pattern), bytes, seconds, streams and
+-- where it was delivered, or '', of each page. Answers
+-- how many were not recorded.
 
 local worker, recorded = ARGV[1], 0
 local at = now()
@@ -12,8 +13,8 @@ for i = 0, (#ARGV - 1) / 9 - 1 do
   local is_lost = not redis.call('ZSCORE', FORGOTTEN, cid)
   if is_lost and record(KEYS[first_key], KEYS[first_key + 1], cid, id, {
     title = ARGV[first + 2], folded = ARGV[first + 3], path = ARGV[first + 4], bytes = ARGV[first + 5],
-    seconds = ARGV[first + 6], streams = ARGV[first + 7], stored = ARGV[first + 8], worker = worker,
-    errors = '', category = '', source = '',
+    seconds = ARGV[first + 6], streams = ARGV[first + 7], worker = worker, errors = '', category = '', source = '',
+    stored = ARGV[first + 8],
   }) then
     recorded = recorded + 1
     if redis.call('SADD', KEYS[first_key + 2], cid) == 0 then

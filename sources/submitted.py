@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from i18n import _
-from parse_ import SiteHosts, parse_job_id, parse_target
+from parse_ import SiteHosts, parse_job_id, parse_target, plain_video
 from sources.addresses import parse_source
 from sources.messages import source_address
 
@@ -17,6 +17,9 @@ def sort_out(texts: Iterable[str], hosts: SiteHosts) -> tuple[list[str], list[di
     """
     ids, rejected = [], []
     for text in texts:
+        if video := plain_video(text, hosts):
+            ids.append(video)
+            continue
         try:
             if source := parse_source(text, hosts):
                 ids.append(source)

@@ -30,6 +30,7 @@ IN_DOCS = (
     "docs/engines.md",
     "docs/deploy.md",
     "docs/deliver.md",
+    "docs/backup.md",
     "docs/extras.md",
     "docs/features.md",
     "docs/performance.md",
@@ -74,7 +75,7 @@ def default_text(name: str, readme: str) -> str:
         value = ",".join(value)
     if isinstance(value, Path):
         value = value.relative_to(config.ROOT)
-    return f"`{value:g}`" if isinstance(value, int | float) else f"`{value}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -248,6 +249,7 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "next:<name>",
         "resharded",
         "waited",
+        "archives",
     }
 
 

@@ -20,19 +20,31 @@ LEVELS: tuple[frozenset[str], ...] = (
         {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
         | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
         | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"budgets", "pace", "series", "server_choice", "stream_choice"}
+        | {"budgets", "pace", "series", "server_choice", "stream_choice", "success_records"}
         | {"visitor"}
     ),
-    frozenset({"farm_budgets", "orders", "queue_data", "redis_engine", "request_server", "site_standing", "sources"}),
     frozenset(
-        {"bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
+        {
+            "farm_budgets",
+            "orders",
+            "queue_data",
+            "redis_engine",
+            "request_server",
+            "site_standing",
+            "sources",
+            "success_archive",
+        }
+    ),
+    frozenset(
+        {"add_options", "bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
         | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
     ),
     frozenset(
-        {"delivery", "download_stream_file", "extras", "finding", "merge_stream_file", "page_streams"}
-        | {"redisConnect", "source_reader", "status_table", "steering", "terminal", "worker_metrics"}
+        {"adopt_files", "delivery", "download_stream_file", "extras", "finding", "merge_stream_file"}
+        | {"page_streams", "queue_dump", "redisConnect", "source_reader", "status_table", "steering"}
+        | {"terminal", "worker_metrics"}
     ),
-    frozenset({"download_scheduler", "late_extras", "web"}),
+    frozenset({"download_scheduler", "late_extras", "queue_files", "web"}),
     frozenset({"add_url", "run", "web_server"}),
 )
 """An import goes down at least one level. docs/architecture.md has the same table, and test_docs.py compares them."""
@@ -56,8 +68,8 @@ PURE = frozenset(
         "shapes",
     }
     | {"budgets", "matroska", "merge_command", "notices", "orders", "pace"}
-    | {"places", "plain_text", "series", "server_choice", "site_standing"}
-    | {"source_ids", "sources", "stream_choice", "visitor"}
+    | {"places", "plain_text", "request_head", "series", "server_choice", "site_standing"}
+    | {"source_ids", "sources", "stream_choice", "success_records", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
 )
 

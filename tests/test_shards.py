@@ -182,7 +182,9 @@ def test_equal_entries_of_two_shards_are_both_listed(queue: Queue, connection: r
     fields = {name: "1" for name in ("title", "path", "bytes", "seconds", "worker")}
     for shard in range(SHARDS):
         for number in range(5):
-            connection.xadd(key("success", shard), {"url": f"{shard}.{number}", **fields}, id=f"{1000 + number}-0")
+            connection.xadd(
+                key("success", shard), {"url": f"ep1?cid={shard + 1}{number}", **fields}, id=f"{1000 + number}-0"
+            )
     for limit in (1, 2, 3, 7):
         items: list[dict[str, Any]] = []
         after: str | None = ""
@@ -190,7 +192,7 @@ def test_equal_entries_of_two_shards_are_both_listed(queue: Queue, connection: r
             found, after = queue.success(after, limit)
             items += found
         assert [item["url"] for item in items] == [
-            f"{shard}.{number}" for number in range(5) for shard in range(SHARDS)
+            f"ep1?cid={shard + 1}{number}" for number in range(5) for shard in range(SHARDS)
         ]
 
 

@@ -903,6 +903,9 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
         def look_at_data(self) -> str:
             return "these are other data" if self.calls == 3 else ""
 
+        def archive(self) -> int:
+            return 0
+
         def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
             return ([] if after_ms is None else [VIDEO]), 5.0
 

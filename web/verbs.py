@@ -247,20 +247,22 @@ class Verbs:
         return jsonify(step_seconds=step_seconds, points=points)
 
     def success(self) -> Response:
-        """List finished pages."""
-        return self._listing(self._queue.success)
+        """List finished pages, archived ones too as far as their files are here; say how many lie in which files."""
+        return self._listing(self._queue.success, archived=self._queue.archives())
 
     def failed(self) -> Response:
         """List dead and delayed jobs."""
         code = read_query("code", line(100), None)
         return self._listing(lambda after, limit: self._queue.failed(after, limit, code))
 
-    def _listing(self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]]) -> Response:
+    def _listing(
+        self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]], **more: dict[str, int]
+    ) -> Response:
         after = read_query("after", line(CURSOR_CHARACTERS), "")
         limit = read_query("limit", decimal(1, 1000), 100)
         with bad_request():
             items, following = verb(after, limit)
-        return jsonify(items=items, next=following)
+        return jsonify(items=items, next=following, **more)
 
     def healthz(self) -> tuple[Response, int]:
         """Say whether server and engine work."""
