@@ -80,8 +80,9 @@ def default_text(name: str, readme: str) -> str:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_every_setting_is_in_the_table_with_its_true_default(readme: str) -> None:
-    table = {row[0].strip("`"): row for row in rows(text_of(readme)) if re.fullmatch("`[A-Z_]+`", row[0])}
-    assert set(table) == set(config.VARIABLES)
+    named = [row for row in rows(text_of(readme)) if re.fullmatch("`[A-Z_]+`", row[0])]
+    table = {row[0].strip("`"): row for row in named}
+    assert set(table) == set(config.VARIABLES) and len(table) == len(named)
     assert {name: row[1] for name, row in table.items()} == {name: default_text(name, readme) for name in table}
     assert all(len(row) == 3 and row[2] for row in table.values())
     assert all(f"`{name}`" in text_of(readme) for name in FROM_ELSEWHERE)

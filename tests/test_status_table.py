@@ -101,7 +101,8 @@ def test_on_a_narrow_terminal_long_texts_take_several_lines_and_nothing_is_cut(m
         "queued": 2048,
     }
     status = {"jobs": dict.fromkeys(status_table.STATES, 12345), "speed_bytes_per_second": 7, "next_due_seconds": None}
-    status |= {"workers": workers, "sources": [ledger], "is_complete": True, "breakers": []}
+    breaker = {"group": "account:1234567", "state": "parked", "seconds": 1800.0, "failures": 7, "kind": "-352"}
+    status |= {"workers": workers, "sources": [ledger], "breakers": [breaker], "is_complete": True}
     status["failures"] = [{"dead": 1, "delayed": 2, "code": "-404", "reason": "the video is deleted", "reasons": 1}]
     for width in (62, 80):
         console = Console(width=width, file=io.StringIO())
@@ -110,6 +111,7 @@ def test_on_a_narrow_terminal_long_texts_take_several_lines_and_nothing_is_cut(m
         assert isinstance(console.file, io.StringIO)
         shown = console.file.getvalue()
         assert "…" not in shown and "gone" not in shown and "2048/2048" in shown
+        assert "account 123456: all its workers are parked, 1800 s yet" in " ".join(shown.split())
         assert all(cell_len(line) <= width for line in shown.splitlines())
 
 
