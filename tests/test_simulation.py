@@ -14,8 +14,8 @@ from tests.simulation.loop import Stuck, Thread, VirtualLoop
 
 SEEDS_UNTIL_FOUND = 400
 REGRESSIONS = [
-    (83, "loses-refresh"),  # a video was asked for again between the reading of its pages and their expansion
-    (13, "waits-for-the-clock"),  # the queue's clock was set back while a job was kept for its last worker
+    (208, "loses-refresh"),  # a video was asked for again between the reading of its pages and their expansion
+    (182, "waits-for-the-clock"),  # the queue's clock was set back while a job was kept for its last worker
 ]
 
 
