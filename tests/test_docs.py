@@ -27,6 +27,7 @@ READMES = ("README.md", "README.zh-CN.md")
 IN_DOCS = (
     "docs/api.md",
     "docs/architecture.md",
+    "docs/backup.md",
     "docs/engines.md",
     "docs/deploy.md",
     "docs/deliver.md",
