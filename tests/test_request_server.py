@@ -410,7 +410,8 @@ def test_what_is_sent_ahead_of_an_answer_is_bounded(place: Running) -> None:
         texts = [POST % 900 + b"x" * 900] * count + [b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"]
         sending = threading.Thread(target=peer.sendall, args=(b"".join(texts),))
         sending.start()
-        wait_until(lambda: place.server.held_bytes > request_server.PIPELINED_BYTES, "some of it is read")
+        # aiohttp may pause before we do, when one segment has brought more requests than it queues
+        wait_until(lambda: place.server.held_bytes > request_server.PIPELINED_BYTES // 2, "some of it is read")
         for _unused in range(20):
             place.ask(GET % b"others")
             assert place.server.held_bytes < 1_000_000, "and no more"

@@ -94,7 +94,10 @@ def test_pages_of_two_shards_with_the_same_entry_are_both_archived(connection: r
     assert [job["url"] for job in done if "?" in job["url"]] == listed[::-1]
 
 
-@pytest.mark.parametrize(("before", "after"), WAYS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [WAYS[0], *(pytest.param(*way, marks=pytest.mark.slow) for way in WAYS[1:])],
+)
 def test_an_export_comes_into_any_number_of_shards(
     before: int, after: int, connection: redis.Redis, limited: Settings
 ) -> None:
