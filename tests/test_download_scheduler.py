@@ -473,6 +473,8 @@ async def test_parking_grows_from_failure_to_failure_until_something_is_done(
 ) -> None:
     failures: list[int] = []
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda count: failures.append(count) or 0.1)
+    for name in ("OPEN", "OPEN_CAP", "PARKED_LEAST"):  # the server's word is obeyed, too
+        monkeypatch.setattr(f"budgets.{name}_SECONDS", 0.1)
     site.state.risky.add(PLAIN.bvid)
     queue.add([PLAIN.bvid])
     worker = await start_worker()
