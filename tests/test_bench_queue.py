@@ -84,12 +84,6 @@ def test_a_server_that_answers_nobody_is_no_division_by_nothing() -> None:
     assert "answered nobody" in told.markdown(told.summed_up(silent), {})
 
 
-def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    told.plot(told.summed_up(figures()), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk sends the requests: apt-get install wrk")
