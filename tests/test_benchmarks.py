@@ -121,8 +121,8 @@ def test_a_process_is_measured_with_its_children(tmp_path: Path) -> None:
 
 
 def test_a_process_that_does_not_end_is_ended_with_its_children(tmp_path: Path) -> None:
-    done = run_process(["sh", "-c", "sleep 600 & echo $!; wait"], os.environ, tmp_path, 0.5)
-    assert done.problem == "not at its end after 0 s" and done.status == -signal.SIGKILL
+    done = run_process(["sh", "-c", "sleep 600 & echo $!; wait"], os.environ, tmp_path, 1.6)
+    assert done.problem == "not at its end after 2 s" and done.status == -signal.SIGKILL
     child = Path(f"/proc/{int(done.output)}/stat")
     deadline = time.monotonic() + 20
     while child.exists() and child.read_text("ascii").split()[2] != "Z":

@@ -713,10 +713,10 @@ async def get(
         return response.status, response.headers, await response.read()
 
 
-async def read_until_failure(client: Client, **fault: Any) -> int:
+async def read_until_failure(client: Client, silent_seconds: float = 20, **fault: Any) -> int:
     client.site.fault(**fault)
     got = 0
-    timeout = aiohttp.ClientTimeout(sock_read=1)
+    timeout = aiohttp.ClientTimeout(sock_read=silent_seconds)
     with pytest.raises((aiohttp.ClientPayloadError, TimeoutError)):
         async with client.session.get(client.site.raw_urls(SIZE)[0], timeout=timeout) as response:
             async for piece in response.content.iter_any():
@@ -741,7 +741,7 @@ async def test_connections_are_refused_or_dropped(client: Client) -> None:
 async def test_bodies_are_cut_or_stall_after_so_many_bytes(client: Client) -> None:
     assert await read_until_failure(client, kind="cut", bytes=MIB + 5) == MIB + 5
     client.site.reset()
-    assert await read_until_failure(client, kind="stall", bytes=777) == 777
+    assert await read_until_failure(client, 1.5, kind="stall", bytes=777) == 777
     await until(lambda: client.site.stats()["mirrors"][0]["active"] == 0)
     assert client.site.stats()["objects"][raw_path(SIZE)]["ranges"][0]["sent_bytes"] == 777
     client.site.reset()
@@ -839,7 +839,7 @@ async def test_api_faults_below_json(client: Client) -> None:
     async def faulty(kind: str, **fields: Any) -> tuple[int, str]:
         client.site.clear_faults()
         client.site.fault(kind, scope="api", **fields)
-        async with client.session.get(url, timeout=aiohttp.ClientTimeout(total=3)) as response:
+        async with client.session.get(url, timeout=aiohttp.ClientTimeout(total=20)) as response:
             return response.status, await response.text()
 
     status, text = await faulty("status", status=412)
@@ -1074,11 +1074,11 @@ async def test_the_parsers_read_what_is_said_of_a_crowd(crowded: Client, crowd: 
 
 def test_two_thousand_more_videos_cost_neither_time_nor_memory() -> None:
     def start(*options: str) -> tuple[float, int, int, str]:
-        started = time.monotonic()
         with SiteProcess(DEFAULT_CACHE, *options) as site:
-            seconds = time.monotonic() - started
+            process = psutil.Process(site._process.pid)
+            seconds = sum(process.cpu_times()[:2])  # of its own: the clock tells how busy others are
             listed = site.get("catalogue")["videos"]
-            memory = psutil.Process(site._process.pid).memory_info().rss
+            memory = process.memory_info().rss
             digest = next((v["pages"][0]["streams"][0]["sha256"] for v in listed if v["name"] == "crowd-17"), "")
             return seconds, memory, len(listed), digest
 

@@ -109,7 +109,7 @@ def processes(data_dir: Path) -> dict[str, list[int]]:
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> float:
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> float:
     """Wait until the condition holds, and return how long that took."""
     begin = time.monotonic()
     while not condition():
@@ -186,7 +186,7 @@ def test_it_starts_is_shared_and_ends_with_its_last_user(valkey, make_valkey, da
         assert door.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert door.config_get("port") == {"port": "0"}
     other.close()
-    assert wait_for(lambda: is_gone(data_dir)) < 2
+    assert wait_for(lambda: is_gone(data_dir)) < 4
     with client(valkey) as door:
         assert door.get("a") == b"b"
 
@@ -198,7 +198,7 @@ def test_another_process_shares_it_and_its_death_is_its_leave(valkey, make_user,
     user.kill()
     assert run_id(valkey) == identity
     valkey.close()
-    assert wait_for(lambda: is_gone(data_dir)) < 2
+    assert wait_for(lambda: is_gone(data_dir)) < 4
 
 
 def test_a_killed_starter_leaves_nothing_behind(make_user, data_dir):
@@ -206,7 +206,7 @@ def test_a_killed_starter_leaves_nothing_behind(make_user, data_dir):
     user.read()
     assert not is_gone(data_dir)
     user.kill()
-    assert wait_for(lambda: is_gone(data_dir)) < 2
+    assert wait_for(lambda: is_gone(data_dir)) < 4
 
 
 def test_an_interrupt_of_the_starters_terminal_does_not_reach_it(make_user, data_dir):
@@ -453,7 +453,9 @@ def test_a_file_in_the_way_is_said(make_valkey, tmp_path):
 
 def test_a_living_server_is_found_quickly(valkey):
     valkey.ensure()
-    begin = time.perf_counter()
-    for _ in range(20):
+    durations = []
+    for _ in range(21):
+        begin = time.perf_counter()
         valkey.ensure()
-    assert (time.perf_counter() - begin) / 20 < 0.02
+        durations.append(time.perf_counter() - begin)
+    assert sorted(durations)[10] < 0.02

@@ -157,7 +157,7 @@ async def test_a_silent_network_swallows_what_is_asked_until_it_is_healed(
 async def test_a_late_request_is_delivered_though_its_client_has_given_up(
     server: Server, relay: Relay, session: aiohttp.ClientSession
 ) -> None:
-    fault = relay.delay(0.3, "/ack", count=1)
+    fault = relay.delay(1.5, "/ack", count=1)
     with pytest.raises(TimeoutError):
         async with session.post(relay.url() + "/ack", json={}, timeout=aiohttp.ClientTimeout(total=0.1)):
             pass

@@ -137,7 +137,7 @@ def test_without_the_ca_it_is_a_clear_sentence_and_nothing_is_sent_or_counted(fa
     assert "leases nothing for 30 s" in worker.output() and "certificate" in worker.output()
     assert_parked(farm)
     worker.interrupt()
-    assert worker.wait(3) == 0
+    assert worker.wait(10) == 0
     assert proxy.seen == []  # no request, with or without a cookie, left in a tunnel that is not trusted
     assert "Traceback" not in worker.output() + adding.output()
 
@@ -170,7 +170,7 @@ def test_a_proxy_that_refuses_is_no_fault_of_the_job(farm: Farm, proxy: Proxy, h
     assert "leases nothing for 30 s" in worker.output() and "proxy" in worker.output()
     assert_parked(farm)
     worker.interrupt()
-    assert worker.wait(3) == 0
+    assert worker.wait(10) == 0
     proxy.refused = set()
     assert attempt_of_the_next_lease(farm) == 1  # the one that failed was not counted
     assert farm.drain() == 0
