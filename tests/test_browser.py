@@ -383,9 +383,9 @@ def test_what_failed_is_shown_with_its_reason_and_retried(farm: Farm, browse: Op
     assert browser.counts()["dead"] == 2
     assert "-404" in browser.text() and "62002" in browser.text()
     browser.driver.find_element(By.LINK_TEXT, "Failures").click()
-    browser.run("window.openedOnce = true")
-    assert len(browser.texts(".groups .row")) == 2
+    wait_until("both are on the page of failures", lambda: len(browser.texts(".groups .row")) == 2)
     browser.driver.find_element(By.CSS_SELECTOR, ".groups .reason a").click()
+    wait_until("those of one reason", lambda: "code=" in browser.driver.current_url)
     browser.run("window.openedOnce = true")
     browser.press("Retry", "section .rows")
     browser.says("Queued again: 1")
@@ -426,8 +426,8 @@ def test_a_job_is_found_moved_cancelled_restored_and_forgotten(farm: Farm, brows
     assert len(browser.texts(".rows .row")) == 3
     browser.write("#find", video("deleted").bvid)
     browser.press("Find")
-    browser.shows(video("deleted").bvid, ".rows")
-    assert len(browser.texts(".rows .row")) == 1
+    wait_until("one job is left", lambda: len(browser.texts(".rows .row")) == 1)
+    assert video("deleted").bvid in browser.text(".rows")
     browser.run("window.openedOnce = true")
     browser.press("Put first")
     browser.says("Put first: 1")
