@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -319,6 +320,6 @@ def _draw(axis: Any, outcome: Outcome, with_legend: bool) -> None:
     axis.margins(x=0.15)
     axis.tick_params(axis="x", labelsize=7)
     axis.set_xlabel("seconds", fontsize=7)
-    axis.set_title(outcome.title, fontsize=9)
+    axis.set_title(textwrap.fill(outcome.title, 60), fontsize=9)
     if with_legend:
         axis.legend(fontsize=7)
