@@ -144,9 +144,11 @@ def test_a_file_that_is_gone_or_of_another_page_is_found(bench: Bench, outcome: 
 
 def test_a_large_file_fetched_again_from_its_beginning_is_found(bench: Bench, outcome: Outcome) -> None:
     path = next(path for path in outcome.ranges if path.endswith("-30080.m4s"))
-    outcome.ranges[path].append((0, None, 30 * 2**20))  # type: ignore[attr-defined]
+    before = list(outcome.ranges[path])
+    # Both requests are added, since those of the run may all have been cut within the first mark.
+    outcome.ranges[path] = [*before, (0, None, 30 * 2**20), (0, None, 30 * 2**20)]  # type: ignore[index]
     try:
         report = bench.report()
         assert report.files or report.refetched_moved_bytes >= 30 * 2**20
     finally:
-        outcome.ranges[path].pop()  # type: ignore[attr-defined]
+        outcome.ranges[path] = before  # type: ignore[index]
