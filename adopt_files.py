@@ -21,7 +21,7 @@ from typing import Any
 
 from errors import JobError
 from i18n import _
-from merge_proof import read_tag
+from merging import read_tag
 from model import MIB, JobId, Video
 from parse_ import MAX_CID, aid_to_bvid, video_aid
 

@@ -40,8 +40,8 @@ from errors import (
 )
 from extras import Companions, Extras
 from i18n import _
-from merge_proof import read_tag
 from merge_stream_file import merge
+from merging import read_tag
 from model import (
     HAVE_LIMIT,
     MIB,
@@ -59,7 +59,6 @@ from model import (
 from orders import working_fields
 from page_streams import PageStreams
 from parse_ import parse_job_id
-from part_file import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from pipeline import NotNow, Rhythm, Slots
 from queue_client import OWN_SHARE, RESULTS_PER_CALL, Beat, Heartbeat, Held, QueueClient, lease_clock
 from result_log import NEWEST, ResultLog, log_path
@@ -68,6 +67,7 @@ from source_reader import read_source
 from sources import Told
 from steering import QrLogin, Steering
 from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, spoken
+from transfer import RESERVE_BYTES, discard_parts, free_disk_bytes, unfinished_jobs
 from working_file import WorkingFile
 
 log = logging.getLogger(__name__)

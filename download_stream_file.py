@@ -20,16 +20,31 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import media_client
-from connections import Connections
 from errors import CircumstanceError, JobError, TransferError
 from i18n import _
-from media_client import MediaClient, Refused, Reply, judge_failure
-from mirrors import Health, Mirror, Mirrors, Patience
 from model import CHUNK_BYTES, KIB, MIB, StreamProgress, StreamSource
-from part_file import Chunk, Identity, PartFile, free_disk_bytes
-from range_reply import ACCEPTED, Asked, Meaning, Verdict, judge
-from speed_limit import SpeedLimit
+from transfer import (
+    ACCEPTED,
+    FAILURES,
+    Asked,
+    Chunk,
+    Connections,
+    Health,
+    Identity,
+    Meaning,
+    MediaClient,
+    Mirror,
+    Mirrors,
+    PartFile,
+    Patience,
+    Refused,
+    Reply,
+    SpeedLimit,
+    Verdict,
+    free_disk_bytes,
+    judge,
+    judge_failure,
+)
 
 TELL_SECONDS = 0.1
 ADAPT_SECONDS = 0.25
@@ -499,7 +514,7 @@ class _Download:
                 await self._receive(request, reply)
         except _Enough:
             pass
-        except media_client.FAILURES as error:
+        except FAILURES as error:
             verdict = request.why_left if request.is_left else judge_failure(error)
         finally:
             self._end(request)

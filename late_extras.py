@@ -19,12 +19,12 @@ from bili_client import BiliClient
 from errors import CircumstanceError, JobError, PermanentError
 from extras import Extras
 from i18n import _
-from media_client import MediaClient
-from merge_proof import read_tag
+from merging import read_tag
 from model import Beside, JobId, Result
 from parse_ import parse_job_id
 from result_log import all_results
 from stream_choice import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from transfer import MediaClient
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ that owns it, so that `remove_leftovers` can tell what a dead worker left from w
 scratch folder is on another disk than the output, the proved file is copied over and read back before it gets its name.
 A name is given to a file only where it is free: what stands there is finished work, and is never overwritten.
 
-At most one ffmpeg runs for each processor, and makes several small files where they wait for it (`merge_turns.py`). On
-Linux ffmpegs are started by a process of their own, `merge_starter.py`.
+At most one ffmpeg runs for each processor, and makes several small files where they wait for it (`merging/turns.py`).
+On
+Linux ffmpegs are started by a process of their own, `merging/starter.py`.
 """
 
 from __future__ import annotations
@@ -38,20 +39,26 @@ from typing import IO, BinaryIO
 
 import xxhash
 
-import merge_starter
 from errors import DiskFull, MergeError, NameTaken, StaleToken, UsageError
 from i18n import _
-from merge_command import (
+from merging import (
+    NICENESS,
+    PROGRAM,
+    Inputs,
+    SharedRunFailed,
     Task,
+    Turns,
+    check_inputs,
+    check_output,
     ffmpeg_arguments,
     list_of_chapters,
     list_of_chapters_path,
+    pack_request,
     segment_list,
     segment_list_path,
     without_extras,
+    write_failure,
 )
-from merge_proof import Inputs, check_inputs, check_output, write_failure
-from merge_turns import SharedRunFailed, Turns
 from model import CHUNK_BYTES, KIB, MIB, Merged, MergePlan
 
 if sys.platform != "win32":
@@ -731,7 +738,7 @@ class _Starter:
         with theirs, contextlib.ExitStack() as stack:
             stack.enter_context(ours)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", merge_starter.__file__, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", PROGRAM, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -776,7 +783,7 @@ def _start_by_starter(arguments: list[str], processor: int) -> _Started:
             theirs.callback(os.close, writing)
             pipes.append((reading, writing))
         (stdout, stdout_end), (stderr, stderr_end) = pipes
-        request = merge_starter.pack_request(processor, arguments)
+        request = pack_request(processor, arguments)
         _STARTER.ask(request, [stdout_end, stderr_end, line_end.fileno()])
         ours.pop_all()
     return _Started(line, stdout, stderr)
@@ -794,5 +801,5 @@ async def _spawn(arguments: list[str]) -> _Spawned:
             *arguments, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True
         )
         with contextlib.suppress(OSError):  # it has ended already
-            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + merge_starter.NICENESS)
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
     return _Spawned(process)

@@ -467,7 +467,7 @@ class MergePlan:
     """What ffmpeg is to join: DASH ``video`` and ``audio`` files (either may be missing), or durl ``segments``.
 
     Paths are absolute texts. ``tag`` is written into the file as its comment and read back by
-    ``merge_proof.read_tag``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
+    ``merging.read_tag``: it says which page the file holds. ffmpeg writes in ``scratch``, a folder of
     this or another disk, or beside the output where that is empty. The extension of the output says the container:
     mp4, m4a (the same without a picture), mkv or mka.
 

@@ -19,11 +19,22 @@ from i18n import _
 from model import JobId
 from parse_ import parse_job_id
 from plain_text import one_line
-from queue_data import as_json, bucket, done_key, folded_prefix, identity_of, record_key, shard_of
-from queue_dump import AT_ONCE, Restored, export, restore
 from redisConnect import Queue
 from site_walk import Site
-from success_records import path_pattern
+from store import (
+    BATCH,
+    Restored,
+    as_json,
+    bucket,
+    done_key,
+    export,
+    folded_prefix,
+    identity_of,
+    path_pattern,
+    record_key,
+    restore,
+    shard_of,
+)
 
 Say = Callable[[str], None]
 
@@ -155,7 +166,7 @@ def adopt_folder(
             continue
         tell(f"{shown}\t{found.url or f'cid={found.cid}'}\t{found.said_by}")
         batch.append(found)
-        if len(batch) == AT_ONCE:
+        if len(batch) == BATCH:
             _record(queue, batch, downloads, dry_run, adopted)
             batch = []
     _record(queue, batch, downloads, dry_run, adopted)

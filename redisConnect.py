@@ -3,7 +3,7 @@
 Ready work is a LIST of job ids. A lease is a token and a deadline in Redis' own clock; every transition is one Lua
 script (``lua/``), so that a job is in exactly one state whatever dies. Verbs are the same here, in Lua, over HTTP
 (web_server) and in the worker's client (queue_client): add, lease, expand, heartbeat, ack, nack, release, redrive, and
-of users besides cancel, first, forget. What people look at is read by queue_data.
+of users besides cancel, first, forget. What people look at is read by `store/data.py`.
 
 An answer means that the change is on disk: the engine runs with ``appendfsync always``.
 """
@@ -26,59 +26,60 @@ import redis
 
 import retry
 from config import Settings
-from engine_checks import dangers
 from engine_url import EngineUrl
 from errors import EngineError, EngineFull, StaleToken
-from farm_budgets import FarmBudgets
 from i18n import _
-from lineage import Lineage, what_changed
 from model import HAVE_LIMIT, Added, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from parse_ import parse_job_id, video_aid
-from queue_data import (
+from store import (
     ARCHIVED_AT_ONCE,
     CANCELLED,
     COMMON_KEYS,
     STATES,
+    Archive,
+    Client,
+    FarmBudgets,
+    FarmQueue,
     Identity,
     JobViews,
+    Lineage,
+    Request,
+    Reshard,
+    ShardLeases,
     Success,
     Wanted,
     answer_key,
     as_dict,
     as_json,
     bucket,
+    connect_embedded,
+    connect_url,
     containers_of,
+    dangers,
     done_key,
     ended_key,
+    engine_errors,
     failure_cursor,
     failure_range,
     folded_prefix,
+    history_id,
     identity_of,
     key,
     ledger_item,
-    move_oldest,
-    record_item,
-    record_key,
-    shard_of,
-    shard_of_id,
-)
-from queue_farm import FarmQueue
-from redis_engine import (
-    Client,
-    connect_embedded,
-    connect_url,
-    engine_errors,
-    history_id,
     look_at,
     memory_is_full,
+    move_oldest,
     nothing,
+    path_pattern,
     place_of,
+    record_item,
+    record_key,
     run_script,
+    shard_of,
+    shard_of_id,
+    stored_pattern,
+    what_changed,
 )
-from reshard import Reshard
-from shard_leases import Request, ShardLeases
-from success_archive import Archive
-from success_records import path_pattern, stored_pattern
 
 log = logging.getLogger(__name__)
 
@@ -839,7 +840,7 @@ class Queue(FarmQueue):
             for url, _text in self._redis.hscan_iter(key("ledger", shard), count=500) if ledgers > in_order else ():
                 self._redis.zadd(key("ledgers", shard), {url: 0})
 
-    # -------------------------------------------------------------------------------- for queue_dump
+    # -------------------------------------------------------------------------------- for store/dump.py
 
     @engine_errors
     def look(self, ask: Callable[[Any], object]) -> list[Any]:

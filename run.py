@@ -41,7 +41,6 @@ import account
 import config
 from bili_client import BiliClient, make_session
 from config import MEDIA_SUFFIXES, PARTS_FOLDER, Settings
-from connections import Connections
 from delivery import Deliveries, Reins, folder_of, opener
 from download_scheduler import Scheduler
 from download_stream_file import Wire
@@ -51,17 +50,14 @@ from i18n import _
 from late_extras import Bring, Laid, MediaDoor, lay_late
 from live_lines import LiveLines, reflows
 from log_setup import start_logging
-from media_client import MediaClient
 from merge_stream_file import find_ffmpeg, probe_ffmpeg, remove_leftovers
-from mirrors import Health, media_allowed
 from model import Beside, Result
-from part_file import discard_old_parts, free_disk_bytes
 from passport import Keeper, Passport, draw_code, log_in
 from places import FOLDER
 from queue_client import QueueClient, lease_clock, make_server_session
-from speed_limit import SpeedLimit
 from steering import QrLogin
 from terminal import Terminal
+from transfer import Connections, Health, MediaClient, SpeedLimit, discard_old_parts, free_disk_bytes, media_allowed
 from worker_metrics import serving_metrics
 
 log = logging.getLogger("run")

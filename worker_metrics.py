@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from board import Board
 from errors import UsageError
 from i18n import _
-from mirrors import Health
+from transfer import Health
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 STALL_SECONDS = 60.0

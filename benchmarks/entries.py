@@ -30,7 +30,8 @@ from config import ROOT, Settings
 from embedded_valkey import find_binary
 from model import Page, Result
 from parse_ import aid_to_bvid, parse_job_id
-from queue_data import (
+from redisConnect import Queue
+from store.data import (
     BUCKETS,
     COMMON_KEYS,
     as_json,
@@ -39,8 +40,7 @@ from queue_data import (
     identity_of,
     key,
 )
-from redisConnect import Queue
-from success_records import path_pattern
+from store.records import path_pattern
 
 PAGES_AT_ONCE = 2000
 FIRST_MS = 1_700_000_000_000

@@ -21,11 +21,11 @@ from pathlib import Path
 async def download_all(folder: Path, connections: int, streams: list[list[str]]) -> list[str]:
     """Download all streams side by side, as jobs of one worker; return where they are."""
     import config
-    from connections import Connections
     from download_stream_file import Wire, download_stream
-    from media_client import MediaClient
     from model import StreamSource
-    from speed_limit import SpeedLimit
+    from transfer.connections import Connections
+    from transfer.media_client import MediaClient
+    from transfer.speed_limit import SpeedLimit
 
     settings = config.parse_settings({**os.environ, "BILI_CONNECTIONS": str(connections)}, folder)
     running = asyncio.Event()

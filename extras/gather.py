@@ -23,9 +23,9 @@ from create_folder import companion_path, show_of
 from errors import CircumstanceError, JobError, SiteError
 from extras import danmaku, files, nfo, subtitles
 from i18n import _
-from media_client import FAILURES, MediaClient, judge_failure
 from model import MIB, Beside, Chapter, Page, Subtitle, Video
 from parse_ import BROKEN
+from transfer import FAILURES, MediaClient, judge_failure
 
 log = logging.getLogger(__name__)
 

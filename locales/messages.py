@@ -24,7 +24,10 @@ SOURCES = (
     ("demo/*.py", "python"),
     ("delivery/*.py", "python"),
     ("extras/*.py", "python"),
+    ("merging/*.py", "python"),
     ("sources/*.py", "python"),
+    ("store/*.py", "python"),
+    ("transfer/*.py", "python"),
     ("web/*.py", "python"),
     ("templates/*.html", "jinja2.ext:babel_extract"),
 )

@@ -197,7 +197,7 @@ end
 
 -- ---------------------------------------------------------------------------------- what is known of a job
 
--- A title is found by its beginning, folded as queue_data.py does it.
+-- A title is found by its beginning, folded as store/data.py does it.
 local function entitle(id, tries, title, folded)
   if title == '' or tries.title == title then
     return false
@@ -460,7 +460,7 @@ local function word(kind, text)
 end
 
 -- Record a page as done, once for ever; returns whether it was not. `path` and `stored` are patterns, as
--- success_records.py makes them. `entry` is the id that the record had in another queue, and `at` when that was, or nil:
+-- store/records.py makes them. `entry` is the id that the record had in another queue, and `at` when that was, or nil:
 -- it has that id here too, unless there are later ones already.
 local function record(done_key, record_key, cid, id, page, entry, at)
   if redis.call('SADD', done_key, cid) == 0 then

@@ -6,7 +6,7 @@
 --
 -- The part is '' where there is one shard. With several it is `first`, `other`, `ordinary` (suspects are left alone),
 -- `recall` (nothing is given that was not given before), or the mark of bar.lua under which this worker gets a suspect.
--- The states: `settled` and `begun` (see settle.lua), `recalled`, `given`; `alone` and `suspect`, which shard_leases.py
+-- The states: `settled` and `begun` (see settle.lua), `recalled`, `given`; `alone` and `suspect`, which store/shards.py
 -- resolves with the other shards, with the mark in place of the leases; and `drains`.
 -- with turns
 

@@ -22,8 +22,8 @@ from config import Settings
 from demo.media import Library, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
-from redis_engine import connect_url
 from redisConnect import Queue
+from store.engine import connect_url
 from tests.farm import Farm
 from web import create_app
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from demo.process import SiteProcess
-from merge_proof import read_tag
+from merging.proof import read_tag
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 120.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge_proof import read_tag
+from merging.proof import read_tag
 from model import MIB
 from tests.relay import Call
 

@@ -101,12 +101,17 @@ MUTATIONS = (
         (
             Edit(
                 "download_stream_file.py",
-                "        except media_client.FAILURES as error:\n",
-                "        except media_client.CutShort:\n"
+                "from transfer import (\n",
+                "from transfer.range_client import CutShort\nfrom transfer import (\n",
+            ),
+            Edit(
+                "download_stream_file.py",
+                "        except FAILURES as error:\n",
+                "        except CutShort:\n"
                 "            self._part.held_bytes += request.chunk.missing_bytes\n"
                 "            request.chunk.at = request.chunk.stop\n"
                 "            self._part._finish(request.chunk)\n"
-                "        except media_client.FAILURES as error:\n",
+                "        except FAILURES as error:\n",
             ),
         ),
         ("tests/test_download_stream_file.py::test_cut_again_and_again_it_goes_on_from_the_last_byte",),
@@ -142,7 +147,7 @@ MUTATIONS = (
         "a page is known by its number",
         (
             Edit(
-                "queue_data.py",
+                "store/data.py",
                 '        return Identity("c", job.cid, str(job.cid))\n',
                 '        return Identity("c", job.number, f"{job.bvid}{job.episode_id}:{job.number}")\n',
             ),

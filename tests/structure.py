@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import redis
 
 from parse_ import bvid_to_aid, parse_job_id
-from queue_data import Identity, folded_prefix, shard_of, shard_of_id
+from store.data import Identity, folded_prefix, shard_of, shard_of_id
 
 PLACES = ("ready", "suspect", "kept", "leased", "delayed", "dead")
 

@@ -11,8 +11,8 @@ import redis
 from budgets import Told
 from config import Settings
 from model import Failure, ListedPage, Page, Result
-from queue_data import key
 from redisConnect import Queue
+from store.data import key
 from tests import structure
 from tests.test_redisConnect import BV, ENVIRONMENT, PERMANENT, TRANSIENT, lease_one, let_expire, pages, result
 

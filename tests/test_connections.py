@@ -13,8 +13,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from connections import Adaptation, Connections
 from tests.simulation.loop import VirtualLoop
+from transfer.connections import Adaptation, Connections
 
 MB = 1e6
 

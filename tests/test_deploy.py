@@ -83,7 +83,8 @@ def test_the_image_has_what_the_program_needs_and_nothing_else() -> None:
     }
     assert "locales/zh_CN/LC_MESSAGES/bili.mo" in names
     tops = {name.partition("/")[0] for name in names if "/" in name}
-    assert tops == {"delivery", "extras", "locales", "lua", "sources", "static", "templates", "web"}
+    packages = {"delivery", "extras", "merging", "sources", "store", "transfer", "web"}
+    assert tops == {*packages, "locales", "lua", "static", "templates"}
     assert not [name for name in names if name.endswith((".po", ".pyc")) or Path(name).name.startswith(".env")]
 
 

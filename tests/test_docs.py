@@ -204,7 +204,9 @@ def mapped(readme: str) -> list[str]:
 @pytest.mark.parametrize("readme", READMES)
 def test_every_file_is_in_the_map(readme: str) -> None:
     patterns = ("*.py", "*.toml", "requirements*.txt", "Makefile", "working.json", "lua/*.lua")
+    patterns += tuple(f"{folder}/*.py" for folder in ("merging", "store", "transfer"))
     files = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
+    files = {name for name in files if not name.endswith("__init__.py")}
     found = mapped(readme)
     assert len(found) == len(set(found))
     assert files | {f"{folder}/" for folder in FOLDERS} <= set(found)
@@ -218,7 +220,7 @@ def test_the_levels_in_the_architecture_are_those_of_the_code() -> None:
 
 
 def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
-    from queue_data import COMMON_KEYS
+    from store.data import COMMON_KEYS
 
     section = text_of("docs/architecture.md").partition("\n## Keys\n")[2].partition("\n## ")[0]
     said = [row[0].strip("`") for row in rows(section) if row[0].startswith("`")]
@@ -259,7 +261,7 @@ def test_the_walk_through_the_code_names_what_is_there() -> None:
     names = {name.rpartition(".")[2] for name in re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]\w*)?)`", walk)} - {"py", "lua"}
     code = "\n".join(
         path.read_text("utf-8")
-        for pattern in ("*.py", "extras/*.py", "web/*.py", "lua/*.lua")
+        for pattern in ("*.py", "extras/*.py", "merging/*.py", "store/*.py", "transfer/*.py", "web/*.py", "lua/*.lua")
         for path in ROOT.glob(pattern)
     )
     assert len(names) > 30

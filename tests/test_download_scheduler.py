@@ -27,7 +27,6 @@ from bili_client import BiliClient, make_session
 from board import Board, JobView
 from budgets import Told
 from config import Settings
-from connections import Connections
 from create_folder import page_path, parse_output
 from delivery import Deliveries, Reins, opener
 from demo.catalogue import video
@@ -45,8 +44,6 @@ from errors import (
     SiteError,
     TransferError,
 )
-from media_client import MediaClient
-from mirrors import media_allowed
 from model import (
     MIB,
     Counts,
@@ -59,11 +56,14 @@ from model import (
     StreamSource,
     Video,
 )
-from part_file import RESERVE_BYTES, Identity, PartFile
 from places import parse_place
 from queue_client import OWN_SHARE, Beat, QueueClient, lease_clock, make_server_session
 from redisConnect import Queue
 from result_log import ResultLog
+from transfer.connections import Connections
+from transfer.media_client import MediaClient
+from transfer.mirrors import media_allowed
+from transfer.part_file import RESERVE_BYTES, Identity, PartFile
 
 PLAIN, LARGE = video("plain"), video("large-a")
 PAGE = f"{PLAIN.bvid}?p=1&cid={PLAIN.pages[0].cid}"

@@ -23,18 +23,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import download_stream_file
-import part_file
 from config import Settings, tls_context
-from connections import Connections
 from download_stream_file import Pace, StreamFile, Surroundings, Wire, download_stream, range_bytes, split_bytes
 from errors import DiskFull, NoWayOut, PermanentError, TransferError, UsageError
-from media_client import MediaClient
-from mirrors import Patience, media_allowed
 from model import CHUNK_BYTES, KIB, MIB, StreamProgress, StreamSource
-from part_file import Identity, PartFile, discard_parts, unfinished_jobs
-from speed_limit import SpeedLimit
 from tests import range_server as server_side
 from tests.range_server import BLOCK_BYTES, Faults, RangeServer, mirrors
+from transfer import part_file
+from transfer.connections import Connections
+from transfer.media_client import MediaClient
+from transfer.mirrors import Patience, media_allowed
+from transfer.part_file import Identity, PartFile, discard_parts, unfinished_jobs
+from transfer.speed_limit import SpeedLimit
 
 CONTENT = random.Random(20).randbytes(2 * CHUNK_BYTES + 1)
 SMALL = CONTENT[:300_001]
@@ -1001,10 +1001,10 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from config import Settings, tls_context
-from connections import Connections
+from transfer.connections import Connections
 from download_stream_file import Wire, download_stream
-from media_client import MediaClient
-from mirrors import media_allowed
+from transfer.media_client import MediaClient
+from transfer.mirrors import media_allowed
 from model import StreamSource
 
 async def main(url, folder):

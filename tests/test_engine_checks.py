@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine_checks import Facts, dangers
+from store.engine_checks import Facts, dangers
 
 SAFE = {
     "appendonly": "yes",

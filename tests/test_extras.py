@@ -34,11 +34,11 @@ from extras.answers import clean_text
 from extras.danmaku import Danmaku, complete, parse_segment, segments_of, to_ass, to_xml
 from extras.nfo import episode_nfo, file_tags, info_json, movie_nfo, published_date, show_nfo
 from extras.subtitles import parse_player, to_srt
-from media_client import MediaClient
-from mirrors import media_allowed
 from model import MIB, About, Chapter, JobId, Page, Video
 from parse_ import parse_view
 from tests.farm import Farm, wait_until
+from transfer.media_client import MediaClient
+from transfer.mirrors import media_allowed
 
 PLAIN = catalogued("plain")
 CID = PLAIN.pages[0].cid

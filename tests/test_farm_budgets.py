@@ -11,12 +11,12 @@ import pytest
 import redis
 
 import budgets
-import farm_budgets
 from budgets import Told
 from config import Settings
 from pace import Pace
 from redisConnect import Queue
 from site_standing import SiteStanding
+from store import budgets as farm_budgets
 from tests.simulation.engine import EPOCH_MS, VirtualRedis
 
 HOME = ("address:203.0.113.9",)

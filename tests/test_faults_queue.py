@@ -43,8 +43,8 @@ from model import MIB, Counts, Expanded, Failure, Lease, Leased, Page, Result
 from pace import Pace
 from parse_ import aid_to_bvid, bvid_to_aid
 from queue_client import QueueClient
-from queue_data import BUCKETS
 from redisConnect import Queue, open_queue
+from store.data import BUCKETS
 from tests import structure
 from tests.conftest import engine_binary
 from tests.farm import Farm, free_port, wait_until

@@ -22,9 +22,9 @@ from demo.catalogue import PageRecord, video
 from demo.media import Library, StreamFile
 from demo.process import SiteProcess
 from model import KIB, MIB
-from part_file import read_journal
 from tests.crash import Point, parse_point
 from tests.farm import ROOT, Farm, Script, finished_files, wait_until
+from transfer.part_file import read_journal
 
 pytestmark = pytest.mark.timeout(300)  # several processes a test, on a machine that may be busy
 

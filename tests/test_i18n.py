@@ -22,9 +22,8 @@ from redisConnect import Queue
 from web import create_app
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [
-    path for folder in (".", "delivery", "demo", "extras", "sources") for path in sorted((ROOT / folder).glob("*.py"))
-]
+FOLDERS = (".", "delivery", "demo", "extras", "merging", "sources", "store", "transfer", "web")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -171,8 +170,8 @@ def unwrapped(source: str) -> list[str]:
 
 
 FOR_PROGRAMMERS = {"a plan has either DASH streams or segments", "counting has no end"}
-SILENT = {"range_client.py"}
-"""What its errors mean to people, media_client.py says."""
+SILENT = {"transfer/range_client.py"}
+"""What its errors mean to people, transfer/media_client.py says."""
 SPEAKS_TO_PEOPLE = [
     *(path for path in ROOT.glob("*.py") if path.name not in SILENT),
     *(ROOT / "sources").glob("*.py"),

@@ -14,8 +14,8 @@ from config import Settings
 from errors import StaleToken
 from model import Counts, Failure, Lease, Page, Result
 from parse_ import aid_to_bvid, parse_job_id
-from queue_data import BUCKETS, FOLDED_BYTES, folded_prefix, identity_of
 from redisConnect import Queue, open_queue
+from store.data import BUCKETS, FOLDED_BYTES, folded_prefix, identity_of
 from tests import structure
 
 BV = [aid_to_bvid(aid) for aid in range(170001, 170031)]

@@ -20,12 +20,12 @@ from demo.site import RunningSite, running_site
 from errors import RiskControl
 from extras import BESIDE, Extras
 from late_extras import Laid, MediaDoor, Standing, jobs_by_path, lay_late, standing_pages
-from media_client import MediaClient
-from mirrors import media_allowed
 from model import JobId, Result
 from parse_ import parse_job_id
 from result_log import ResultLog, log_path
 from tests.farm import Farm
+from transfer.media_client import MediaClient
+from transfer.mirrors import media_allowed
 
 PLAIN, FIVE, GONE = catalogued("plain"), catalogued("five-pages"), catalogued("deleted")
 LANGUAGES = (".zh-CN.srt", ".en-US.srt", ".zh.ai.srt")

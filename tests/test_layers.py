@@ -15,33 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder", "engine_checks", "engine_url", "lineage", "places", "plain_text"}),
+    frozenset({"create_folder", "engine_url", "merging", "places", "plain_text"}),
     frozenset(
-        {"board", "config", "connections", "embedded_valkey", "merge_starter", "mp4_boxes", "parse_"}
-        | {"part_file", "pipeline", "range_client", "range_reply", "result_log", "retry", "shapes", "speed_limit"}
-        | {"account", "live_lines", "matroska", "merge_command", "merge_turns", "notices"}
-        | {"budgets", "pace", "series", "server_choice", "stream_choice", "success_records"}
-        | {"visitor"}
+        {"account", "board", "budgets", "config", "embedded_valkey", "live_lines", "notices", "pace", "parse_"}
+        | {"pipeline", "result_log", "retry", "series", "server_choice", "shapes", "stream_choice", "visitor"}
     ),
+    frozenset({"orders", "request_server", "site_standing", "sources", "store", "transfer"}),
     frozenset(
-        {
-            "farm_budgets",
-            "orders",
-            "queue_data",
-            "redis_engine",
-            "request_server",
-            "site_standing",
-            "sources",
-            "success_archive",
-        }
-    ),
-    frozenset(
-        {"add_options", "bili_client", "media_client", "merge_proof", "mirrors", "passport", "queue_client"}
-        | {"log_setup", "notify", "queue_farm", "reshard", "shard_leases", "site_walk", "working_file"}
+        {"add_options", "bili_client", "log_setup", "notify", "passport", "queue_client", "site_walk"}
+        | {"working_file"}
     ),
     frozenset(
         {"adopt_files", "delivery", "download_stream_file", "extras", "finding", "merge_stream_file"}
-        | {"page_streams", "queue_dump", "redisConnect", "source_reader", "status_table", "steering"}
+        | {"page_streams", "redisConnect", "source_reader", "status_table", "steering"}
         | {"terminal", "worker_metrics"}
     ),
     frozenset({"download_scheduler", "late_extras", "queue_files", "web"}),
@@ -52,25 +38,12 @@ LEVELS: tuple[frozenset[str], ...] = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 ENTRIES = LEVELS[-1]
 PURE = frozenset(
-    {
-        "board",
-        "config",
-        "create_folder",
-        "engine_checks",
-        "engine_url",
-        "errors",
-        "lineage",
-        "model",
-        "mp4_boxes",
-        "parse_",
-        "range_reply",
-        "retry",
-        "shapes",
-    }
-    | {"budgets", "matroska", "merge_command", "notices", "orders", "pace"}
-    | {"places", "plain_text", "request_head", "series", "server_choice", "site_standing"}
-    | {"source_ids", "sources", "stream_choice", "success_records", "visitor"}
+    {"board", "budgets", "config", "create_folder", "engine_url", "errors", "model", "notices", "orders", "pace"}
+    | {"parse_", "places", "plain_text", "retry", "series", "server_choice", "shapes", "site_standing", "source_ids"}
+    | {"sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
+    | {"merging.command", "merging.matroska", "merging.mp4_boxes"}
+    | {"store.engine_checks", "store.lineage", "store.records", "transfer.range_reply"}
 )
 
 DOORS = {
@@ -79,11 +52,11 @@ DOORS = {
     "botocore": {"delivery"},
     "fsspec": {"delivery"},
     "paramiko": {"delivery"},
-    "redis": {"redisConnect", "redis_engine"},
+    "redis": {"redisConnect", "store"},
     "flask": {"web"},
     "werkzeug": {"web"},
     "requests": {"add_url", "site_walk"},
-    "aiohttp": {"bili_client", "media_client", "passport", "queue_client", "request_server", "demo"},
+    "aiohttp": {"bili_client", "passport", "queue_client", "request_server", "transfer", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "biliass": {"extras"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},
@@ -138,7 +111,7 @@ def read(path: Path) -> Module:
 
 
 TOP = sorted(ROOT.glob("*.py"))
-FOLDERS = ("delivery", "extras", "sources", "web")
+FOLDERS = ("delivery", "extras", "merging", "sources", "store", "transfer", "web")
 """Families of modules, each with one door: what its ``__init__`` has."""
 IN_FOLDERS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 DEMO = sorted((ROOT / "demo").rglob("*.py"))
@@ -301,7 +274,7 @@ RULES: dict[Callable[[Module], list[str]], tuple[tuple[str, str], ...]] = {
         ("config", "import urllib.request"),
         ("parse_", "import ssl"),
         ("extras.nfo", "import time"),
-        ("mp4_boxes", "async def f() -> None: ..."),
+        ("merging.mp4_boxes", "async def f() -> None: ..."),
         ("sources.listings", "import time"),
     ),
     imports_the_forbidden: (("merge_stream_file", "import ffmpeg"), ("redisConnect", "import pickle")),

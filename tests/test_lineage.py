@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lineage import Lineage, what_changed
+from store.lineage import Lineage, what_changed
 
 BEFORE = Lineage("e1", 10, "a")
 

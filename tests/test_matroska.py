@@ -12,9 +12,9 @@ import imageio_ffmpeg
 import pytest
 from hypothesis import given, settings
 
-import matroska
 from errors import MergeError
-from matroska import read_comment, read_matroska
+from merging import matroska
+from merging.matroska import read_comment, read_matroska
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 SECONDS = 8

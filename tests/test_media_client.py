@@ -5,8 +5,8 @@ import pytest
 from multidict import CIMultiDict
 
 from config import Settings
-from media_client import MediaClient, judge_failure
-from mirrors import media_allowed
+from transfer.media_client import MediaClient, judge_failure
+from transfer.mirrors import media_allowed
 
 
 def test_the_causes_of_failures_hold_no_address() -> None:

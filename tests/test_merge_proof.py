@@ -14,12 +14,12 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 
-import mp4_boxes
 from errors import MergeError, PermanentError
-from matroska import read_matroska
-from merge_command import Task, ffmpeg_arguments, language_code, list_of_chapters
-from merge_proof import check_inputs, read_tag
 from merge_stream_file import merge, remove_leftovers
+from merging import mp4_boxes
+from merging.command import Task, ffmpeg_arguments, language_code, list_of_chapters
+from merging.matroska import read_matroska
+from merging.proof import check_inputs, read_tag
 from model import Chapter, MergePlan, Subtitle
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import imageio_ffmpeg
 import pytest
 
-import merge_proof
 import merge_stream_file
 from errors import DiskFull, MergeError, NameTaken, PermanentError, StaleToken, UsageError
-from merge_command import Task, ffmpeg_arguments, segment_list
 from merge_stream_file import find_ffmpeg, merge, probe_ffmpeg, remove_leftovers
+from merging import proof
+from merging.command import Task, ffmpeg_arguments, segment_list
+from merging.mp4_boxes import read_comment, read_tracks
 from model import Chapter, Merged, MergePlan, Subtitle
-from mp4_boxes import read_comment, read_tracks
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 ROOT = Path(merge_stream_file.__file__).resolve().parent
@@ -841,14 +841,14 @@ async def test_a_file_is_proved_and_on_disk_before_it_is_asked_for_its_name_and_
 ) -> None:
     """Or a power cut leaves a name with nothing behind it, or nothing at all of what was recorded as done."""
     done: list[object] = []
-    prove, publish, fsync = merge_proof.check_tracks, merge_stream_file._publish, os.fsync
+    prove, publish, fsync = proof.check_tracks, merge_stream_file._publish, os.fsync
 
     def synced(descriptor: int) -> None:
         fsync(descriptor)
         done.append(os.fstat(descriptor).st_ino)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(merge_proof, "check_tracks", lambda *these: done.append("proved") or prove(*these))
+    monkeypatch.setattr(proof, "check_tracks", lambda *these: done.append("proved") or prove(*these))
     monkeypatch.setattr(merge_stream_file, "_publish", lambda *these: done.append("named") or publish(*these))
     plan = dash(media, tmp_path)
     await merge(FFMPEG, plan, lambda: done.append("asked") or True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from merge_turns import SharedRunFailed, Turns
+from merging.turns import SharedRunFailed, Turns
 from model import MERGED_TOGETHER
 
 

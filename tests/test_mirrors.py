@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from multidict import CIMultiDict
 
-import mirrors
-from mirrors import Cooldown, Health, Mirrors, Patience, is_pcdn, media_allowed
-from range_reply import Asked, Meaning, Verdict, judge
+from transfer import mirrors
+from transfer.mirrors import Cooldown, Health, Mirrors, Patience, is_pcdn, media_allowed
+from transfer.range_reply import Asked, Meaning, Verdict, judge
 
 REAL = media_allowed(("bilivideo.com", "szbdyd.com"), ("127.0.0.1:8000", "media.test", "[::1]:9"))
 
@@ -106,7 +106,7 @@ def test_a_slow_mirror_need_not_cool_down_for_long() -> None:
 
 
 def test_the_longest_unused_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirrors.MOST_HOSTS", 3)
+    monkeypatch.setattr("transfer.mirrors.MOST_HOSTS", 3)
     health = Health(lambda: 5)
     health.host("cools").cooldown.until = 6
     kept = health.host("again")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mp4_boxes
 from errors import MergeError
-from mp4_boxes import (
+from merging import mp4_boxes
+from merging.mp4_boxes import (
     Track,
     check_fragmented,
     check_plain,

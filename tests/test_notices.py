@@ -22,8 +22,8 @@ from errors import EngineError, UsageError
 from model import ListedPage
 from notices import AGAIN_SECONDS, GIB, EndedSource, Seen, SeenWorker, listing, notices, plain
 from notify import Notifier, without_secrets
-from queue_farm import NOTICES_AN_HOUR, WITHHELD_LIMIT
 from redisConnect import Queue
+from store.farm import NOTICES_AN_HOUR, WITHHELD_LIMIT
 from tests.farm import Farm, free_port, wait_until
 from tests.test_redisConnect import BV, TRANSIENT, lease_one, page_lease, result
 from tests.test_series import STEP, Clock, clock, timed  # noqa: F401

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import part_file
 from model import CHUNK_BYTES, KIB, MIB
-from part_file import Chunk, Identity, PartFile, discard_old_parts, discard_parts, unfinished_jobs
+from transfer import part_file
+from transfer.part_file import Chunk, Identity, PartFile, discard_old_parts, discard_parts, unfinished_jobs
 
 ROOT = Path(__file__).parent.parent
 CONTENT = random.Random(20).randbytes(2 * CHUNK_BYTES + 1)
@@ -112,7 +112,7 @@ def test_after_a_wound_a_chunk_that_is_finished_anew_is_believed_later(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from part_file import Identity, PartFile
+from transfer.part_file import Identity, PartFile
 
 size, chunk_bytes, piece_bytes, rounds = map(int, sys.argv[2:])
 part = PartFile.open(Path(sys.argv[1]), Identity("BV1?cid=5", 5, "v80-7"), size)

@@ -12,11 +12,11 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 
-import mp4_boxes
 from demo.catalogue import episode, video
 from demo.media import Library, StreamFile, ensure_library
 from demo.site import DEFAULT_CACHE
-from merge_proof import check_inputs, check_tracks
+from merging import mp4_boxes
+from merging.proof import check_inputs, check_tracks
 from model import MergePlan
 from tests.proxy import Proxy
 from tests.test_end_to_end import bvid, cid, stream_hashes

@@ -22,8 +22,8 @@ from config import ROOT, Settings
 from errors import UsageError
 from model import Failure, Lease, ListedPage, Page, Result
 from parse_ import aid_to_bvid, parse_job_id
-from queue_dump import Restored, export, restore
 from redisConnect import Queue
+from store.dump import Restored, export, restore
 from tests import structure
 from tests.conftest import running_valkey
 

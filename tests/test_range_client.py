@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import trustme
 
-from range_client import (
+from tests.range_server import Faults, mirrors
+from transfer.range_client import (
     BUFFER_BYTES,
     HEAD_BYTES,
     BadReply,
@@ -33,7 +34,6 @@ from range_client import (
     Taker,
     make_request,
 )
-from tests.range_server import Faults, mirrors
 
 BODY = random.Random(1).randbytes(3 * 1024 * 1024)
 PATH = "/v/1.m4s?upsig=s3cret%2Fx"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from range_client import BadReply, BadRequest, Origin, make_request, parse_head
+from transfer.range_client import BadReply, BadRequest, Origin, make_request, parse_head
 
 # -------------------------------------------------------------------------------------------- what is written
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from range_client import HEAD_BYTES, BadReply, Origin, RangeClient, _Connection
 from tests.test_range_client import head
+from transfer.range_client import HEAD_BYTES, BadReply, Origin, RangeClient, _Connection
 
 
 class Wire(asyncio.Transport):

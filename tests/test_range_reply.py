@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from range_reply import Asked, ContentRange, Meaning, judge, parse_content_range, parse_retry_after
+from transfer.range_reply import Asked, ContentRange, Meaning, judge, parse_content_range, parse_retry_after
 
 
 @pytest.mark.parametrize(

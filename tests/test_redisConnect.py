@@ -23,8 +23,8 @@ from config import Settings
 from errors import EngineError, StaleToken
 from model import Counts, Failure, Lease, Page, Result
 from parse_ import aid_to_bvid
-from queue_data import BUCKETS, key, shard_of_id
 from redisConnect import Queue, open_queue
+from store.data import BUCKETS, key, shard_of_id
 from tests import structure
 from tests.conftest import engine_binary
 

@@ -14,11 +14,11 @@ import pytest
 import redis
 import trustme
 
-import redis_engine
 from config import Settings
 from errors import EngineError
 from model import Failure, Page, Result
 from redisConnect import Queue, open_queue
+from store import engine
 from tests.engines import ACL_USER, Cluster, Node, Sentinels, allow_acl_user, closing_all, sentinel_acl_line
 from tests.farm import free_port, wait_until
 from tests.test_faults_queue import redis_7
@@ -124,7 +124,7 @@ def test_too_few_replicas_are_named(node: Node) -> None:
 
 
 def test_a_change_that_no_replica_has_counts_as_not_made(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_engine, "WAIT_MS", 20)
+    monkeypatch.setattr(engine, "WAIT_MS", 20)
     with opened(f"redis://127.0.0.1:{node.port}?wait_replicas=1") as queue:
         for _unused in range(2):  # the second one changes nothing, and must not pass for that
             with pytest.raises(EngineError, match="Of the 1 replicas that REDIS_URL waits for, 0 had"):

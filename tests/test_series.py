@@ -13,9 +13,9 @@ from flask.testing import FlaskClient
 import web_server
 from config import Settings
 from model import Result
-from queue_farm import HEARD_SECONDS
 from redisConnect import Queue
 from series import DAY, HOUR, RINGS, WEEK, Step, points, read_steps, seconds_left
+from store.farm import HEARD_SECONDS
 from tests.farm import wait_until
 from tests.simulation.engine import EPOCH_MS, VirtualRedis
 from tests.test_redisConnect import BV, PERMANENT, TRANSIENT, WAITING, lease_one, page_lease, result

@@ -11,10 +11,10 @@ import redis
 
 from config import Settings
 from model import ListedPage
-from queue_data import key
-from queue_dump import Restored, export, restore
 from redisConnect import Queue
-from reshard import Reshard
+from store.data import key
+from store.dump import Restored, export, restore
+from store.reshard import Reshard
 from tests import structure
 from tests.test_success_archive import everything, finish, lines
 

@@ -24,9 +24,9 @@ from config import Settings
 from errors import EngineError
 from model import Failure, Lease, ListedPage, Page
 from parse_ import aid_to_bvid, parse_job_id
-from queue_data import BUCKETS, Identity, identity_of, key, shard_of, shard_of_id
 from redisConnect import Queue
-from reshard import Reshard
+from store.data import BUCKETS, Identity, identity_of, key, shard_of, shard_of_id
+from store.reshard import Reshard
 from tests import structure
 from tests.farm import wait_until
 from tests.test_atomic_verbs import Died, Mortal, expire_all
@@ -503,8 +503,8 @@ def spread(connection: redis.Redis, through: redis.Redis, before: int, after: in
 def test_spreading_that_dies_again_and_again_loses_nothing(
     before: int, after: int, connection: redis.Redis, mortal: Mortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reshard.PART", 7)
-    monkeypatch.setattr("reshard.BUCKETS_AT_ONCE", 3)
+    monkeypatch.setattr("store.reshard.PART", 7)
+    monkeypatch.setattr("store.reshard.BUCKETS_AT_ONCE", 3)
     queue = Queue(connection, Settings(shards=before))
     fill(queue, before, connection)
     seen = picture(queue)

@@ -12,8 +12,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from speed_limit import CREDIT_SECONDS, PIECE_SECONDS, SpeedLimit
 from tests.simulation.loop import VirtualLoop
+from transfer.speed_limit import CREDIT_SECONDS, PIECE_SECONDS, SpeedLimit
 
 KIB = 1024
 PIECE_BYTES = 512 * KIB

@@ -18,7 +18,6 @@ import segno
 from flask.testing import FlaskClient
 
 import account
-import queue_farm
 from account import Login
 from config import Settings
 from errors import EngineError, NoWayOut
@@ -26,6 +25,7 @@ from model import Order
 from queue_client import QueueClient
 from redisConnect import Queue
 from steering import SHOWN_SECONDS, QrLogin, Steering
+from store import farm as farm_queue
 from tests import structure, test_passport
 from tests.test_passport import Made
 from web import create_app
@@ -95,7 +95,7 @@ def test_a_second_order_is_merged_into_the_first_under_another_id(client: FlaskC
 
 
 def test_all_are_all_that_were_heard_of(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_farm, "STEERED_AT_ONCE", 2)
+    monkeypatch.setattr(farm_queue, "STEERED_AT_ONCE", 2)
     names = [f"w{number}" for number in range(5)]
     for name in names:
         beat(client, name)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import redis
 
-import success_archive
 from config import Settings
 from model import Page, Result
 from parse_ import aid_to_bvid
 from redisConnect import Queue
+from store import archive
 
 
 def key(name: str) -> str:
@@ -110,18 +110,18 @@ def test_a_kill_at_any_point_loses_and_doubles_nothing(
     def die(*_args: Any, **_more: Any) -> Any:
         raise Killed
 
-    def tear(archive: success_archive.Archive, path: Path, records: Any) -> None:
+    def tear(archive: archive.Archive, path: Path, records: Any) -> None:
         path.write_bytes(json.dumps(records[0]).encode()[:40])
         raise Killed
 
     with monkeypatch.context() as patch:
         if stage == "before the write":
-            patch.setattr(success_archive.Archive, "_write", die)
+            patch.setattr(archive.Archive, "_write", die)
         elif stage == "in the middle of a line":
-            patch.setattr(success_archive.Archive, "_write", tear)
+            patch.setattr(archive.Archive, "_write", tear)
         elif stage == "before the index":
-            whole = success_archive.Archive._write
-            patch.setattr(success_archive.Archive, "_write", lambda *a: (whole(*a), die()))
+            whole = archive.Archive._write
+            patch.setattr(archive.Archive, "_write", lambda *a: (whole(*a), die()))
         else:
             patch.setattr(queue, "run", die)
         with pytest.raises(Killed):
@@ -167,7 +167,7 @@ def test_what_is_forgotten_is_told_no_more_and_told_anew_when_it_is_done_again(q
 
 def test_a_second_process_leaves_the_archive_alone(queue: Queue, connection: redis.Redis, limited: Settings) -> None:
     finish(queue, 12)
-    with success_archive.Archive(limited.data_dir / "archive", str).held() as is_ours:
+    with archive.Archive(limited.data_dir / "archive", str).held() as is_ours:
         assert is_ours and queue.archive() == 0
     assert queue.archive() == 7
 
@@ -189,7 +189,7 @@ def test_a_disk_that_refuses_keeps_the_records_in_redis(
 
 
 def test_files_go_on_when_they_are_large(queue: Queue, limited: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(success_archive, "FILE_BYTES", 100)
+    monkeypatch.setattr(archive, "FILE_BYTES", 100)
     urls = finish(queue, 8)
     queue.archive()
     urls += finish(queue, 4, first=50)

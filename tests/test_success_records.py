@@ -10,7 +10,7 @@ from config import Settings
 from model import Page, Result
 from parse_ import aid_to_bvid
 from redisConnect import Queue
-from success_records import LITERAL, path_pattern, stored_pattern, unpacked, word_keys
+from store.records import LITERAL, path_pattern, stored_pattern, unpacked, word_keys
 
 BV = aid_to_bvid(170001)
 URL = f"{BV}?p=3&cid=279786"

@@ -13,9 +13,9 @@ import pytest
 
 from board import Board, JobView
 from errors import UsageError
-from mirrors import Health
 from model import MIB, StreamProgress
 from tests.farm import free_port
+from transfer.mirrors import Health
 from worker_metrics import STALL_SECONDS, metrics, serving_metrics
 
 

@@ -14,9 +14,9 @@ from werkzeug.wrappers import Response
 from config import Settings
 from errors import EngineFull
 from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
-from queue_data import STATES
 from redisConnect import Queue
 from shapes import line, one_of
+from store import STATES
 from web.actions import in_words
 from web.frame import Content, Frame, Missing
 from web.guard import Guard

@@ -9,9 +9,9 @@ from flask import Response, jsonify
 
 from i18n import _
 from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
-from queue_data import STATES
 from redisConnect import Queue
 from shapes import line, one_of
+from store import STATES
 from web.actions import names, note
 from web.messages import JOBS, bad_request, decimal, job_id, read_body, read_query
 

@@ -22,8 +22,8 @@ from benchmarks.queue.serve import KINDS, settings
 from benchmarks.servers import end_process, free_port
 from model import Page, Result
 from parse_ import aid_to_bvid
-from redis_engine import connect_url
 from redisConnect import Queue
+from store.engine import connect_url
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = Path(__file__).resolve().parent / "load.lua"

@@ -9,7 +9,7 @@ import download_scheduler
 import queue_client
 import redisConnect
 from model import Result
-from redis_engine import engine_errors
+from store.engine import engine_errors
 
 Put = Callable[[Any, str, Any], None]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parse_ import parse_job_id
-from queue_data import COMMON_KEYS, key
+from store.data import COMMON_KEYS, key
 from tests.simulation.engine import Wire
 from tests.structure import waiting
 

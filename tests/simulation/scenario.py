@@ -27,7 +27,7 @@ import retry
 from config import Settings
 from errors import EngineError
 from parse_ import aid_to_bvid, parse_job_id
-from queue_data import BUCKETS, key, shard_of_id
+from store.data import BUCKETS, key, shard_of_id
 from tests.simulation import world as outside
 from tests.simulation.breaks import BREAKS
 from tests.simulation.checks import Looker, Snapshot, problems

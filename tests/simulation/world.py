@@ -43,8 +43,8 @@ from model import (
 )
 from pace import Pace
 from parse_ import parse_job_id
-from speed_limit import SpeedLimit
 from tests.simulation.loop import THREAD, Thread, VirtualLoop
+from transfer.speed_limit import SpeedLimit
 
 CALL_SECONDS = 20.0
 """What the real session waits for an answer."""

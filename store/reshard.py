@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from parse_ import parse_job_id
-from queue_data import (
+from store.data import (
     BUCKETS,
     COMMON_KEYS,
     Identity,
@@ -26,7 +26,7 @@ from queue_data import (
     shard_of,
     shard_of_id,
 )
-from success_records import with_words, word_keys
+from store.records import with_words, word_keys
 
 PART = 500
 BUCKETS_AT_ONCE = 100

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import matroska
-import mp4_boxes
 from errors import DiskFull, JobError, MergeError, PermanentError
 from i18n import _
-from merge_command import COVERS, MAX_CHAPTERS, is_matroska, one_line, without_extras
+from merging import matroska, mp4_boxes
+from merging.command import COVERS, MAX_CHAPTERS, is_matroska, one_line, without_extras
 from model import Merged, MergePlan
 
 log = logging.getLogger(__name__)

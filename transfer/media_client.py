@@ -25,8 +25,8 @@ from config import USER_AGENT, Settings, tls_context
 from errors import NoWayOut
 from i18n import _
 from model import MIB
-from range_client import BadReply, ConnectTimeout, CutShort, Disconnected, NotPlain, RangeClient, Taker
-from range_reply import Meaning, Verdict
+from transfer.range_client import BadReply, ConnectTimeout, CutShort, Disconnected, NotPlain, RangeClient, Taker
+from transfer.range_reply import Meaning, Verdict
 
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

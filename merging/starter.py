@@ -1,4 +1,4 @@
-"""The process that starts a worker's ffmpegs, run as a program of its own: ``python -I -S merge_starter.py DOOR``.
+"""The process that starts a worker's ffmpegs, run as a program of its own: ``python -I -S starter.py DOOR``.
 
 An ffmpeg must die with its worker, even by kill -9, and leave the processors to others. Neither can be done in the
 worker: the kernel ties a child to the thread that forked it, and between fork and exec nothing is safe beside threads.
@@ -23,6 +23,7 @@ import socket
 import sys
 from typing import NoReturn
 
+PROGRAM = __file__
 NICENESS = 10
 MAX_REQUEST_BYTES = 128 * 1024
 _PR_SET_PDEATHSIG = 1

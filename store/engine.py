@@ -31,10 +31,10 @@ from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from embedded_valkey import EmbeddedValkey
-from engine_checks import Facts
 from engine_url import EngineUrl, read_url
 from errors import EngineError, EngineFull
 from i18n import _
+from store.engine_checks import Facts
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

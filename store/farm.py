@@ -15,12 +15,12 @@ from typing import Any
 import series
 from budgets import ACCOUNT, Breaker, Told, blamed
 from errors import EngineError, EngineFull
-from farm_budgets import FarmBudgets
 from i18n import _
 from model import Budget, Counts
 from notices import Change, EndedSource, Seen, SeenWorker
-from queue_data import COMMON_KEYS, as_dict, as_json, key, risk_key
-from redis_engine import engine_errors
+from store.budgets import FarmBudgets
+from store.data import COMMON_KEYS, as_dict, as_json, key, risk_key
+from store.engine import engine_errors
 
 NOTICES_AN_HOUR = 20
 WITHHELD_LIMIT = 50

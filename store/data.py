@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from i18n import _
 from model import JobId
 from parse_ import bvid_to_aid, parse_job_id
-from success_records import unpacked, word_keys
+from store.records import unpacked, word_keys
 
 BUCKETS = 65536
 """Sets of integers stay compact (about 9 bytes an entry) while no bucket has more than 512: 3·10^7 entries."""
@@ -354,7 +354,7 @@ Records = list[tuple[str, dict[str, str]]]
 
 
 class Archived(Protocol):
-    """The records that were moved into files (``success_archive.Archive``), as far as they lie on this machine."""
+    """The records that were moved into files (``store.Archive``), as far as they lie on this machine."""
 
     place: str
 

@@ -23,8 +23,8 @@ import xxhash
 
 from i18n import _
 from model import KIB, MIB
-from range_reply import Meaning, Verdict
 from retry import Draw, full_jitter_seconds
+from transfer.range_reply import Meaning, Verdict
 
 MOST_HOSTS = 1000
 """So many hosts are remembered; the peer-to-peer network has a new name for every home."""

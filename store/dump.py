@@ -19,7 +19,7 @@ from errors import UsageError
 from i18n import _
 from model import JobId
 from parse_ import aid_to_bvid, parse_job_id
-from queue_data import (
+from store.data import (
     BUCKETS,
     LOOKED_AT,
     SOURCE_BUCKETS,
@@ -38,10 +38,10 @@ from queue_data import (
     record_place,
     shard_of,
 )
-from success_records import path_pattern, stored_pattern
+from store.records import path_pattern, stored_pattern
 
 FORMAT, VERSION = "bili-queue", 1
-AT_ONCE = 200
+BATCH = 200
 """So many jobs or records are written by one script."""
 IDS_A_LINE = 500
 _BUCKETS_AT_ONCE = 256
@@ -156,18 +156,18 @@ def _jobs_of_set(queue: Queue, shard: int, name: str) -> Iterator[Line]:
     start = 0
     while True:
         if name == "suspect":
-            (urls,) = queue.look(lambda pipe, start=start: pipe.lrange(key(name, shard), start, start + AT_ONCE - 1))  # type: ignore[misc]
+            (urls,) = queue.look(lambda pipe, start=start: pipe.lrange(key(name, shard), start, start + BATCH - 1))  # type: ignore[misc]
             found = [(url, None) for url in urls]
         else:
             (found,) = queue.look(
-                lambda pipe, start=start: pipe.zrange(key(name, shard), start, start + AT_ONCE - 1, withscores=True)  # type: ignore[misc]
+                lambda pipe, start=start: pipe.zrange(key(name, shard), start, start + BATCH - 1, withscores=True)  # type: ignore[misc]
             )
         # A lease is the engine's own; another one gives it anew.
         state = {"leased": "ready", "kept": "ready", "suspect": "ready"}.get(name, name)
         yield from _job_lines(queue, shard, [url for url, _at in found], state, [at for _url, at in found])
-        if len(found) < AT_ONCE:
+        if len(found) < BATCH:
             return
-        start += AT_ONCE
+        start += BATCH
 
 
 def _ready(queue: Queue, shard: int, limit: int | None = None) -> Iterator[Line]:
@@ -176,7 +176,7 @@ def _ready(queue: Queue, shard: int, limit: int | None = None) -> Iterator[Line]
     stop = length if limit is None else min(limit, length)
     last: frozenset[str] = frozenset()
     while stop > 0:
-        start = max(0, stop - AT_ONCE)
+        start = max(0, stop - BATCH)
         # Beyond the end of this piece stand those that were shifted by what came to the head since.
         (urls,) = queue.look(lambda pipe, a=start, b=stop: pipe.lrange(key("ready", shard), a, b + _WINDOW - 1))  # type: ignore[misc]
         fresh = [(start + place, url) for place, url in enumerate(urls) if url not in last]
@@ -226,7 +226,7 @@ def _ask_for_ledgers(shard: int, ids: Sequence[str], pipe: Any) -> None:
 def _ledgers(queue: Queue, shard: int) -> Iterator[Line]:
     after = "-"
     while True:
-        (ids,) = queue.look(lambda pipe, after=after: pipe.zrangebylex(key("ledgers", shard), after, "+", 0, AT_ONCE))  # type: ignore[misc]
+        (ids,) = queue.look(lambda pipe, after=after: pipe.zrangebylex(key("ledgers", shard), after, "+", 0, BATCH))  # type: ignore[misc]
         if not ids:
             return
         texts, due = queue.look(partial(_ask_for_ledgers, shard, ids))
@@ -306,7 +306,7 @@ def _open_containers(queue: Queue) -> Iterator[Line]:
 def _records(queue: Queue) -> Iterator[Line]:
     """Yield the records of finished pages in their order, first those that lie in files here."""
     after = ""
-    while archived := queue.archived_after(after, AT_ONCE):
+    while archived := queue.archived_after(after, BATCH):
         for record in archived:
             errors = [
                 [round(one["time"] * 1000), one["worker"], one["attempt"], one["code"], one["reason"]]
@@ -316,7 +316,7 @@ def _records(queue: Queue) -> Iterator[Line]:
             yield _record_line(record["entry"], fields)
         after = record_mark(archived[-1]["entry"], archived[-1]["url"])
     after, last = "", (0, 0)
-    while entries := queue.records(after, AT_ONCE):
+    while entries := queue.records(after, BATCH):
         for entry, _shard, fields in entries:
             here = record_place(entry, fields["url"])[:2]
             last = here if here > last else (last[0], last[1] + 1)  # two shards may have the same one
@@ -471,7 +471,7 @@ class _Pending:
         its_keys += keys
         its_args += args
         self._counts[shard] = self._counts.get(shard, 0) + 1
-        if self._counts[shard] == AT_ONCE:
+        if self._counts[shard] == BATCH:
             self._write(shard)
 
     def _bucket(self, kind: str, identity: Identity) -> str:

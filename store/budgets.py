@@ -1,6 +1,6 @@
 """What is kept in Redis of how the farm asks the site: budgets of addresses and accounts, and who is parked.
 
-The rules are in budgets.py, the transitions in ``lua/``: budget, level, trip, probe, close. Like queue_data.py this
+The rules are in budgets.py, the transitions in ``lua/``: budget, level, trip, probe, close. Like data.py this
 does not know redis: it gets functions that run a script, and that look.
 """
 

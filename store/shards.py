@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from queue_data import answer_key, as_json, settled_key, shard_of_id
+from store.data import answer_key, as_json, settled_key, shard_of_id
 
 Fields = list[Any]
 """Of a lease as lua/ gives it: id, token, origin, attempt, ledger."""
