@@ -85,6 +85,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_MS, DAY_MS = 3600 * 1000, 24 * 3600 * 1000
 DEATHS_AT_ONCE = 100
+NAMES_AT_ONCE = 500
 CLOCKS_APART_MS = 2000
 """The clocks of two shards' machines agree better than that; a death that is told again is the same."""
 KEPT_BY_REPLICAS = frozenset(
@@ -846,6 +847,11 @@ class Queue(FarmQueue):
     def look(self, ask: Callable[[Any], object]) -> list[Any]:
         """Return the answers to what ``ask`` puts into a pipeline."""
         return self._look(ask)
+
+    @engine_errors
+    def names(self, pattern: str) -> set[str]:
+        """Return the names of the queue's keys that are like this, on all shards."""
+        return set(self._redis.scan_iter(match=f"{{bili:*}}:{pattern}", count=NAMES_AT_ONCE))
 
     @engine_errors
     def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:

@@ -20,9 +20,7 @@ from i18n import _
 from model import JobId
 from parse_ import aid_to_bvid, parse_job_id
 from store.data import (
-    BUCKETS,
     LOOKED_AT,
-    SOURCE_BUCKETS,
     Identity,
     Success,
     as_dict,
@@ -65,6 +63,9 @@ class Queue(Protocol):
 
     def look(self, ask: Callable[[Any], object]) -> list[Any]:
         """Return the answers to what is put into a pipeline, whose keys are all of one shard."""
+
+    def names(self, pattern: str) -> set[str]:
+        """Return the names of the queue's keys that are like this."""
 
     def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
         """Run a script of ``lua/``."""
@@ -241,15 +242,15 @@ def _ledgers(queue: Queue, shard: int) -> Iterator[Line]:
         after = f"({ids[-1]}"
 
 
-def _buckets(namespace: str) -> int:
-    return SOURCE_BUCKETS if namespace == "s" else BUCKETS
+def _in_buckets(queue: Queue, name: str, namespace: str, ask: Callable[[Any, int, int], object]) -> Iterator[list[Any]]:
+    """Yield the answers to what is asked of each bucket of that name and its shard, a bounded number of them at a time.
 
-
-def _in_buckets(queue: Queue, namespace: str, ask: Callable[[Any, int, int], object]) -> Iterator[list[Any]]:
-    """Yield the answers to what is asked of each bucket and its shard, of a bounded number of them at a time."""
-    for start in range(0, _buckets(namespace), _BUCKETS_AT_ONCE):
+    Only of those that exist: a small queue has a few of the half a million that there may be.
+    """
+    numbers = sorted({int(where.rpartition(":")[2]) for where in queue.names(f"{name}:*")})
+    for start in range(0, len(numbers), _BUCKETS_AT_ONCE):
         parts: dict[int, list[int]] = {}
-        for number in range(start, min(start + _BUCKETS_AT_ONCE, _buckets(namespace))):
+        for number in numbers[start : start + _BUCKETS_AT_ONCE]:
             parts.setdefault(shard_of(Identity(namespace, number, ""), queue.shards), []).append(number)
         for shard, numbers in parts.items():
             yield queue.look(partial(_ask_each, ask, shard, numbers))
@@ -282,7 +283,7 @@ def container_url(namespace: str, member: str) -> str:
 def _closed(queue: Queue) -> Iterator[Line]:
     """Yield the containers that were read; ``paged`` are those of them that have several pages."""
     for namespace in "vpes":
-        for answers in _in_buckets(queue, namespace, partial(_ask_for_closed, namespace)):
+        for answers in _in_buckets(queue, f"closed:{namespace}", namespace, partial(_ask_for_closed, namespace)):
             paged = {member for members in answers[1::2] for member in members}
             closed = [member for members in answers[::2] for member in sorted(members)]
             for start in range(0, len(closed), IDS_A_LINE):
@@ -296,7 +297,7 @@ def _closed(queue: Queue) -> Iterator[Line]:
 def _open_containers(queue: Queue) -> Iterator[Line]:
     """Yield the containers that are not closed: whatever is among them was added, wherever it was meanwhile."""
     for namespace in "vpes":
-        for answers in _in_buckets(queue, namespace, partial(_ask_for_open, namespace)):
+        for answers in _in_buckets(queue, f"seen:{namespace}", namespace, partial(_ask_for_open, namespace)):
             members = [member for part in answers for member in sorted(part)]
             for start in range(0, len(members), IDS_A_LINE):
                 urls = [container_url(namespace, member) for member in members[start : start + IDS_A_LINE]]
@@ -337,6 +338,7 @@ def _bare_pages(queue: Queue) -> Iterator[Line]:
     cids: list[int] = []
     for answers in _in_buckets(
         queue,
+        "done",
         "c",
         lambda pipe, number, shard: pipe.smembers(key(f"done:{number}", shard)).hkeys(key(f"record:{number}", shard)),
     ):
