@@ -22,7 +22,8 @@ def test_the_queue_works_in_redis_7(tmp_path: Path) -> None:
     server = tmp_path / "redis-server"
     server.symlink_to(program)
     assert "v=7." in subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_redisConnect.py"]
+    tests = "-m", "not slow", "tests/test_redisConnect.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "ENGINE": str(server)}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-4000:]
     assert " passed" in ended.stdout

@@ -233,7 +233,7 @@ def test_an_engine_that_is_killed_again_and_again_keeps_all_that_was_called_adde
     first = named(crowd, range(1, 9))
     assert farm.add(*bvids(first)) == "added 8, known 0, rejected 0"
     farm.steer(stop=1, count=3)
-    farm.site.post("settings", rate_bytes_per_second=SLOW_BYTES_PER_SECOND)
+    farm.site.post("settings", rate_bytes_per_second=SLOW_BYTES_PER_SECOND / 8)  # nothing is done before the last kill
     workers = [machine(farm, number, "--until-empty") for number in (1, 2)]
     rounds = [named(crowd, range(9 + 6 * number, 15 + 6 * number)) for number in range(KILLS)]
     killed = set()
@@ -381,7 +381,10 @@ def test_two_machines_on_one_disk_both_work_and_every_page_is_one_file(start_far
 def test_two_pages_of_one_name_that_are_merged_at_once_on_one_disk_are_two_files(
     start_farm: StartFarm, crowd: Crowd, tmp_path: Path
 ) -> None:
-    """An uploader puts a page before one of the same title while that one is at work: for a moment both are P02."""
+    """An uploader puts a page before one of the same title while that one is at work: for a moment both are P02.
+
+    They are merged by two machines, or by the first one alone if it was there earlier.
+    """
     farm = start_farm()
     # Each merge waits for the other one, so both have found the name free.
     body = ': > "${0%/*}/$$.merge"; until [ "$(ls "${0%/*}" | grep -c merge)" -ge 2 ]; do sleep 0.05; done'
@@ -404,7 +407,6 @@ def test_two_pages_of_one_name_that_are_merged_at_once_on_one_disk_are_two_files
     (other,) = set(names) - {plain}
     assert names[other] == f"P02 第2节 [{other}].mp4"
     assert sum("was taken in the meantime" in worker.output() for worker in workers) == 1
-    assert {item["worker"] for item in farm.everything("/success")} == {"machine-1", "machine-2"}
     assert_no_byte_twice(farm)
     assert_no_parts(farm.downloads)
 

@@ -1,6 +1,5 @@
 import io
 import struct
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -276,16 +275,15 @@ class Zeros(io.RawIOBase):
         return (self.start[self.at :] + tail)[:length]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("start", [FTYP + MOOV, struct.pack(">I4sI", 0x7FFFFFFF, b"moov", 0)])
-def test_endless_small_boxes_end_in_an_error(start: bytes) -> None:
+def test_endless_small_boxes_end_in_an_error(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mp4_boxes.MAX_BOXES <= 500_000  # some seconds
+    monkeypatch.setattr(mp4_boxes, "MAX_BOXES", 5000)
     file = Zeros(start, struct.pack(">I4s", 8, b"free"))
-    begun = time.monotonic()
     for read in (check_fragmented, read_tracks, read_comment):
         with pytest.raises(MergeError):
             read(file, 1 << 40)  # type: ignore[arg-type]
     assert file.reads <= 3 * (mp4_boxes.MAX_BOXES + 10)
-    assert time.monotonic() - begun < 30
 
 
 def test_huge_counts_are_not_believed() -> None:

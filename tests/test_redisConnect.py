@@ -1427,7 +1427,7 @@ class QueueModel(RuleBasedStateMachine):
 @pytest.mark.timeout(240)  # some thousand steps
 @pytest.mark.parametrize(
     ("runs", "shards"),
-    [(20, 1), *(pytest.param(*numbers, marks=pytest.mark.slow) for numbers in ((100, 1), (50, 2), (50, 5)))],
+    [(20, 1), *(pytest.param(*numbers, marks=pytest.mark.slow) for numbers in ((50, 1), (25, 2), (25, 5)))],
 )
 def test_model(connection: redis.Redis, runs: int, shards: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test

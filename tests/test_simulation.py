@@ -45,8 +45,8 @@ def test_several_shards_change_nothing_of_that(engine: Engine, shards: int) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_same_holds_for_a_thousand_seeds(capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["--first", "1000", "--seeds", "1000", "--jobs", "2"])
+def test_the_same_holds_for_hundreds_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["--first", "1000", "--seeds", "400", "--jobs", "2"])
     assert status == 0, capsys.readouterr().out
 
 

@@ -115,7 +115,8 @@ class Session:
         """Press Ctrl-C; return the exit status."""
         self.type(b"\x03")
         status = self.process.wait(30)
-        self._reader.join(10)
+        self._reader.join(60)  # what was written last is drawn here long after, on a busy machine
+        assert not self._reader.is_alive()
         return status
 
     def close(self) -> None:
