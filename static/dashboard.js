@@ -171,10 +171,12 @@ async function act(button, path, body, dataset) {
   button.disabled = false;
   if (answer === undefined) return;
   const undo = data.undo && (async () => {
-    if (await post(data.undo, JSON.parse(data.undoBody))) say(document.body.dataset.undone);
+    // Where the server tells what was before, that comes back, and what was so already stays.
+    for (const was of answer.before ?? [JSON.parse(data.undoBody)]) if (!(await post(data.undo, was))) return;
+    say(document.body.dataset.undone);
     await refresh();
   });
-  say(filled(data.done, answer), undo);
+  say(filled(data.done, answer), answer.before?.length === 0 ? undefined : undo);
   await refresh();
 }
 

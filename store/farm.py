@@ -276,6 +276,17 @@ class FarmQueue:
         return [worker for worker in named if worker not in unknown], list(unknown)
 
     @engine_errors
+    def working_of(self, workers: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+        """Return what workers said last of their working.json, by their names; None are all that are known."""
+        named = self._redis.zrange(key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(named), STEERED_AT_ONCE):
+            part = named[start : start + STEERED_AT_ONCE]
+            for name, text in zip(part, self._redis.hmget(key("status"), part), strict=True):
+                found[name] = as_dict(text).get("working") or {}
+        return found
+
+    @engine_errors
     def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
         """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
         if not self._redis.hexists(key("orders"), worker):  # nearly always

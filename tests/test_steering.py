@@ -71,6 +71,7 @@ def test_an_order_comes_with_each_heartbeat_until_it_is_obeyed(client: FlaskClie
     assert post(client, "/steer", workers=["w1", "nobody", "w1"], working={"stop": 0, "max_speed": "2M"}) == {
         "steered": ["w1"],
         "unknown": ["nobody"],
+        "before": [],
     }
     order = beat(client, state="running")
     assert order == {"id": order["id"], "working": {"stop": 0, "max_speed": "2M"}}
@@ -92,6 +93,23 @@ def test_a_second_order_is_merged_into_the_first_under_another_id(client: FlaskC
     second = beat(client, order=first["id"])
     assert second == {"id": second["id"], "working": {"stop": 1, "count": 3, "max_speed": None}, "login": login}
     assert beat(client, order=second["id"]) is None
+
+
+def test_an_answer_tells_how_to_bring_back_what_was_and_leaves_what_was_so_already(client: FlaskClient) -> None:
+    running = {"stop": 1, "count": 2, "max_speed": 2 * 2**20, "drain": 0}
+    for worker, working in {"w1": running, "w2": {**running, "stop": 0}, "w3": running, "w4": None}.items():
+        beat(client, worker, working=working)
+    answer = post(client, "/steer", all=True, working={"stop": 0, "max_speed": None})
+    first, second = sorted(answer["before"], key=lambda order: "stop" not in order["working"])
+    assert (sorted(first["workers"]), first["working"]) == (["w1", "w3"], {"stop": 1, "max_speed": 2 * 2**20})
+    assert second == {"workers": ["w2"], "working": {"max_speed": 2 * 2**20}}
+    for order in answer["before"]:
+        post(client, "/steer", **order)
+    assert [beat(client, worker)["working"] for worker in ("w1", "w2", "w4")] == [
+        {"stop": 1, "max_speed": 2 * 2**20},
+        {"stop": 0, "max_speed": 2 * 2**20},
+        {"stop": 0, "max_speed": None},
+    ]
 
 
 def test_all_are_all_that_were_heard_of(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:

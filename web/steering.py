@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Response, jsonify
@@ -33,11 +33,12 @@ class Steering:
         if body.get("all", False) == ("workers" in body):
             raise BadRequest(_('workers are expected, or "all": true'))
         working = body["working"]
+        known = self._queue.working_of(body.get("workers"))
         steered, unknown = self._queue.steer(body.get("workers"), working, egress())
         if steered:
             log.info(_("ordered %s: %s"), ", ".join(steered), _shown(working))
             note(self._queue, "steer", f"{names(steered)}: {_shown(working)}")
-        return jsonify(steered=steered, unknown=unknown)
+        return jsonify(steered=steered, unknown=unknown, before=_before(known, steered, working))
 
     def login(self) -> Response | tuple[Response, int]:
         """Have a machine begin a login; its code comes with its next heartbeat, in ``/status``."""
@@ -53,6 +54,19 @@ class Steering:
     def actions(self) -> Response:
         """List what people did, the newest first."""
         return jsonify(items=self._queue.actions(read_query("limit", decimal(1, MAX_ACTIONS), 100)))
+
+
+def _before(
+    known: Mapping[str, Mapping[str, Any]], steered: Sequence[str], working: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the orders that bring back what machines said last, of keys that will be others; equal ones as one."""
+    orders: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for worker in steered:
+        was = known.get(worker, {})
+        changed = {name: was[name] for name, value in working.items() if name in was and was[name] != value}
+        if changed:
+            orders.setdefault(_shown(changed), (changed, []))[1].append(worker)
+    return [{"workers": workers, "working": changed} for changed, workers in orders.values()]
 
 
 def _shown(working: Mapping[str, Any]) -> str:
