@@ -113,10 +113,10 @@ def behind(name: str) -> str | None:
     return found[0] if found else None
 
 
-def locked(name: str) -> list[Locked]:
+def locked(name: str, folder: Path = ROOT) -> list[Locked]:
     """Return the packages of NAME.txt, without those of the files before it."""
     found = []
-    for line in _lines(ROOT / f"{name}.txt"):
+    for line in _lines(folder / f"{name}.txt"):
         if line.startswith("-"):
             continue
         requirement = Requirement(re.sub(r"\s+--hash=\S+", "", line))
