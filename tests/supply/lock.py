@@ -20,8 +20,8 @@ from packaging.utils import canonicalize_name
 
 from tests.supply.files import NAMES, PYTHONS, ROOT, TARGETS, WHEELS, behind, locked, tags_in, tags_of
 
-UV = "uv pip compile --quiet --no-header --universal --python-version 3.11".split()
-UV += "--fork-strategy fewest --only-binary :all: --annotation-style line".split()
+UV = ["uv", "pip", "compile", "--quiet", "--no-header", "--universal", "--python-version", "3.11"]
+UV += ["--fork-strategy", "fewest", "--only-binary", ":all:", "--annotation-style", "line"]
 PURPOSES = {
     "requirements": "what the scripts need",
     "requirements-deliver": "what SFTP and S3 need besides",
