@@ -8,8 +8,10 @@ SEEDS ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SUPPLY := $(VENV)/supply
+UPGRADE ?=
 
-.PHONY: help demo test test-all chaos simulate mutate bench bench-queue screenshots lint messages clean
+.PHONY: help demo test test-all chaos simulate mutate bench bench-queue screenshots lint messages lock audit clean
 
 help:
 	@echo "make demo      download from the stand-in site into Download/demo, offline"
@@ -22,6 +24,8 @@ help:
 	@echo "make bench-queue  measure the queue server beside others; see docs/scale.md (BENCH_ARGS=--quick)"
 	@echo "make screenshots  the pictures of the dashboard, from a farm on this machine (needs Chromium)"
 	@echo "make messages  bring the Chinese catalogue up to date with the sentences in the code"
+	@echo "make lock      requirements*.in to requirements*.txt, with hashes, over the network (UPGRADE=yes: the newest)"
+	@echo "make audit     what is known against the packages: the list of this project, and online where that is possible"
 	@echo "make clean     remove the virtual environment and the caches"
 
 demo: $(VENV)/runtime
@@ -60,6 +64,12 @@ lint: $(VENV)/development
 messages: $(VENV)/development
 	$(BIN)/python locales/messages.py
 
+lock: $(SUPPLY)/ready
+	$(SUPPLY)/bin/python -m tests.supply.lock $(if $(UPGRADE),--upgrade)
+
+audit: $(SUPPLY)/ready
+	@$(SUPPLY)/bin/python -m tests.supply.audit
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -70,8 +80,14 @@ $(VENV)/runtime: requirements.txt
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/development: $(VENV)/runtime requirements-dev.txt
+$(VENV)/development: $(VENV)/runtime requirements-deliver.txt requirements-dev.txt
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# Apart from the others, so that what makes and checks the lock is not among what it locks.
+$(SUPPLY)/ready: $(VENV)/runtime requirements-supply.txt
+	@$(BIN)/python -m venv $(SUPPLY)
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-supply.txt
 	@touch $@
 
 $(VENV)/bench: $(VENV)/development requirements-bench.txt

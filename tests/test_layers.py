@@ -236,7 +236,7 @@ def has_a_loose_record(module: Module) -> list[str]:
 
 def is_not_required(module: Module) -> list[str]:
     """``pip install -r requirements.txt`` is all that the scripts and the demo need, but to deliver files elsewhere."""
-    files = ["requirements.txt", *(["requirements-deliver.txt"] if module.name in DELIVERS else [])]
+    files = ["requirements.in", *(["requirements-deliver.in"] if module.name in DELIVERS else [])]
     required = {requirement_name(line) for name in files for line in requirements(name)}
     known = sys.stdlib_module_names | LEVEL_OF.keys() | {"demo"}
     return sorted(
@@ -338,7 +338,7 @@ def requirement_name(line: str) -> str:
 PIN = re.compile(r"[A-Za-z0-9_.-]+(\[[a-z0-9,]+\])?==[0-9][0-9A-Za-z.]*( *; *.+)?")
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-deliver.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("requirements*.in")))
 def test_every_requirement_is_pinned(name: str) -> None:
     assert [line for line in requirements(name) if not PIN.fullmatch(line)] == []
 
