@@ -51,7 +51,7 @@ PHONE = (390, 844)
 MOVED = (StaleElementReferenceException, ElementNotInteractableException, ElementClickInterceptedException)
 """What comes of the page being brought up to date between a look at it and a click."""
 AXE = Path(__file__).resolve().parent / "data" / "axe" / "axe.min.js"
-PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions")
+PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions", "/ui/access")
 TOKEN = "a-long-token-of-a-test"
 
 
