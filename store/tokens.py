@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from store.data import answer_key, as_dict, as_json, key
+from store.data import answer_key, as_dict, as_json, key, shard_of_id
 
 ROLES = ("submit", "worker", "admin")
 TOKEN_BYTES = 32
@@ -163,6 +163,17 @@ class Tokens:
             if abs(at_ms - since_ms) > REVOKED_MS:
                 self._queue.look(lambda pipe, identity=identity: pipe.zrem(key("revoked"), identity))  # type: ignore[misc]
         return returned
+
+    def leased_to_others(self, identity: str, urls: Sequence[str]) -> set[str]:
+        """Return which of these jobs are leased now, and not to this token."""
+        parts: dict[int, list[str]] = {}
+        for url in urls:
+            parts.setdefault(shard_of_id(url, self._queue.shards), []).append(url)
+        found: set[str] = set()
+        for shard, part in parts.items():
+            (tokens,) = self._queue.look(lambda pipe, shard=shard, part=part: pipe.hmget(key("token", shard), part))  # type: ignore[misc]
+            found |= {url for url, token in zip(part, tokens, strict=True) if token and owner_of(token) != identity}
+        return found
 
     def _return_leases(self, identity: str) -> int:
         """Give all jobs back that are leased to a token, as its workers would do themselves."""

@@ -279,6 +279,9 @@ def test_a_worker_can_end_no_lease_but_its_own(guarded: FlaskClient, make: Make)
         assert beat["lost"] == [page["url"]]
     after = guarded.get("/status", headers=bearer(TOKEN)).json
     assert (before or {})["jobs"] == (after or {})["jobs"]
+    told = {"worker": "thief", "results": [{"url": page["url"], **result}]}
+    assert post(guarded, "/replay", told, thief) == {"recorded": 0, "known": 1}
+    assert (guarded.get("/success", headers=bearer(TOKEN)).json or {})["items"] == []
     assert post(guarded, "/heartbeat", {"worker": "w1", "jobs": [of(page)]}, one)["lost"] == []
     assert post(guarded, "/ack", of(page, **result), one) == {"state": "done"}
     post(guarded, "/ack", of(page, **result), thief, 409)

@@ -6,7 +6,7 @@ import hmac
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flask import g
@@ -119,6 +119,11 @@ class Keyring:
         """Tell whether who asks may speak for a lease: a worker's token for those that were given to it."""
         asking = access()
         return asking.role != "worker" or owner_of(lease_token) == asking.token_id
+
+    def leased_to_others(self, urls: Sequence[str]) -> set[str]:
+        """Return for which of these jobs somebody else may speak now, and not who asks."""
+        asking = access()
+        return self._tokens.leased_to_others(asking.token_id, urls) if asking.role == "worker" else set()
 
     def demand_lease(self, url: str, lease_token: str) -> None:
         """Raise StaleToken for a lease that was given to somebody else."""

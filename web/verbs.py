@@ -156,7 +156,8 @@ class Verbs:
         """Record what a worker finished and the queue has lost."""
         body = read_body(REPLAY)
         self._keyring.demand_name(body["worker"])
-        results = [(one["url"], _result(one)) for one in body["results"]]
+        others = self._keyring.leased_to_others([one["url"] for one in body["results"]])
+        results = [(one["url"], _result(one)) for one in body["results"] if one["url"] not in others]
         with bad_request():
             recorded = self._queue.replay(body["worker"], results)
         if recorded:
@@ -164,7 +165,7 @@ class Verbs:
                 "The queue had lost %d results of %s: they are recorded again. Its data were set back or replaced"
             )
             log.warning(sentence, recorded, body["worker"])
-        return jsonify(recorded=recorded, known=len(results) - recorded)
+        return jsonify(recorded=recorded, known=len(body["results"]) - recorded)
 
     def nack(self) -> Response:
         """Record a failed attempt."""
