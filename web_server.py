@@ -42,6 +42,8 @@ MAX_CONNECTIONS = 10_000
 THREADS = 8
 BACKLOG = 2048
 """So many may knock at once; Linux cuts it to its own limit, 4096 as a rule."""
+BY_HAND = "web_server.py"
+"""Who it was in the record of actions, where no request came from an address."""
 SPARE_FILES = 100
 """What the process needs beside its clients: the engine, the log."""
 SWEEP_LIMIT = 100
@@ -327,24 +329,32 @@ def _manage_tokens(settings: Settings, arguments: argparse.Namespace) -> int:
         tokens = Tokens(queue)
         if arguments.new_token:
             token, record = tokens.make(arguments.new_token, arguments.token_name, time.time())
+            queue.note_action(BY_HAND, "token", f"{record.role} {record.name} ({record.id})")
             print(token)
             print(_("It is shown once; its id is {id}.").format(id=record.id), file=sys.stderr)
         if arguments.join_code:
             server = urlsplit(settings.server_url)
+            queue.note_action(BY_HAND, "code", "")
             print(join_line(tokens.offer_join(), server.scheme, server.netloc))
             print(_("It is good for one machine and ten minutes."), file=sys.stderr)
+            if is_loopback(server.hostname or ""):
+                sentence = _(
+                    "For another machine write the address by which it reaches this server in the place of {host}."
+                )
+                print(sentence.format(host=server.netloc), file=sys.stderr)
         if arguments.tokens:
             for record, workers in tokens.all():
                 day = time.strftime("%Y-%m-%d", time.gmtime(record.made_at))
                 print("\t".join([record.id, record.role, day, record.name, ", ".join(workers)]))
-        return _revoke(tokens, arguments.revoke) if arguments.revoke else 0
+        return _revoke(queue, tokens, arguments.revoke) if arguments.revoke else 0
 
 
-def _revoke(tokens: Tokens, identity: str) -> int:
+def _revoke(queue: Queue, tokens: Tokens, identity: str) -> int:
     record, returned = tokens.revoke(identity)
     if record is None:
         print(_("There is no token of the id {id}: --tokens lists them").format(id=identity), file=sys.stderr)
         return 1
+    queue.note_action(BY_HAND, "revoke", f"{record.role} {record.name} ({record.id})")
     print(_("Revoked; jobs that came back: {returned}").format(returned=returned))
     return 0
 

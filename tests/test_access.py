@@ -118,9 +118,18 @@ def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: Flask
 
 def test_the_table_of_roles_is_about_the_routes_that_there_are(guarded: FlaskClient) -> None:
     assert {rule.rule for rule in guarded.application.url_map.iter_rules()} == set(ROLES)
-    everybody = {address for address, roles in ROLES.items() if "" in roles}
-    assert everybody == {"/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"}
-    assert all("admin" in roles for roles in ROLES.values())
+    everybody = {"/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"}
+    of_all = {"/budget", "/status", "/failed", "/ui/sign-out"}
+    worker = {"/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"}
+    submit = {"/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"}
+    submit |= {f"/ui/{name}" for name in ("add", "jobs", "job", "failures", "sources")}
+    for role, addresses in (
+        ("", everybody),
+        ("worker", everybody | of_all | worker),
+        ("submit", everybody | of_all | submit),
+        ("admin", set(ROLES)),
+    ):
+        assert {address for address, roles in ROLES.items() if role in roles} == addresses, role
 
 
 def test_a_route_of_which_no_role_is_told_is_refused_at_the_start(
@@ -275,10 +284,12 @@ def test_a_worker_can_end_no_lease_but_its_own(guarded: FlaskClient, make: Make)
         post(guarded, "/nack", {**stolen, **failure}, thief, 409)
         post(guarded, "/release", stolen, thief, 409)
         post(guarded, "/expand", {"url": VIDEO, "token": token, "pages": []}, thief, 409)
-        beat = post(guarded, "/heartbeat", {"worker": "thief", "jobs": [stolen]}, thief)
+        beat = post(guarded, "/heartbeat", {"worker": "thief", "jobs": [{**stolen, "progress": {"title": "T"}}]}, thief)
         assert beat["lost"] == [page["url"]]
     after = guarded.get("/status", headers=bearer(TOKEN)).json
     assert (before or {})["jobs"] == (after or {})["jobs"]
+    job = guarded.get("/job", query_string={"url": page["url"]}, headers=bearer(TOKEN)).json or {}
+    assert (job["worker"], job["title"]) == ("w1", ""), "nor does it say what it is"
     told = {"worker": "thief", "results": [{"url": page["url"], **result}]}
     assert post(guarded, "/replay", told, thief) == {"recorded": 0, "known": 1}
     assert (guarded.get("/success", headers=bearer(TOKEN)).json or {})["items"] == []
@@ -516,6 +527,8 @@ def test_tokens_are_made_listed_and_taken_back_on_the_command_line(
     assert run("--revoke", identity).endswith("1")
     assert queue.counts().leased == 0
     assert run("--revoke", identity, status=1) == ""
+    done = [one["what"] for one in queue.actions(9) if one["who"] == "web_server.py"]
+    assert done == ["revoke", "code", "token"]
     with pytest.raises(SystemExit):
         web_server.main(["--token-name", "x"])
 
@@ -547,9 +560,10 @@ def compares_secrets(tree: ast.AST) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["web/guard.py", "web/session.py", "web/keyring.py", "web/access.py", "store/tokens.py"]
-)
+SERVER_SIDE = ["store/tokens.py", "web_server.py", *sorted(f"web/{path.name}" for path in (ROOT / "web").glob("*.py"))]
+
+
+@pytest.mark.parametrize("name", SERVER_SIDE)
 def test_no_secret_is_compared_by_its_text(name: str) -> None:
     found = compares_secrets(ast.parse((ROOT / name).read_text("utf-8")))
     assert set(found) <= {"seen == digest"}, "that is what somebody said wrongly, under a key that nobody has"

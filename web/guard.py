@@ -230,7 +230,9 @@ class Guard:
             return found
         if wait := self._lockout.note(request.remote_addr or "", given):
             raise TooManyRequests(_("too many wrong tokens from this address: wait a minute"), retry_after=wait)
-        raise self._unauthorized(_("the token is wrong: it must be the BILI_TOKEN of the server"))
+        raise self._unauthorized(
+            _("the token is wrong: it must be the BILI_TOKEN of the server, or one that was made there and not revoked")
+        )
 
     def _with_engine(self, look: Callable[[], Access | None]) -> Access | None:
         """Return what is looked up, or raise the HTTP error of an engine that cannot be asked now."""
