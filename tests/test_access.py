@@ -25,6 +25,7 @@ from redisConnect import Queue
 from store import ROLES as ROLE_NAMES
 from store import Tokens, owner_of
 from store.data import key
+from store.engine import connect_url
 from store.tokens import NAMES_AT_MOST, new_join_code, plain_join_code
 from web import create_app, join_line
 from web.access import PIN
@@ -322,10 +323,10 @@ def test_what_machines_tell_of_themselves_is_for_admins(guarded: FlaskClient, ma
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_what_a_revoked_token_has_in_work_comes_back_at_once(
-    connection: redis.Redis, settings: Settings, shards: int
+    connection: redis.Redis, settings: Settings, engine_options: dict[str, Any], shards: int
 ) -> None:
     settings = replace(settings, token=TOKEN, shards=shards)
-    queue = Queue(connection, settings)
+    queue = Queue(connect_url(engine_options["url"])[0] if engine_options["url"] else connection, settings)
     client = create_app(settings, queue).test_client()
     tokens = Tokens(queue)
     (token, mine), (kept, _theirs) = (tokens.make("worker", "", 1.0) for _unused in range(2))
@@ -504,11 +505,11 @@ def test_a_token_keeps_its_role_where_none_is_demanded(queue: Queue, settings: S
 def test_tokens_are_made_listed_and_taken_back_on_the_command_line(
     queue: Queue,
     settings: Settings,
-    valkey_socket: str,
+    engine_options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("REDIS_URL", f"unix://{valkey_socket}")
+    monkeypatch.setenv("REDIS_URL", engine_options["url"] or f"unix://{engine_options['unix_socket_path']}")
     monkeypatch.setenv("BILI_DATA_DIR", str(settings.data_dir))
     monkeypatch.setenv("BILI_SERVER_URL", "http://192.0.2.1:8080")
 
