@@ -70,6 +70,8 @@ from store import (
     memory_is_full,
     move_oldest,
     nothing,
+    owned,
+    owner_of,
     path_pattern,
     place_of,
     record_item,
@@ -85,16 +87,17 @@ log = logging.getLogger(__name__)
 
 ANSWER_MS, DAY_MS = 3600 * 1000, 24 * 3600 * 1000
 DEATHS_AT_ONCE = 100
-NAMES_AT_ONCE = 500
 CLOCKS_APART_MS = 2000
 """The clocks of two shards' machines agree better than that; a death that is told again is the same."""
 KEPT_BY_REPLICAS = frozenset(
     {
         "add",
         "ack",
+        "admit",
         "archive",
         "cancel",
         "claim",
+        "dismiss",
         "enlist",
         "expand",
         "expansion",
@@ -443,23 +446,27 @@ class Queue(FarmQueue):
         request: str = "",
         instance: str = "",
         have_bytes: Sequence[int] = (),
+        owner: str = "",
     ) -> tuple[Lease, ...]:
         """Lease up to ``count`` jobs to a worker, first those of ``have``, whose chunks lie on its disk.
 
         ``request`` makes a repeated call return the same leases. ``instance`` is an id of the worker's
         process: what an earlier process of that worker held is given back at once where ``have`` names it.
         ``have_bytes`` is how much of each of them lies there: a process may have died before it told.
+        ``owner`` is the id of the server's token that asks, which then stands in the lease's own (store/tokens.py).
         """
         named = have[:HAVE_LIMIT]
         sizes = [*have_bytes, *([0] * len(named))][: len(named)]
         request = request or secrets.token_hex(8)
         if self._shards > 1:
             haves = dict(zip(named, sizes, strict=True))
-            asked = Request(request, worker, instance, count, haves, self._lease_ms, self._affinity_ms, self._shards)
+            asked = Request(
+                request, worker, instance, count, haves, self._lease_ms, self._affinity_ms, self._shards, owner
+            )
             found = ShardLeases(self._run, secrets.token_hex, asked).lease()
             return tuple(self._lease(*fields) for fields in found)
         drawn = secrets.token_hex(8 * count)
-        nonces = [drawn[start : start + 16] for start in range(0, len(drawn), 16)]
+        nonces = [owned(drawn[start : start + 16], owner) for start in range(0, len(drawn), 16)]
         arguments: list[str | int] = [
             count,
             worker,
@@ -521,7 +528,8 @@ class Queue(FarmQueue):
         shard = shard_of(identity, self._shards)
         own = key(f"listed:{url}", shard) if container.is_source else self._bucket("paged", identity)
         keys = [answer_key(token, shard), self._bucket("closed", identity), own, key("ended", shard)]
-        args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms, secrets.token_hex(8)]
+        args: list[str | int] = [url, token, identity.member, "1" if more else "", self._lease_ms]
+        args.append(owned(secrets.token_hex(8), owner_of(token)))
         args += [len(pages), as_json(told)]
         self._name_jobs(pages, containers, keys, args)
         return str(self._current(self._run("expand", keys, args, shard), url))
@@ -573,7 +581,8 @@ class Queue(FarmQueue):
     def _take(self, token: str, url: str, worker: str, instance: str) -> Lease | None:
         """Lease the first new page to who expanded its container, unless somebody else was quicker."""
         shard = shard_of_id(url, self._shards)
-        args: list[str | int] = [url, worker, instance, self._lease_ms, secrets.token_hex(8), secrets.token_hex(4)]
+        nonce = owned(secrets.token_hex(8), owner_of(token))
+        args: list[str | int] = [url, worker, instance, self._lease_ms, nonce, secrets.token_hex(4)]
         # Under a name of its own: the answer to the expansion may be in the same shard.
         fields = json.loads(self._run("take", [answer_key(f"{token}:take", shard)], args, shard))
         return self._lease(*fields) if fields else None
@@ -842,26 +851,6 @@ class Queue(FarmQueue):
                 self._redis.zadd(key("ledgers", shard), {url: 0})
 
     # -------------------------------------------------------------------------------- for store/dump.py
-
-    @engine_errors
-    def look(self, ask: Callable[[Any], object]) -> list[Any]:
-        """Return the answers to what ``ask`` puts into a pipeline."""
-        return self._look(ask)
-
-    @engine_errors
-    def names(self, pattern: str) -> set[str]:
-        """Return the names of the queue's keys that are like this, on all shards."""
-        return set(self._redis.scan_iter(match=f"{{bili:*}}:{pattern}", count=NAMES_AT_ONCE))
-
-    @engine_errors
-    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
-        """Run a script of ``lua/`` with the common keys of a shard."""
-        return self._run(script, keys, args, shard)
-
-    @property
-    def shards(self) -> int:
-        """Over how many shards the queue is spread."""
-        return self._shards
 
     @engine_errors
     def records(self, after: str, limit: int) -> list[Success]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from types import FrameType
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from config import MAX_SHARDS, Settings, is_loopback, load
 from errors import EngineError, EngineFull, ServerError, UsageError
@@ -28,8 +29,10 @@ from notices import notices
 from notify import Notifier
 from redisConnect import Queue, open_queue, spread_anew
 from request_server import RequestServer
+from shapes import line
 from status_table import show_status
-from web import MAX_BODY_BYTES, create_app
+from store import ROLES, Tokens
+from web import MAX_BODY_BYTES, create_app, join_line
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ MAX_CONNECTIONS = 10_000
 THREADS = 8
 BACKLOG = 2048
 """So many may knock at once; Linux cuts it to its own limit, 4096 as a rule."""
+BY_HAND = "web_server.py"
+"""Who it was in the record of actions, where no request came from an address."""
 SPARE_FILES = 100
 """What the process needs beside its clients: the engine, the log."""
 SWEEP_LIMIT = 100
@@ -60,6 +65,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
             queue.sample()
             if change := queue.look_at_data():
                 log.warning("%s", change)
+            queue.finish_revoked()
             queue.archive()
             poisoned, looked_ms = queue.poisoned(looked_ms)
             for url in poisoned:
@@ -273,7 +279,22 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=_("spread the queue over N shards (BILI_SHARDS) while no server and no worker runs, and end"),
     )
+    parser.add_argument(
+        "--new-token", choices=ROLES, metavar="ROLE", help=_("make a token of a role, print it, and end: %(choices)s")
+    )
+    parser.add_argument(
+        "--token-name", type=_token_name, default="", metavar="NAME", help=_("with --new-token: for whom it is")
+    )
+    parser.add_argument("--tokens", action="store_true", help=_("list the tokens that were made, and end"))
+    parser.add_argument(
+        "--revoke", metavar="ID", help=_("take back the token of that id and what its workers have in work, and end")
+    )
+    parser.add_argument(
+        "--join-code", action="store_true", help=_("print a code with which one machine may join, and end")
+    )
     arguments = parser.parse_args(argv)
+    if arguments.token_name and not arguments.new_token:
+        parser.error(_("--token-name belongs to --new-token"))
     if arguments.json and not arguments.status:
         parser.error(_("--json belongs to --status"))
     return arguments
@@ -289,6 +310,53 @@ def _shards(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]?", text) or int(text) > MAX_SHARDS:
         raise argparse.ArgumentTypeError(_("a number of shards is from 1 to 64"))
     return int(text)
+
+
+def _token_name(text: str) -> str:
+    try:
+        return str(line(64)(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _wants_tokens(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.new_token or arguments.tokens or arguments.revoke or arguments.join_code)
+
+
+def _manage_tokens(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Do with tokens what was asked for; the first line on the standard output is for scripts."""
+    with closing(open_queue(settings)) as queue:
+        tokens = Tokens(queue)
+        if arguments.new_token:
+            token, record = tokens.make(arguments.new_token, arguments.token_name, time.time())
+            queue.note_action(BY_HAND, "token", f"{record.role} {record.name} ({record.id})")
+            print(token)
+            print(_("It is shown once; its id is {id}.").format(id=record.id), file=sys.stderr)
+        if arguments.join_code:
+            server = urlsplit(settings.server_url)
+            queue.note_action(BY_HAND, "code", "")
+            print(join_line(tokens.offer_join(), server.scheme, server.netloc))
+            print(_("It is good for one machine and ten minutes."), file=sys.stderr)
+            if is_loopback(server.hostname or ""):
+                sentence = _(
+                    "For another machine write the address by which it reaches this server in the place of {host}."
+                )
+                print(sentence.format(host=server.netloc), file=sys.stderr)
+        if arguments.tokens:
+            for record, workers in tokens.all():
+                day = time.strftime("%Y-%m-%d", time.gmtime(record.made_at))
+                print("\t".join([record.id, record.role, day, record.name, ", ".join(workers)]))
+        return _revoke(queue, tokens, arguments.revoke) if arguments.revoke else 0
+
+
+def _revoke(queue: Queue, tokens: Tokens, identity: str) -> int:
+    record, returned = tokens.revoke(identity)
+    if record is None:
+        print(_("There is no token of the id {id}: --tokens lists them").format(id=identity), file=sys.stderr)
+        return 1
+    queue.note_action(BY_HAND, "revoke", f"{record.role} {record.name} ({record.id})")
+    print(_("Revoked; jobs that came back: {returned}").format(returned=returned))
+    return 0
 
 
 def _reshard(settings: Settings, shards: int) -> int:
@@ -344,6 +412,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _reshard(settings, arguments.reshard)
         if arguments.test_notification:
             return _test_notification(settings)
+        if _wants_tokens(arguments):
+            return _manage_tokens(settings, arguments)
         _demand_token(arguments.host, settings)
         with closing(open_queue(settings)) as queue:
             _serve(settings, queue, arguments.host, arguments.port)

@@ -202,6 +202,7 @@ document.addEventListener("click", (event) => {
   if (button === null) return;
   const data = button.dataset;
   if (data.post !== undefined) act(button, data.post, JSON.parse(data.body), data);
+  if (data.copy !== undefined) copy(button.closest("form").querySelector("code"));
   if (data.signOut !== undefined) post("/ui/sign-out", {}).then((answer) => answer && location.assign("/"));
 });
 
@@ -211,6 +212,10 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("submit", async (event) => {
   const form = event.target;
+  if (form.dataset.once !== undefined) {
+    event.preventDefault();
+    return void showOnce(form);
+  }
   if (form.dataset.post === undefined) return;
   event.preventDefault();
   const body = changes(form);
@@ -303,6 +308,30 @@ document.getElementById("add")?.addEventListener("submit", (event) => {
   event.preventDefault();
   addLines(event.target);
 });
+
+// ------------------------------------------------------------------------------------------ what is shown once
+
+async function showOnce(form) {
+  const button = form.querySelector("button.main");
+  button.disabled = true;
+  const answer = await post(form.dataset.once, Object.fromEntries(new FormData(form)));
+  button.disabled = false;
+  if (answer === undefined) return;
+  const place = form.querySelector(".once");
+  place.querySelector("code").textContent = form.dataset.before + answer[form.dataset.shown];
+  place.hidden = false;
+  await refresh();
+}
+
+// Without TLS a browser gives no clipboard: then the text is selected, to be copied by hand.
+async function copy(code) {
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    code.closest("form").querySelector("[data-copy]").focus();
+  } catch {
+    getSelection().selectAllChildren(code);
+  }
+}
 
 // ------------------------------------------------------------------------------------------ signing in
 

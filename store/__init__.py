@@ -52,12 +52,15 @@ from store.lineage import Lineage, what_changed
 from store.records import path_pattern, stored_pattern
 from store.reshard import Reshard
 from store.shards import Request, ShardLeases
+from store.tokens import JOIN_SECONDS, ROLES, Token, Tokens, digest_of, id_of, is_made, owned, owner_of
 
 __all__ = [
     "ARCHIVED_AT_ONCE",
     "BATCH",
     "CANCELLED",
     "COMMON_KEYS",
+    "JOIN_SECONDS",
+    "ROLES",
     "STATES",
     "Archive",
     "Client",
@@ -71,6 +74,8 @@ __all__ = [
     "Restored",
     "ShardLeases",
     "Success",
+    "Token",
+    "Tokens",
     "Wanted",
     "answer_key",
     "as_dict",
@@ -80,6 +85,7 @@ __all__ = [
     "connect_url",
     "containers_of",
     "dangers",
+    "digest_of",
     "done_key",
     "ended_key",
     "engine_errors",
@@ -88,13 +94,17 @@ __all__ = [
     "failure_range",
     "folded_prefix",
     "history_id",
+    "id_of",
     "identity_of",
+    "is_made",
     "key",
     "ledger_item",
     "look_at",
     "memory_is_full",
     "move_oldest",
     "nothing",
+    "owned",
+    "owner_of",
     "path_pattern",
     "place_of",
     "record_item",

@@ -21,6 +21,7 @@ from notices import Change, EndedSource, Seen, SeenWorker
 from store.budgets import FarmBudgets
 from store.data import COMMON_KEYS, as_dict, as_json, key, risk_key
 from store.engine import engine_errors
+from store.tokens import Tokens
 
 NOTICES_AN_HOUR = 20
 WITHHELD_LIMIT = 50
@@ -33,6 +34,7 @@ HEARD_SECONDS = 30.0
 ORDER_SECONDS, LOGIN_SECONDS = 86400, 600
 """As ``lua/common.lua`` has it: what is older is not meant any more."""
 STEERED_AT_ONCE = 100
+NAMES_AT_ONCE = 500
 """So that each script's work is bounded."""
 ACTIONS = 1000
 ACTION_CHARACTERS = 300
@@ -64,6 +66,32 @@ class FarmQueue:
         for shard in range(self._shards) if shards is None else shards:
             found.append(self._look(lambda pipe, shard=shard: ask(pipe, shard)))  # type: ignore[misc]
         return found
+
+    # -------------------------------------------------------------------------------- for the rest of store/
+
+    @engine_errors
+    def look(self, ask: Callable[[Any], object]) -> list[Any]:
+        """Return the answers to what ``ask`` puts into a pipeline."""
+        return self._look(ask)
+
+    @engine_errors
+    def names(self, pattern: str) -> set[str]:
+        """Return the names of the queue's keys that are like this, on all shards."""
+        return set(self._redis.scan_iter(match=f"{{bili:*}}:{pattern}", count=NAMES_AT_ONCE))
+
+    @engine_errors
+    def run(self, script: str, keys: Sequence[str], args: Iterable[str | int], shard: int = 0) -> Any:
+        """Run a script of ``lua/`` with the common keys of a shard."""
+        return self._run(script, keys, args, shard)
+
+    @property
+    def shards(self) -> int:
+        """Over how many shards the queue is spread."""
+        return self._shards
+
+    def finish_revoked(self) -> int:
+        """Take back what tokens that were revoked just now still hold; return how many jobs."""
+        return Tokens(self).finish_revoked()
 
     # -------------------------------------------------------------------------------- what workers tell
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from store.data import answer_key, as_json, settled_key, shard_of_id
+from store.tokens import owned
 
 Fields = list[Any]
 """Of a lease as lua/ gives it: id, token, origin, attempt, ledger."""
@@ -36,6 +37,7 @@ class Request:
     lease_ms: int
     affinity_ms: int
     shards: int
+    owner: str = ""
 
     def order(self) -> list[int]:
         """Return all shards in the order in which they are asked: another one first from request to request."""
@@ -166,11 +168,14 @@ class ShardLeases:
         if part == "first":
             keys.append(settled_key(request.identity, shard))
         arguments: list[str | int] = [count, request.worker, request.instance, request.lease_ms, request.affinity_ms]
-        arguments += [self.draw(4), part, *(self.draw(8) for _unused in range(count)), *haves, *haves.values()]
+        arguments += [self.draw(4), part, *(self._nonce() for _unused in range(count)), *haves, *haves.values()]
         state, leases, is_heard = self.run("lease", keys, arguments, shard)
         if is_heard and shard:
             self.run("hear", [], [request.worker], 0)
         return state, leases
+
+    def _nonce(self) -> str:
+        return owned(self.draw(8), self.request.owner)
 
     def _take(self, leases: list[Fields]) -> None:
         known = {lease[1] for lease in self.found}

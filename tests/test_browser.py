@@ -51,7 +51,7 @@ PHONE = (390, 844)
 MOVED = (StaleElementReferenceException, ElementNotInteractableException, ElementClickInterceptedException)
 """What comes of the page being brought up to date between a look at it and a click."""
 AXE = Path(__file__).resolve().parent / "data" / "axe" / "axe.min.js"
-PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions")
+PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions", "/ui/access")
 TOKEN = "a-long-token-of-a-test"
 
 
@@ -673,3 +673,57 @@ def test_a_person_signs_in_with_the_token_and_out_again(guarded_farm: Farm, brow
     browser.shows("Token of this server", "main")
     browser.open(farm, "/ui/jobs")
     browser.shows("Token of this server", "main")
+
+
+def test_tokens_are_shown_once_and_taken_back_and_a_machine_may_join(guarded_farm: Farm, browse: Open) -> None:
+    browser = browse()
+    browser.open(guarded_farm, "/ui/access")
+    browser.write("#password", TOKEN)
+    browser.press("Sign in")
+    browser.shows("No token was made yet")
+    browser.write("[data-once='/ui/tokens'] [name=name]", "Ann & <b>Bob</b>")
+    browser.press("Make it")
+    browser.shows("bili_submit_", "[data-once='/ui/tokens'] .once")
+    token = browser.text("[data-once='/ui/tokens'] code")
+    browser.shows("Ann & <b>Bob</b>", ".rows")
+    browser.refreshes()
+    assert browser.text("[data-once='/ui/tokens'] code") == token, "it stays until the page is left"
+    browser.press("Show a join code")
+    browser.shows(f"@127.0.0.1:{guarded_farm.port}", "[data-once='/ui/join_code'] code")
+    assert re.fullmatch(r"python run\.py --join \S{9}@\S+", browser.text("[data-once='/ui/join_code'] code"))
+    browser.press("Copy", "[data-once='/ui/tokens']")
+    assert [one for one in browser.complaints() if "401" not in one] == [], (
+        "but for what was refused before the sign-in"
+    )
+    browser.open(guarded_farm, "/ui/access")
+    assert token not in browser.run("return document.documentElement.outerHTML")
+    browser.press("Revoke", ".rows")
+    browser.shows("is locked out within seconds", "#ask")
+    browser.press("No, leave it", "#ask")
+    assert "Ann" in browser.text(".rows")
+    browser.press("Revoke", ".rows")
+    browser.press("Yes", "#ask")
+    browser.says("Revoked; jobs that came back: 0")
+    browser.shows("No token was made yet")
+    browser.open(guarded_farm, "/ui/actions")
+    browser.shows("made a token", ".rows")
+    assert token not in browser.text()
+
+
+def test_who_only_adds_sees_the_pages_of_that(guarded_farm: Farm, browse: Open) -> None:
+    made = guarded_farm.start("web_server.py", "--new-token", "submit")
+    assert made.wait() == 0
+    browser = browse(phone=True)
+    browser.open(guarded_farm)
+    browser.write("#password", next(line for line in made.output().splitlines() if line.startswith("bili_submit_")))
+    browser.press("Sign in")
+    browser.shows("What to download")
+    assert browser.texts(".pages a") == ["Jobs", "Failures", "Sources", "Add"]
+    browser.write("#lines", bvids("large-a")[0])
+    browser.press("Add", "#add")
+    browser.shows("added 1", "#answers")
+    browser.open(guarded_farm, "/ui/jobs")
+    browser.shows("ready", ".rows")
+    assert not browser.texts(".rows button"), "nothing is shown that would be refused"
+    browser.open(guarded_farm, "/ui/machines")
+    browser.shows("may not do that")

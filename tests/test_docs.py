@@ -247,6 +247,11 @@ def test_the_keys_in_the_architecture_are_those_of_the_scripts() -> None:
         "withheld",
         "orders",
         "actions",
+        "tokens",
+        "bound",
+        "revoked",
+        "join:<digest>",
+        "wrong:<whose>",
         "shards",
         "settled:<request id>",
         "expansion:<name>",
@@ -315,8 +320,9 @@ def test_every_example_is_accepted(client: FlaskClient) -> None:
         assert example, line
         body, path = example.groups()
         answer = client.post(path, json=json.loads(body)) if body else client.get(path)
-        # The tokens of the examples are nobody's.
-        assert answer.status_code == (409 if body and "token" in json.loads(body) else 200), (line, answer.text)
+        # The tokens of the examples are nobody's, and so is the code.
+        expected = 403 if path == "/join" else 409 if body and "token" in json.loads(body) else 200
+        assert answer.status_code == expected, (line, answer.text)
         asked.add(("POST" if body else "GET", path.partition("?")[0]))
     assert asked == routes_of(client.application)
 

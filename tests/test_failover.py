@@ -280,7 +280,7 @@ def test_what_a_failover_loses_is_told_again_by_the_worker_that_has_it(tmp_path:
 @pytest.mark.timeout(600)
 def test_the_verbs_work_in_a_cluster_and_with_the_documented_acl_user(form: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-    command += [f"tests/test_{name}.py" for name in ("redisConnect", "jobs", "source_queue", "steering")]
+    command += [f"tests/test_{name}.py" for name in ("redisConnect", "jobs", "source_queue", "steering", "access")]
     # These speak to an engine of their own, or to keys that lie elsewhere.
     command += ["-k", "not earlier_version and not in_few_bytes"]
     ended = subprocess.run(

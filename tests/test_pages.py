@@ -27,7 +27,7 @@ from web.units import moment_text, speed_setting
 
 TOKEN = "correct horse battery staple"
 HOSTILE = "<img src=x onerror=alert(1)>\"'><svg/onload=alert(2)>{{7717*9973}}"
-PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions")
+PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions", "/ui/access")
 VIDEO, OTHER_VIDEO, THIRD_VIDEO = (aid_to_bvid(number) for number in (1001, 1002, 1003))
 
 
@@ -107,6 +107,7 @@ def test_every_page_stands_in_the_frame_and_is_quiet_when_there_is_nothing(clien
         "/ui/failures": "Nothing has failed",
         "/ui/sources": "No source yet",
         "/ui/actions": "Nobody did anything",
+        "/ui/access": "No token was made yet",
     }
     for path, sentence in empty.items():
         assert sentence in client.get(path).text

@@ -5,7 +5,8 @@ runs, the guard has looked at the name by which the server was called, at where 
 token, and at the kind of the body. Nothing that a client submits is ever fetched.
 """
 
+from web.access import join_line
 from web.application import create_app
 from web.messages import MAX_BODY_BYTES
 
-__all__ = ["MAX_BODY_BYTES", "create_app"]
+__all__ = ["MAX_BODY_BYTES", "create_app", "join_line"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
@@ -17,12 +17,14 @@ from errors import EngineError, StaleToken
 from i18n import _
 from redisConnect import Queue
 from shapes import line
+from store import Tokens
+from web.access import AccessVerbs
 from web.adding import Adding
 from web.budgets import Budgets
 from web.dashboard import Dashboard
-from web.frame import ENGINE_RETRY_SECONDS
-from web.guard import Guard, SignInNeeded
+from web.guard import ENGINE_RETRY_SECONDS, Guard, SignInNeeded, demand_roles
 from web.jobs import Jobs
+from web.keyring import Keyring
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
 from web.proxies import TrustedProxies
@@ -58,11 +60,13 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json = _Compact(app)
     sessions = Sessions(settings.token)
-    guard = Guard(settings, sessions)
+    tokens = Tokens(queue)
+    keyring = Keyring(tokens, round(settings.lease_seconds * 1000))
+    guard = Guard(settings, sessions, tokens, keyring)
     app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
 
-    verbs, jobs = Verbs(settings, queue), Jobs(queue)
-    steering, budgets = Steering(queue), Budgets(queue)
+    verbs, jobs = Verbs(settings, queue, keyring), Jobs(queue)
+    steering, budgets = Steering(queue), Budgets(queue, keyring)
     metrics = Metrics(queue, verbs.totals)
     app.before_request(metrics.begin_request)
     app.before_request(guard.check)
@@ -79,12 +83,17 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         budgets.budget,
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
-    dashboard = Dashboard(settings, queue, guard, sessions)
+    dashboard = Dashboard(settings, queue, guard, sessions, tokens)
     for address, page in dashboard.routes().items():
         app.add_url_rule(address, f"page_{page.__name__}", page)
-    app.add_url_rule("/ui/add", view_func=Adding(settings, queue).add_lines, methods=["POST"])
-    app.add_url_rule("/ui/sign-in", view_func=dashboard.sign_in, methods=["POST"])
-    app.add_url_rule("/ui/sign-out", view_func=dashboard.sign_out, methods=["POST"])
+    changes_of_pages = {
+        **AccessVerbs(queue, tokens, keyring, sessions).routes(),
+        "/ui/add": Adding(settings, queue).add_lines,
+        "/ui/sign-in": dashboard.sign_in,
+        "/ui/sign-out": dashboard.sign_out,
+    }
+    _add_changes(app, changes_of_pages)
+    demand_roles(app)
 
     def answer_error(error: HTTPException) -> BaseResponse:
         if isinstance(error, SignInNeeded):
@@ -116,6 +125,11 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
     _add_fields(app)
 
     return app
+
+
+def _add_changes(app: Flask, changes: Mapping[str, Callable[[], BaseResponse]]) -> None:
+    for address, change in changes.items():
+        app.add_url_rule(address, view_func=change, methods=["POST"])
 
 
 class _Compact(DefaultJSONProvider):

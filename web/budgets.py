@@ -13,6 +13,7 @@ from budgets import Breaker, groups_of, read_told
 from errors import EngineFull
 from redisConnect import Queue
 from web.actions import egress
+from web.keyring import Keyring, access
 from web.messages import BUDGET, read_body
 
 _LEASING = frozenset({"running", "parked"})
@@ -21,12 +22,16 @@ _LEASING = frozenset({"running", "parked"})
 class Budgets:
     """The part of the site in a heartbeat, and the verb of those who have no heartbeat."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, keyring: Keyring) -> None:
         self._queue = queue
+        self._keyring = keyring
 
     def budget(self) -> Response:
         """Take note of how somebody asks the site who leases nothing; say how it may."""
         body = read_body(BUDGET)
+        self._keyring.demand_name(body["worker"])
+        if access().role == "submit":  # whoever only adds has no worker's name to speak under
+            body["worker"] = f"{body['worker']} ({access().token_id})"
         return jsonify(self._budget(body, may_probe=True))
 
     def of_beat(self, body: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -8,18 +8,19 @@ from dataclasses import asdict
 from typing import Any
 
 from flask import jsonify, request
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, Forbidden
 from werkzeug.wrappers import Response
 
 from config import Settings
 from errors import EngineFull
+from i18n import _
 from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
 from redisConnect import Queue
 from shapes import line, one_of
-from store import STATES
+from store import ROLES, STATES, Tokens
 from web.actions import in_words
 from web.frame import Content, Frame, Missing
-from web.guard import Guard
+from web.guard import Guard, may
 from web.kept import Kept
 from web.messages import SIGN_IN, decimal, job_id, read_body, read_query
 from web.outlook import in_detail, look_ahead, seen_worker
@@ -40,11 +41,12 @@ ACTIONS_ON_A_PAGE = 200
 class Dashboard:
     """The pages for people, a method for each."""
 
-    def __init__(self, settings: Settings, queue: Queue, guard: Guard, sessions: Sessions) -> None:
+    def __init__(self, settings: Settings, queue: Queue, guard: Guard, sessions: Sessions, tokens: Tokens) -> None:
         self._settings = settings
         self._queue = queue
         self._guard = guard
         self._sessions = sessions
+        self._tokens = tokens
         self.frame = Frame(settings, sessions)
         self._machines: Kept[list[dict[str, Any]]] = Kept()
 
@@ -59,6 +61,7 @@ class Dashboard:
             "/ui/sources": self.sources,
             "/ui/add": self.add,
             "/ui/actions": self.actions,
+            "/ui/access": self.access,
         }
 
     def clear(self) -> None:
@@ -171,6 +174,13 @@ class Dashboard:
             "actions", lambda: {"items": list(map(in_words, self._queue.actions(ACTIONS_ON_A_PAGE)))}
         )
 
+    def access(self) -> Response:
+        """Show which tokens there are; none of them can be shown again."""
+        return self.frame.page("access", self._access, roles=ROLES)
+
+    def _access(self) -> Content:
+        return {"tokens": self._tokens.all(), "is_open": not self._settings.token}
+
     # -------------------------------------------------------------------------------- signing in
 
     def sign_in(self) -> Response:
@@ -178,10 +188,12 @@ class Dashboard:
         body = read_body(SIGN_IN)
         answer = jsonify(signed_in=True)
         if self._settings.token:
-            self._guard.check_given(body["password"].encode("utf-8", "replace"))
+            asking = self._guard.check_given(body["password"].encode("utf-8", "replace"))
+            if not may(asking.role, self._guard.FIRST_PAGE):
+                raise Forbidden(_("a worker's token opens no page"))
             answer.set_cookie(
                 self._sessions.cookie,
-                self._sessions.issue(),
+                self._sessions.issue(asking.token_id),
                 max_age=SESSION_SECONDS,
                 httponly=True,
                 samesite="Strict",

@@ -19,11 +19,12 @@ from errors import EngineError
 from i18n import catalogue
 from plain_text import size_text, span_text
 from sources import job_address
+from web.guard import ENGINE_RETRY_SECONDS, may
 from web.kept import Kept
+from web.keyring import access
 from web.session import Sessions
 from web.units import moment_text, speed_setting
 
-ENGINE_RETRY_SECONDS = 2
 LANGUAGES = {"en": "en", "zh-CN": "zh_CN"}
 """As browsers name them, and as catalogues are named."""
 THEMES = ("auto", "light", "dark")
@@ -67,9 +68,14 @@ class Frame:
         if (chosen := self._chosen()) is not None:
             return chosen
         language = _language()
-        key = (name, language, urlencode(sorted(item for item in request.args.items() if item[0] != "fragment")))
+        key = (
+            name,
+            language,
+            access().role,
+            urlencode(sorted(item for item in request.args.items() if item[0] != "fragment")),
+        )
         try:
-            if len(key[2]) > MAX_KEY_CHARACTERS:
+            if len(key[3]) > MAX_KEY_CHARACTERS:
                 shown = self._show(name, look, language)
             else:
                 shown = self._kept.get(key, lambda: self._show(name, look, language))
@@ -120,6 +126,7 @@ class Frame:
             moment=moment_text,
             now=time.time(),
             link=lambda url: job_address(url, self._settings.web_url),
+            may=lambda address: may(access().role, address),
             has_session=bool(request.cookies.get(self._sessions.cookie)) if self._settings.token else False,
             **content,
         )

@@ -1,4 +1,4 @@
-"""What is looked at before a route runs: the name, the origin, the token, and the kind of the body."""
+"""What is looked at before a route runs: the name, the origin, the token and its role, and the kind of the body."""
 
 from __future__ import annotations
 
@@ -17,22 +17,60 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import request
+from flask import Flask, g, redirect, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import (
     Forbidden,
     HTTPException,
     LengthRequired,
+    ServiceUnavailable,
     TooManyRequests,
     Unauthorized,
     UnsupportedMediaType,
 )
+from werkzeug.wrappers import Response
 
 from config import Settings
+from errors import EngineError
 from i18n import _
+from store import Tokens, is_made
+from web.keyring import EVERYTHING, NOBODY, Access, Keyring
 from web.session import Sessions
 
 log = logging.getLogger(__name__)
+
+ENGINE_RETRY_SECONDS = 2
+CUSTOMER_BITS = 64
+
+_ADMIN = frozenset({"admin"})
+_SUBMIT = frozenset({"submit", "admin"})
+_WORKER = frozenset({"worker", "admin"})
+_ANY = frozenset({"submit", "worker", "admin"})
+_EVERYBODY = frozenset({"", *_ANY})
+"""Also without a token."""
+
+ROLES: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"), _EVERYBODY),
+    **dict.fromkeys(("/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"), _WORKER),
+    **dict.fromkeys(("/budget", "/status", "/failed", "/ui/sign-out"), _ANY),
+    **dict.fromkeys(("/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"), _SUBMIT),
+    **dict.fromkeys(("/ui/add", "/ui/jobs", "/ui/job", "/ui/failures", "/ui/sources"), _SUBMIT),
+    **dict.fromkeys(("/redrive", "/cancel", "/first", "/forget", "/steer", "/login", "/actions", "/metrics"), _ADMIN),
+    **dict.fromkeys(("/", "/ui/machines", "/ui/actions", "/ui/access"), _ADMIN),
+    **dict.fromkeys(("/ui/tokens", "/ui/revoke", "/ui/join_code"), _ADMIN),
+}
+"""Which roles may use which address, whatever the method: the only place where that is said."""
+
+
+def demand_roles(app: Flask) -> None:
+    """Raise LookupError for an address of the application about which ROLES says nothing."""
+    if missing := sorted({rule.rule for rule in app.url_map.iter_rules()} - ROLES.keys()):
+        raise LookupError(f"web/guard.py says of no role whether it may use {', '.join(missing)}")
+
+
+def may(role: str, address: str) -> bool:
+    """Tell whether a role may use an address."""
+    return role in ROLES[address]
 
 
 class MisdirectedRequest(HTTPException):
@@ -89,32 +127,71 @@ class WrongTokens:
         return hashlib.blake2b(token, key=self._key, digest_size=16).digest()
 
 
+class Lockout:
+    """WrongTokens for all servers together: each counts for itself, and in Redis where that can be had."""
+
+    def __init__(self, tokens: Tokens, sessions: Sessions, kind: str) -> None:
+        self._tokens = tokens
+        self._sessions = sessions
+        self._kind = kind
+        self._own = WrongTokens()
+
+    def note(self, address: str, said: bytes) -> int:
+        """Note something wrong; return 0 where it may be called so, else how long the address has to wait."""
+        line = _line_of(address)
+        if wait := self._own.retry_after_seconds(line, said):
+            return wait
+        self._own.add(line, said)  # also what only all together refuse: the next is refused here, without Redis
+        return self._ask_all(self._tokens.note_wrong, line, said)
+
+    def wait_seconds(self, address: str, said: bytes) -> int:
+        """Return for how long an address has to wait before it says that again, right or wrong."""
+        line = _line_of(address)
+        return self._own.retry_after_seconds(line, said) or self._ask_all(self._tokens.wait_seconds, line, said)
+
+    def _ask_all(self, ask: Callable[[str, str, int, float], float], line: str, said: bytes) -> int:
+        whose, mark = f"{self._kind}:{line}", self._sessions.mark(said)
+        try:
+            return math.ceil(ask(whose, mark, WrongTokens.LIMIT, WrongTokens.WINDOW_SECONDS))
+        except EngineError:  # then each server counts alone
+            return 0
+
+
 class Guard:
     """Looks at every request before its route does."""
 
     OPEN_PATHS = frozenset({"/healthz", "/livez"})
-    """Without a token: they say nothing but whether the server works."""
+    """They say nothing but whether the server works: no other site learns anything of them."""
     SIGN_IN_PATH = "/ui/sign-in"
+    FIRST_PAGE = "/ui/add"
+    """Of who may not see what the farm does."""
     BEARER_PATHS = frozenset({"/get_url"})
     """Not with what a browser remembers, a password or a session: any page can make it send a GET with that."""
 
-    def __init__(self, settings: Settings, sessions: Sessions) -> None:
-        self._token = settings.token.encode()
+    def __init__(self, settings: Settings, sessions: Sessions, tokens: Tokens, keyring: Keyring) -> None:
+        self._is_open = not settings.token
+        self._digest = hashlib.sha256(settings.token.encode()).digest()
         self._sessions = sessions
+        self._keyring = keyring
         self._hosts = frozenset({"localhost", *settings.hosts})
-        self._wrong_tokens = WrongTokens()
+        self._lockout = Lockout(tokens, sessions, "token")
 
-    def check(self) -> None:
-        """Raise the HTTP error of a request that may not go on."""
+    def check(self) -> Response | None:
+        """Raise the HTTP error of a request that may not go on; note who asks."""
         path, environ = request.path, request.environ
         self._check_host(environ)
         if path in self.OPEN_PATHS:
-            return
+            return None
         self._check_site(environ)
-        if path != self.SIGN_IN_PATH and not path.startswith("/static/"):  # which is no secret
-            self._check_token()
+        address = request.url_rule.rule if request.url_rule else ""
+        g.access = NOBODY if may("", address or "/") else self._who_asks()
+        if address and not may(g.access.role, address):
+            if address == "/" and may(g.access.role, self.FIRST_PAGE):
+                return redirect(self.FIRST_PAGE, 303)
+            raise Forbidden(_("the role of this token ({role}) may not do that").format(role=g.access.role))
         if environ["REQUEST_METHOD"] == "POST":
             self._check_body()
+        return None
 
     def _check_host(self, environ: Mapping[str, Any]) -> None:
         """Hold off DNS rebinding: a foreign name that points here makes a browser believe it is the same site."""
@@ -132,25 +209,37 @@ class Guard:
         if foreign:
             raise Forbidden(_("requests from other sites are refused"))
 
-    def _check_token(self) -> None:
-        if not self._token:
-            return
+    def _who_asks(self) -> Access:
         is_bearer_only = request.path in self.BEARER_PATHS
         given = _given_token(is_bearer_only)
+        if self._is_open and (given is None or not is_made(given)):
+            return EVERYTHING
         if given is not None:
-            self.check_given(given)
-        elif is_bearer_only or not self._sessions.holds(request.cookies.get(self._sessions.cookie, "")):
+            return self.check_given(given)
+        holder = None if is_bearer_only else self._sessions.holder(request.cookies.get(self._sessions.cookie, ""))
+        found = EVERYTHING if not holder else self._with_engine(lambda: self._keyring.find_id(holder))
+        if holder is None or found is None:
             raise self._unauthorized(_("a token is needed: Authorization: Bearer, with the value of BILI_TOKEN"))
+        return found
 
-    def check_given(self, given: bytes) -> None:
-        """Raise the HTTP error of a token that is wrong, and of too many of them."""
-        if hmac.compare_digest(given, self._token):
-            return
-        address = request.remote_addr or ""
-        if wait := self._wrong_tokens.retry_after_seconds(address, given):
+    def check_given(self, given: bytes) -> Access:
+        """Return who has a token; raise the HTTP error of one that is wrong, and of too many of them."""
+        if not self._is_open and hmac.compare_digest(hashlib.sha256(given).digest(), self._digest):
+            return EVERYTHING
+        if found := self._with_engine(lambda: self._keyring.find(given)):
+            return found
+        if wait := self._lockout.note(request.remote_addr or "", given):
             raise TooManyRequests(_("too many wrong tokens from this address: wait a minute"), retry_after=wait)
-        self._wrong_tokens.add(address, given)
-        raise self._unauthorized(_("the token is wrong: it must be the BILI_TOKEN of the server"))
+        raise self._unauthorized(
+            _("the token is wrong: it must be the BILI_TOKEN of the server, or one that was made there and not revoked")
+        )
+
+    def _with_engine(self, look: Callable[[], Access | None]) -> Access | None:
+        """Return what is looked up, or raise the HTTP error of an engine that cannot be asked now."""
+        try:
+            return look()
+        except EngineError as error:
+            raise ServiceUnavailable(str(error), retry_after=ENGINE_RETRY_SECONDS) from None
 
     def _unauthorized(self, sentence: str) -> Unauthorized:
         # Basic is for browsers where there is no page to ask with; any name, the token is the password.
@@ -187,6 +276,18 @@ def is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _line_of(address: str) -> str:
+    """Return what an address is counted by: of IPv6 the network that one customer has, or he had 2^64 tries."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        mapped = found.ipv4_mapped
+        return str(mapped or ipaddress.ip_network((found, CUSTOMER_BITS), strict=False).network_address)
+    return str(found)
 
 
 def _given_token(bearer_only: bool) -> bytes | None:

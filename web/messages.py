@@ -20,6 +20,7 @@ from orders import working_keys
 from parse_ import MAX_CID, parse_job_id
 from shapes import Check, at, flag, lenient, line, list_of, number, one_of, record
 from sources import WISHES, ledger_shape, watch_seconds
+from store import ROLES
 from web.qr_code import LINK_CHARACTERS
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,10 @@ SIGN_IN = record({"password": line(1000)})
 STEER = record({"working": working_keys}, workers=list_of(WORKER, MAX_WORKERS), all=flag)
 LOGIN = record({"worker": WORKER})
 REDRIVE = record({}, urls=list_of(job_id, MAX_URLS), all=flag, code=line(100))
+NEW_TOKEN = record({"role": one_of(*ROLES)}, name=line(64))
+REVOKE = record({"id": line(64, 1)})
+JOIN = record({"code": line(40, 1), "worker": WORKER})
+NOTHING = record({})
 JOBS = record({"urls": list_of(job_id, MAX_URLS)})
 
 

@@ -21,7 +21,8 @@ class Sessions:
     """Makes and knows the cookies of those who have told the token.
 
     The key is derived from the token, slowly, so that a stolen cookie is no short way to it; with another token all
-    sessions end. Nothing is kept: what was signed holds until its time is over.
+    sessions end. Nothing is kept: what was signed holds until its time is over. Who has signed in with a token that was
+    made has its id in the cookie, and the guard looks whether that is still there: to revoke it ends its sessions.
     """
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
@@ -37,18 +38,29 @@ class Sessions:
         """Name the cookie by the key: servers on other ports of this host, with other tokens, share one cookie jar."""
         return f"bili_{self._sign('name')[:8]}"
 
-    def issue(self) -> str:
+    def issue(self, token_id: str = "") -> str:
         """Return the value of a new session's cookie."""
         content = f"{round(self._clock()) + SESSION_SECONDS}.{secrets.token_hex(8)}"
+        if token_id:
+            content += f".{token_id}"
         return f"{content}.{self._sign(content)}"
 
     def holds(self, value: str) -> bool:
         """Tell whether a cookie is one of ours and its time is not over."""
-        found = re.fullmatch(r"([0-9]{1,12})\.[0-9a-f]{16}\.[0-9a-f]{64}", value)
+        return self.holder(value) is not None
+
+    def holder(self, value: str) -> str | None:
+        """Return with which token a cookie was had, by its id, empty for ``BILI_TOKEN``; None if it is none of ours."""
+        found = re.fullmatch(r"([0-9]{1,12})\.[0-9a-f]{16}(?:\.([0-9a-f]{16}))?\.[0-9a-f]{64}", value)
         if not self._token or found is None:
-            return False
+            return None
         content, _dot, signature = value.rpartition(".")
-        return hmac.compare_digest(signature, self._sign(content)) and int(found[1]) > self._clock()
+        is_ours = hmac.compare_digest(signature, self._sign(content)) and int(found[1]) > self._clock()
+        return found[2] or "" if is_ours else None
+
+    def mark(self, said: bytes) -> str:
+        """Return what stands for something wrong that was said: all servers with this token have the same."""
+        return hmac.digest(self._key, b"wrong:" + said, "sha256").hex()[:32]
 
     def _sign(self, content: str) -> str:
         return hmac.digest(self._key, content.encode(), "sha256").hex()

@@ -30,6 +30,7 @@ from sources import lease_fields, listed_page, sort_out
 from web.actions import egress, names, note
 from web.budgets import Budgets
 from web.kept import Kept
+from web.keyring import Keyring, access
 from web.messages import (
     ACK,
     ADD,
@@ -54,16 +55,18 @@ from web.messages import (
 log = logging.getLogger(__name__)
 
 MAX_STATUS_BYTES = 16 * KIB
+SEEN_OF_OTHERS = ("worker", "state", "speed_bytes_per_second", "seen_seconds")
 
 
 class Verbs:
     """The verbs of the queue, a method for each route; what they mean is said at redisConnect.Queue."""
 
-    def __init__(self, settings: Settings, queue: Queue) -> None:
+    def __init__(self, settings: Settings, queue: Queue, keyring: Keyring) -> None:
         self._settings = settings
         self._queue = queue
+        self._keyring = keyring
         self._site = SiteHosts(settings.web_url, settings.api_url, settings.short_url)
-        self._budgets = Budgets(queue)
+        self._budgets = Budgets(queue, keyring)
         self.totals: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._counted: Kept[int] = Kept()
@@ -82,7 +85,8 @@ class Verbs:
         sizes = read_query("have_bytes", lambda text: list_of(decimal_bytes, 500)(text.split(",")), [])
         again = read_query("request", REQUEST, "")
         instance = read_query("instance", REQUEST, "")
-        leases = self._queue.lease(worker, count, have, again, instance, sizes)
+        self._keyring.demand_name(worker)
+        leases = self._queue.lease(worker, count, have, again, instance, sizes, access().token_id)
         response = jsonify([lease_fields(lease) for lease in leases])
         if leases:
             log.info(_("leased %d to %s: %s"), len(leases), worker, ", ".join(lease.url for lease in leases))
@@ -96,6 +100,7 @@ class Verbs:
         body = read_body(EXPAND)
         if "pages" not in body and "urls" not in body:
             raise BadRequest(_("pages or urls are expected"))
+        self._keyring.demand_lease(body["url"], body["token"])
         pages = [Page(**page) for page in body.get("pages", ())]
         more = body.get("more", False)
         ledger = listed_page(body.get("ledger", {}), body.get("title", ""))
@@ -109,9 +114,12 @@ class Verbs:
     def heartbeat(self) -> Response:
         """Keep a worker's leases, and what it tells of itself for the status page."""
         body = read_body(HEARTBEAT)
-        jobs = [(job["url"], job["token"], _done_bytes(job)) for job in body["jobs"]]
-        titles = {job["url"]: job["progress"]["title"] for job in body["jobs"] if job.get("progress", {}).get("title")}
-        lost = self._queue.heartbeat(body["worker"], jobs, worker_status(body, egress()), titles)
+        self._keyring.demand_name(body["worker"])
+        own = [job for job in body["jobs"] if self._keyring.owns(job["token"])]
+        jobs = [(job["url"], job["token"], _done_bytes(job)) for job in own]
+        titles = {job["url"]: job["progress"]["title"] for job in own if job.get("progress", {}).get("title")}
+        lost = [job["url"] for job in body["jobs"] if not self._keyring.owns(job["token"])]
+        lost += self._queue.heartbeat(body["worker"], jobs, worker_status(body, egress()), titles)
         if lost:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._worker_count() / 200)
@@ -136,6 +144,7 @@ class Verbs:
     def ack(self) -> Response:
         """Record a finished page."""
         body = read_body(ACK)
+        self._keyring.demand_lease(body["url"], body["token"])
         result = _result(body)
         with bad_request():
             state = self._queue.ack(body["url"], body["token"], result)
@@ -146,7 +155,9 @@ class Verbs:
     def replay(self) -> Response:
         """Record what a worker finished and the queue has lost."""
         body = read_body(REPLAY)
-        results = [(one["url"], _result(one)) for one in body["results"]]
+        self._keyring.demand_name(body["worker"])
+        others = self._keyring.leased_to_others([one["url"] for one in body["results"]])
+        results = [(one["url"], _result(one)) for one in body["results"] if one["url"] not in others]
         with bad_request():
             recorded = self._queue.replay(body["worker"], results)
         if recorded:
@@ -154,11 +165,12 @@ class Verbs:
                 "The queue had lost %d results of %s: they are recorded again. Its data were set back or replaced"
             )
             log.warning(sentence, recorded, body["worker"])
-        return jsonify(recorded=recorded, known=len(results) - recorded)
+        return jsonify(recorded=recorded, known=len(body["results"]) - recorded)
 
     def nack(self) -> Response:
         """Record a failed attempt."""
         body = read_body(NACK)
+        self._keyring.demand_lease(body["url"], body["token"])
         failure = Failure(
             body["class"], body["code"], body["reason"], body.get("title", ""), body.get("retry_after_seconds")
         )
@@ -170,6 +182,7 @@ class Verbs:
     def release(self) -> Response:
         """Take a job back untouched."""
         body = read_body(record(LEASE_FIELDS, kept=flag))
+        self._keyring.demand_lease(body["url"], body["token"])
         state = self._queue.release(body["url"], body["token"], body.get("kept", False))
         log.info(_("released %s"), body["url"])
         self._count("released", 1)
@@ -234,11 +247,11 @@ class Verbs:
         """Show the number of jobs in each state, and the workers."""
         return jsonify(
             jobs=asdict(self._queue.counts()),
-            workers=self._queue.workers(),
+            workers=_shown_workers(self._queue.workers()),
             next_due_seconds=self._queue.next_due_seconds(),
             lease_seconds=self._settings.lease_seconds,
             seconds_left=self._queue.time_left_seconds(),
-            breakers=self._budgets.breakers(),
+            breakers=self._budgets.breakers() if access().role == "admin" else [],
         )
 
     def history(self) -> Response:
@@ -281,6 +294,13 @@ class Verbs:
     def _count(self, name: str, amount: int) -> None:
         with self._lock:
             self.totals[name] += amount
+
+
+def _shown_workers(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what who asks may see of the workers: no addresses and no codes of a login, but in an admin's role."""
+    if access().role == "admin":
+        return workers
+    return [{name: worker[name] for name in SEEN_OF_OTHERS if name in worker} for worker in workers]
 
 
 def worker_status(body: Mapping[str, Any], address: str = "") -> dict[str, Any]:
