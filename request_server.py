@@ -241,6 +241,11 @@ class RequestServer:
         return [one.getsockname()[:2] for one in self._sockets]
 
     @property
+    def has_tls(self) -> bool:
+        """Tell whether clients are to speak TLS."""
+        return self._ssl_context is not None
+
+    @property
     def waiting(self) -> int:
         """How many requests wait for a thread."""
         return self._requests.qsize()
@@ -402,7 +407,10 @@ class RequestServer:
 
 
 def _unsent(connection: _Connection) -> bool:
-    return connection.transport is not None and connection.transport.get_write_buffer_size() > 0
+    try:
+        return connection.transport is not None and connection.transport.get_write_buffer_size() > 0
+    except AttributeError:  # with TLS, asyncio has let go of all when a transport was closed for the second time
+        return False
 
 
 def _head_bytes(request: web.BaseRequest) -> int:
@@ -461,7 +469,7 @@ def _target(request: web.BaseRequest, fields: dict[str, Any]) -> tuple[str, str]
     address = request.raw_path
     if not address.startswith("/"):
         whole = urlsplit(address)
-        if whole.scheme != "http" or "@" in whole.netloc or request.method == "CONNECT":
+        if whole.scheme not in ("http", "https") or "@" in whole.netloc or request.method == "CONNECT":
             raise _Refused(400, _("this is no request of HTTP/1.0 or 1.1"))
         fields["HTTP_HOST"] = whole.netloc
         address = f"{whole.path or '/'}?{whole.query}"
