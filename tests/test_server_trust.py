@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -13,12 +16,14 @@ import trustme
 
 import add_url
 import site_walk
-from certificates import self_made
+from certificates import self_made, self_made_pin
 from config import Settings
+from demo.catalogue import video
 from errors import ServerUnreachable
 from queue_client import QueueClient, make_server_session
 from server_trust import clear_text_note
 from status_table import show_status
+from tests.farm import Farm, finished_files, free_port
 from tests.sealed import Sealed, serving
 
 TOKEN = "canary-token-of-the-farm"
@@ -169,6 +174,64 @@ def test_with_a_pin_nothing_is_asked_without_tls(tmp_path: Path) -> None:
         assert server.application.seen == []
 
 
+class Tunnels:
+    """A proxy that leads all who ask for a tunnel to one place, wherever they want to go."""
+
+    def __init__(self, leads_to: Sealed) -> None:
+        self._address = ("127.0.0.1", int(leads_to.url.rpartition(":")[2]))
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
+        self.heads: list[bytes] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take nobody in any more."""
+        self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError), ThreadPoolExecutor(8) as pumps:
+            while True:
+                client, _address = self._door.accept()
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += client.recv(1)
+                self.heads.append(head)
+                inner = socket.create_connection(self._address, 20)
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                pumps.submit(self._pump, client, inner)
+                pumps.submit(self._pump, inner, client)
+
+    @staticmethod
+    def _pump(one: socket.socket, other: socket.socket) -> None:
+        with one, contextlib.suppress(OSError):
+            while piece := one.recv(65536):
+                other.sendall(piece)
+            other.shutdown(socket.SHUT_WR)
+
+
+@every_client
+def test_a_pin_is_compared_through_a_proxy_too(
+    server: Sealed, attacker: Sealed, monkeypatch: pytest.MonkeyPatch, ask: Client
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings(server_urls=("https://queue.example",), token=TOKEN, server_pins=(server.pin,))
+    for there in (server, attacker):
+        with closing(Tunnels(there)) as proxy:
+            for name in ("HTTPS_PROXY", "https_proxy"):
+                monkeypatch.setenv(name, proxy.url)
+            refused = pytest.raises(ServerUnreachable, match="shows another certificate")
+            with refused if there is attacker else contextlib.nullcontext():
+                ask(settings)
+            assert proxy.heads and all(head.startswith(b"CONNECT queue.example:443 ") for head in proxy.heads)
+            assert not any(TOKEN.encode() in head for head in proxy.heads)
+    assert server.application.tokens == {f"Bearer {TOKEN}"} and attacker.application.seen == []
+
+
 @every_client
 def test_https_where_there_is_no_tls_is_said(ask: Client) -> None:
     with serving(None) as server:
@@ -190,3 +253,18 @@ def test_https_where_there_is_no_tls_is_said(ask: Client) -> None:
 def test_a_token_in_clear_text_is_warned_of(urls: tuple[str, ...], token: str, named: str) -> None:
     note = clear_text_note(Settings(server_urls=urls, token=token))
     assert bool(note) == bool(named) and named in note and "secret" not in note
+
+
+@pytest.mark.slow
+def test_a_farm_downloads_over_tls(farm: Farm) -> None:
+    port = free_port()
+    sealed = farm.start("web_server.py", "--port", str(port), "--tls-self-made")
+    sealed.says("BILI_SERVER_PIN=")
+    pin = self_made_pin(farm.folder / "data")
+    assert f"BILI_SERVER_PIN={pin}" in sealed.output()
+    farm.add(video("plain").bvid)
+    url = f"https://127.0.0.1:{port}"
+    assert farm.drain(BILI_SERVER_URL=url, BILI_SERVER_PIN=pin) == 0
+    assert farm.counts()["done"] == 1 and len(finished_files(farm.downloads)) == 1
+    stranger = farm.worker("--until-empty", BILI_SERVER_URL=url, BILI_SERVER_PIN=OTHER_PIN)
+    stranger.says("shows another certificate than the pinned one")
