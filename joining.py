@@ -130,16 +130,14 @@ def _ask(invitation: Invitation, worker: str) -> Answer:
 
 def _refuse(status: int, answer: Any, url: str) -> NoReturn:
     """Raise what a server means that gives no token; ValueError where it is none of ours."""
+    reason = answer.get("error") if isinstance(answer, dict) else None
     if status == 403:
-        sentence = _(
-            "The server {url} does not take this code: it is mistyped, was used already, or is older than ten minutes. "
-            "Have a new one made, on the dashboard or with: {command}"
-        )
-        raise Unauthorized(sentence.format(url=url, command="python web_server.py --join-code"), status)
+        why = harmless(reason) if isinstance(reason, str) else _("the code is mistyped, was used, or is too old")
+        sentence = _("The server {url} does not let this machine join: {reason}")
+        raise Unauthorized(sentence.format(url=url, reason=why), status)
     if status == 429:
         sentence = _("The server {url} heard too many wrong codes from this address: wait a minute, then try again")
         raise ServerUnreachable(sentence.format(url=url), status)
-    reason = answer.get("error") if isinstance(answer, dict) else None
     if status == 404 or not isinstance(reason, str):
         raise ValueError(status)
     sentence = _("the server {url} answers HTTP {status} {reason}")

@@ -367,7 +367,7 @@ def _say_how_sealed(settings: Settings, host: str, certificate: Certificate | No
 def _serve(settings: Settings, queue: Queue, arguments: argparse.Namespace, certificate: Certificate | None) -> None:
     notifier = Notifier(settings.notify) if settings.notify else None
     app = create_app(settings, queue)
-    app.config["SERVER_PIN"] = certificate.pin if certificate is not None and arguments.tls_self_made else ""
+    app.config["CERTIFICATE_PIN"] = certificate.pin if certificate is not None and arguments.tls_self_made else ""
     server = listen(app, arguments.host, arguments.port, certificate)
     _end_on_signals(server)
     ended = threading.Event()

@@ -128,13 +128,14 @@ def test_a_code_is_good_once(server: Sealed, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert run.main(["--join", invitation]) == 2
     said = capsys.readouterr().err
-    assert "does not take this code" in said and said.count("\n") == 1 and CODE not in said
+    assert "does not let this machine join" in said and said.count("\n") == 1 and CODE not in said
 
 
 @pytest.mark.parametrize(
     ("status", "content", "sentence"),
     [
-        ("403 Forbidden", "{}", "is mistyped, was used already, or is older than ten minutes"),
+        ("403 Forbidden", "{}", "not let this machine join: the code is mistyped, was used, or is too old"),
+        ("403 Forbidden", '{"error": "the name w\\u001b is taken"}', "not let this machine join: the name w is taken"),
         ("429 Too Many Requests", '{"error": "slowly"}', "wait a minute"),
         ("503 Service Unavailable", '{"error": "Redis is \\u001b[2J away"}', "HTTP 503 Redis is"),
         ("404 Not Found", '{"error": "no such page"}', "no queue server that can be joined"),
