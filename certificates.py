@@ -51,14 +51,11 @@ class Certificate:
         self._paths = (certificate, key)
         self._taken = self._looks()
         self._newest = self.context = _context(certificate, key)
+        self.pin = pin_of(certificate)
+        """The SHA-256 of the certificate, as 64 hexadecimal digits."""
         self.context.sni_callback = self._hand_over
         self._refused: _Looks = ()
         self._refusals = 0
-
-    @property
-    def pin(self) -> str:
-        """The SHA-256 of the certificate, as 64 hexadecimal digits."""
-        return pin_of(self._paths[0])
 
     def look_again(self) -> None:
         """Take up files that have changed; those that do not fit together are left, and said at the second look.
@@ -76,7 +73,7 @@ class Certificate:
             if self._refusals == 2:
                 log.warning(_("The certificate from before stays in use: %s"), error)
         else:
-            self._taken = looks
+            self._taken, self.pin = looks, pin_of(self._paths[0])
             log.info(_("The certificate in %s is taken up, pin %s"), self._paths[0], self.pin)
 
     def keep_looking(self, ended: threading.Event, period_seconds: float = LOOK_SECONDS) -> None:
@@ -153,12 +150,15 @@ def notes(certificate: Path, key: Path, unix_seconds: float) -> list[str]:
     from cryptography import x509
 
     found = []
-    read = x509.load_pem_x509_certificate(certificate.read_bytes())
-    day = f"{read.not_valid_after_utc:%Y-%m-%d}"
-    if read.not_valid_after_utc.timestamp() < unix_seconds:
-        found.append(_("The certificate in {path} has expired on {day}: renew it").format(path=certificate, day=day))
-    if read.not_valid_before_utc.timestamp() > unix_seconds:
-        found.append(_("The certificate in {path} is not valid yet: is the clock right?").format(path=certificate))
+    with suppress(ValueError):  # an odd one, which OpenSSL has taken all the same
+        read = x509.load_pem_x509_certificate(certificate.read_bytes())
+        day = f"{read.not_valid_after_utc:%Y-%m-%d}"
+        if read.not_valid_after_utc.timestamp() < unix_seconds:
+            found.append(
+                _("The certificate in {path} has expired on {day}: renew it").format(path=certificate, day=day)
+            )
+        if read.not_valid_before_utc.timestamp() > unix_seconds:
+            found.append(_("The certificate in {path} is not valid yet: is the clock right?").format(path=certificate))
     if os.name == "posix" and key.stat().st_mode & 0o004:
         sentence = _("Every user of this machine may read the key {path}: {command}")
         found.append(sentence.format(path=key, command=f"chmod 600 {key}"))

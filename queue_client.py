@@ -412,7 +412,8 @@ def _refusal(status: int, content: bytes, retry_after_seconds: float | None) -> 
     except (ValueError, KeyError, TypeError, RecursionError):
         sentence = f"HTTP {status}"
     if status == 401:
-        return Unauthorized(_("The server refuses BILI_TOKEN: {problem}").format(problem=sentence), status)
+        refused = _("The server refuses the token, BILI_TOKEN or that of run.py --join: {problem}")
+        return Unauthorized(refused.format(problem=sentence), status)
     if status == 409:
         return StaleToken(sentence, status)
     if status == 429 or status >= 500:

@@ -358,7 +358,7 @@ def _certificate(arguments: argparse.Namespace, settings: Settings) -> Certifica
 def _say_how_sealed(settings: Settings, host: str, certificate: Certificate | None, is_self_made: bool) -> None:
     """Say what clients need to know the server by, or that nothing is encrypted."""
     if certificate is not None and is_self_made:
-        print(_("The certificate is self-made; its pin for workers and add_url.py elsewhere is:"))
+        print(_("The certificate is self-made; workers and add_url.py know it by its pin:"))
         print(f"BILI_SERVER_PIN={certificate.pin}")
     elif certificate is None and settings.token and not is_loopback(host):
         print(_("Without TLS the token goes over the network in clear text: see --tls-self-made and --tls-cert."))

@@ -538,6 +538,7 @@ def test_those_who_only_knock_push_out_each_other_and_nobody_else(seals: tuple[s
         until(known, b"\r\n\r\n/known")
         knocks = [open_ones.enter_context(place.connect()) for _unused in range(20)]
         for early in knocks[:16]:
+            early.settimeout(request_server.HEAD_SECONDS / 2)  # not only when their time is over
             assert everything(early) == b"", "turned away"
         with theirs.wrap_socket(place.connect(), server_hostname="localhost") as late:
             late.sendall(GET % b"late")

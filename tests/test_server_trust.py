@@ -130,10 +130,13 @@ def signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Iterat
 
 
 @every_client
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_an_authority_that_the_environment_names_is_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Client
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ask: Client
 ) -> None:
     with signed(tmp_path, monkeypatch, "127.0.0.1") as server:
+        monkeypatch.delenv("SSL_CERT_FILE")
+        monkeypatch.setenv(name, str(tmp_path / "ca.pem"))
         ask(settings_for(server))
         assert server.application.tokens == {f"Bearer {TOKEN}"}
 
