@@ -583,3 +583,16 @@ def test_what_is_said_with_the_last_word_of_the_handshake_is_heard(
             with contextlib.suppress(ssl.SSLWantReadError):
                 heard += client.read(65536)
         assert place.application.seen == ["/early", "/second"]
+
+
+def test_a_server_ends_whole_beside_a_client_that_went_in_the_middle_without_a_farewell(
+    seals: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """asyncio closes such a connection by itself, and lets go of all of it when it is closed once more."""
+    own, theirs = seals
+    with running(ssl_context=own) as place, theirs.wrap_socket(place.connect(), server_hostname="localhost") as peer:
+        peer.sendall(GET % b"whole")
+        until(peer, b"\r\n\r\n/whole")
+        peer.sendall(b"GET /half")
+        socket.socket.shutdown(peer, socket.SHUT_WR)
+        place.server.end()
