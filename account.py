@@ -5,12 +5,10 @@ Nothing here asks the site; passport.py does. No value of a cookie is logged, sh
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -21,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from errors import UsageError
 from i18n import _
+from private_file import write_private
 
 log = logging.getLogger(__name__)
 
@@ -232,31 +231,8 @@ def save(settings: Places, account: Account) -> None:
         "unconfirmed": account.unconfirmed,
         "checked": account.checked,
     }
-    path = account_path(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk: the site may forget the cookies before these as soon as it is told."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    # the site may forget the cookies before these as soon as it is told
+    write_private(account_path(settings), json.dumps(content).encode())
 
 
 def forget(settings: Places) -> bool:

@@ -55,6 +55,7 @@ from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target, plain_v
 from queue_files import move_whole
 from redisConnect import Queue, open_queue
 from server_choice import ServerChoice, is_there, together
+from server_trust import clear_text_note
 from site_walk import Site, body, new_session, persist, place, problem, shown
 from source_ids import LESSON, RANKING, Source, find_source
 from sources import (
@@ -185,6 +186,8 @@ def open_sink(settings: Settings) -> Sink:
         say(_("The queue is in Redis at {url}.").format(url=read_url(settings.redis_url).place))
     elif not settings.server_is_local:
         say(_("The queue is at the server {url}.").format(url=", ".join(map(place, settings.server_urls))))
+        if note := clear_text_note(settings):
+            say(note)
         return ServerSink(settings)
     else:
         say(_("The queue is the embedded one in {folder}.").format(folder=settings.data_dir))
@@ -201,7 +204,7 @@ class ServerSink:
         if not settings.token:
             sentence = _("BILI_TOKEN is not set: the server {url} is on another machine and wants it")
             raise UsageError(sentence.format(url=place(self._url)))
-        self._session = new_session(settings.token, trust_env=not settings.server_is_local)
+        self._session = new_session(settings.token, not settings.server_is_local, settings.server_pins)
 
     def add(
         self,

@@ -173,6 +173,8 @@ class Settings:
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto the server believes."""
     metrics_address: str = ""
     """Where a worker shows its figures to Prometheus, ``host:port``; empty is nowhere."""
+    server_pins: tuple[str, ...] = ()
+    """The SHA-256 of each certificate that a queue server may show; empty leaves that to the authorities."""
 
     @property
     def server_url(self) -> str:
@@ -228,6 +230,7 @@ _VARIABLES = {
     "deliver_to": "BILI_DELIVER_TO",
     "deliver_keep": "BILI_DELIVER_KEEP",
     "success_limit": "BILI_SUCCESS_LIMIT",
+    "server_pins": "BILI_SERVER_PIN",
 }
 VARIABLES = tuple(_VARIABLES.values())
 """The names of all settings, for the documentation's test."""
@@ -240,8 +243,12 @@ def is_loopback(host: str) -> bool:
 
 def load(environ: Mapping[str, str], root: Path = ROOT) -> Settings:
     """Return the settings of ``environ``, completed by ``root/.env``; all wrong ones are in one UsageError."""
-    dotenv = {name: value or "" for name, value in dotenv_values(root / ".env").items()}
-    return parse_settings({**dotenv, **environ}, root)
+    return parse_settings(values_of(environ, root), root)
+
+
+def values_of(environ: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:
+    """Return the values of ``environ``, completed by ``root/.env``, as they are written."""
+    return {**{name: value or "" for name, value in dotenv_values(root / ".env").items()}, **environ}
 
 
 def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:
@@ -309,6 +316,14 @@ def _urls(text: str, root: Path) -> tuple[str, ...]:
     if not found:
         raise ValueError(_("it must be an http:// or https:// address, such as http://192.0.2.1:8080"))
     return tuple(found)
+
+
+def read_pin(text: str) -> str:
+    """Return a pin as it is compared, 64 hexadecimal digits; raise ValueError for what is none."""
+    pin = text.strip().replace(":", "").lower()
+    if not re.fullmatch("[0-9a-f]{64}", pin):
+        raise ValueError(_("a pin is the SHA-256 of a certificate, 64 hexadecimal digits"))
+    return pin
 
 
 def _networks(text: str, root: Path) -> tuple[str, ...]:
@@ -467,6 +482,9 @@ def _contradictions(found: Mapping[str, object]) -> list[str]:
     """Return what is wrong with settings that are good one by one."""
     if found.get("audio") == "none" and found.get("streams") == "audio":
         return [_("BILI_STREAMS=audio wants sound, BILI_AUDIO=none wants none")]
+    server_urls = found.get("server_urls", Settings().server_urls)
+    if found.get("server_pins") and not all(str(url).startswith("https:") for url in server_urls):  # type: ignore[attr-defined]
+        return [_("BILI_SERVER_PIN is the pin of a certificate: every address in BILI_SERVER_URL must be https://")]
     wishes = Settings(**{name: found[name] for name in ("quality", "min_quality") if name in found}).wishes  # type: ignore[arg-type]
     if wishes.min_qn > wishes.qn:
         return [_("BILI_MIN_QUALITY is above BILI_QUALITY: no video could be both")]
@@ -537,6 +555,7 @@ _PARSERS: dict[str, Callable[[str, Path], object]] = {
     "deliver_to": lambda text, root: parse_place(text),
     "deliver_keep": _one_of("yes", "no"),
     "success_limit": lambda text, root: _whole(text, 10**9),
+    "server_pins": lambda text, root: tuple(dict.fromkeys(map(read_pin, text.split(",")))),
 }
 
 

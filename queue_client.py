@@ -44,6 +44,7 @@ from model import (
 from orders import read_order
 from parse_ import parse_job_id
 from server_choice import ServerChoice, is_there, together, with_place
+from server_trust import Pinned, problem_with
 from shapes import Check, flag, line, list_of, number, record
 from sources import WALK, read_lease
 
@@ -75,7 +76,9 @@ def make_server_session(settings: Settings) -> aiohttp.ClientSession:
     """Return a session for the queue server; a server on this machine is never asked through a proxy."""
     headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=tls_context(os.environ)),
+        connector=aiohttp.TCPConnector(
+            ssl=Pinned(settings.server_pins) if settings.server_pins else tls_context(os.environ)
+        ),
         headers=headers,
         trust_env=not settings.server_is_local,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -381,9 +384,7 @@ class QueueClient:
                 raise _refusal(reply.status, content, _header_seconds(reply.headers.get("Retry-After")))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ServerUnreachable(
-                _("The server {place} cannot be reached: {problem}").format(
-                    place=server, problem=str(error) or "timeout"
-                )
+                _("The server {place} cannot be reached: {problem}").format(place=server, problem=problem_with(error))
             ) from None
         except (ValueError, RecursionError):
             raise ServerError(_("{place} answers, but not like a queue server").format(place=server)) from None
@@ -411,7 +412,8 @@ def _refusal(status: int, content: bytes, retry_after_seconds: float | None) -> 
     except (ValueError, KeyError, TypeError, RecursionError):
         sentence = f"HTTP {status}"
     if status == 401:
-        return Unauthorized(_("The server refuses BILI_TOKEN: {problem}").format(problem=sentence), status)
+        refused = _("The server refuses the token, BILI_TOKEN or that of run.py --join: {problem}")
+        return Unauthorized(refused.format(problem=sentence), status)
     if status == 409:
         return StaleToken(sentence, status)
     if status == 429 or status >= 500:

@@ -205,6 +205,57 @@ class _Connection(web.RequestHandler):
         await self.gone.wait()
 
 
+class _Early(asyncio.Protocol):
+    """What a client says between its handshake and the moment at which the loop gives it a connection."""
+
+    def __init__(self) -> None:
+        self.said = b""
+        self.has_said_all = self.is_lost = False
+
+    def data_received(self, data: bytes) -> None:
+        self.said += data
+
+    def eof_received(self) -> None:
+        self.has_said_all = True
+
+    def connection_lost(self, problem: BaseException | None) -> None:
+        self.is_lost = True
+
+
+class _Knock(asyncio.Protocol):
+    """A client that has not shaken hands yet. asyncio would do that by itself, but tell nobody how many there are."""
+
+    def __init__(self, server: RequestServer, http: web.Server, context: ssl.SSLContext) -> None:
+        self._server, self._http, self._context = server, http, context
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._task = asyncio.get_running_loop().create_task(self._shake_hands(self.transport))
+        self._server.hear_knock(self)
+
+    async def _shake_hands(self, transport: asyncio.Transport) -> None:
+        early = _Early()
+        try:
+            sealed = await asyncio.get_running_loop().start_tls(
+                transport, early, self._context, server_side=True, ssl_handshake_timeout=HEAD_SECONDS
+            )
+        except OSError as error:  # no TLS, no common version, no end of it
+            log.debug("no handshake with %s: %s", transport.get_extra_info("peername"), error)
+            return
+        finally:
+            self._server.forget_knock(self)
+        if sealed is None or early.is_lost:
+            return
+        connection = _Connection(self._server, self._http)
+        sealed.set_protocol(connection)
+        connection.connection_made(sealed)
+        if early.said:
+            connection.data_received(early.said)
+        if early.has_said_all:
+            connection.eof_received()
+
+
 class RequestServer:
     """Serves an application on sockets that listen; ``run`` returns when ``end`` was called and all is answered."""
 
@@ -230,6 +281,7 @@ class RequestServer:
         self._requests: queue.SimpleQueue[tuple[_Connection, dict[str, Any], asyncio.Future[Answer]] | None]
         self._requests = queue.SimpleQueue()
         self._connections: dict[_Connection, None] = {}
+        self._knocks: dict[_Knock, None] = {}
         self._answers: deque[tuple[asyncio.Future[Answer], Answer | None]] = deque()
         self._is_woken = False
         self._ended = threading.Event()
@@ -239,6 +291,11 @@ class RequestServer:
     def places(self) -> list[tuple[str, int]]:
         """The addresses and ports at which it listens."""
         return [one.getsockname()[:2] for one in self._sockets]
+
+    @property
+    def has_tls(self) -> bool:
+        """Tell whether clients are to speak TLS."""
+        return self._ssl_context is not None
 
     @property
     def waiting(self) -> int:
@@ -264,15 +321,14 @@ class RequestServer:
         self._loop = asyncio.get_running_loop()
         self._turned = asyncio.Event()
         http = web.Server(self._answer, request_factory=self._request)
+        context = self._ssl_context
         for _unused in range(self._threads):
             threading.Thread(target=self._work, name="request", daemon=True).start()
         doors = [
             await self._loop.create_server(
-                lambda: _Connection(self, http),
+                lambda: _Connection(self, http) if context is None else _Knock(self, http, context),
                 sock=one,
                 backlog=2048,
-                ssl=self._ssl_context,
-                ssl_handshake_timeout=HEAD_SECONDS if self._ssl_context else None,
             )
             for one in self._sockets
         ]
@@ -289,6 +345,8 @@ class RequestServer:
                 self._requests.put(None)
             for connection in list(self._connections):
                 self._drop(connection)
+            for knock in list(self._knocks):
+                self._turn_away(knock)
 
     async def _next_turn(self) -> None:
         self._turned.clear()
@@ -319,6 +377,26 @@ class RequestServer:
         self._connections[connection] = None
         if len(self._connections) > self._connection_limit:
             self._drop(next((one for one in self._connections if one.is_answered), connection))
+
+    def hear_knock(self, knock: _Knock) -> None:
+        """Let a client shake hands; where there are too many, those that knocked before it and did not go first."""
+        self._knocks[knock] = None
+        if len(self._connections) + len(self._knocks) > self._connection_limit:
+            first = next(iter(self._knocks))
+            idle = next((one for one in self._connections if one.is_answered), None)
+            if first is knock and idle is not None:
+                self._drop(idle)
+            else:
+                self._turn_away(first)
+
+    def forget_knock(self, knock: _Knock) -> None:
+        """Forget a client that has shaken hands, or will not."""
+        self._knocks.pop(knock, None)
+
+    def _turn_away(self, knock: _Knock) -> None:
+        self.forget_knock(knock)
+        if knock.transport is not None:
+            knock.transport.abort()
 
     def leave(self, connection: _Connection) -> None:
         """Forget a connection that is closed."""
@@ -402,7 +480,10 @@ class RequestServer:
 
 
 def _unsent(connection: _Connection) -> bool:
-    return connection.transport is not None and connection.transport.get_write_buffer_size() > 0
+    try:
+        return connection.transport is not None and connection.transport.get_write_buffer_size() > 0
+    except AttributeError:  # with TLS, asyncio has let go of all when a transport was closed for the second time
+        return False
 
 
 def _head_bytes(request: web.BaseRequest) -> int:
@@ -461,7 +542,7 @@ def _target(request: web.BaseRequest, fields: dict[str, Any]) -> tuple[str, str]
     address = request.raw_path
     if not address.startswith("/"):
         whole = urlsplit(address)
-        if whole.scheme != "http" or "@" in whole.netloc or request.method == "CONNECT":
+        if whole.scheme not in ("http", "https") or "@" in whole.netloc or request.method == "CONNECT":
             raise _Refused(400, _("this is no request of HTTP/1.0 or 1.1"))
         fields["HTTP_HOST"] = whole.netloc
         address = f"{whole.path or '/'}?{whole.query}"

@@ -5,6 +5,10 @@
 working.json beside it steers it while it runs: "stop" is 1 to run and 0 to stop, "count" is how many videos are
 downloaded at the same time. Ctrl-C gives all jobs back at once and keeps what is on disk; a second one ends at once.
 
+    python run.py --join ABCD-EFGH@192.0.2.1:8080
+
+--join gives a code that the dashboard shows for a token of this machine, and keeps it with the server's address.
+
     python run.py --login
     python run.py --logout
 
@@ -47,6 +51,7 @@ from download_stream_file import Wire
 from errors import CircumstanceError, DownloaderError, UsageError
 from extras import BESIDE, Extras
 from i18n import _
+from joining import join, membership_path, read_invitation, shadowed, with_membership
 from late_extras import Bring, Laid, MediaDoor, lay_late
 from live_lines import LiveLines, reflows
 from log_setup import start_logging
@@ -55,6 +60,7 @@ from model import Beside, Result
 from passport import Keeper, Passport, draw_code, log_in
 from places import FOLDER
 from queue_client import QueueClient, lease_clock, make_server_session
+from server_trust import clear_text_note
 from steering import QrLogin
 from terminal import Terminal
 from transfer import Connections, Health, MediaClient, SpeedLimit, discard_old_parts, free_disk_bytes, media_allowed
@@ -79,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(os.environ)
         start_logging(settings, terminal.handler)
+        if options.join is not None:
+            return _join(settings, options.join)
+        settings = with_membership(settings, config.values_of(os.environ))
         if options.login or options.logout:
             return asyncio.run(_log_in(settings)) if options.login else _log_out(settings)
         account.load(settings)  # one that cannot be used is said before anything begins
@@ -118,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
+        "--join",
+        metavar=_("CODE@HOST"),
+        help=_("join the server that has shown this code, keep a token of its own on this machine, and end"),
+    )
+    either.add_argument(
         "--login", action="store_true", help=_("log in with a QR code, keep the account on this machine, and end")
     )
     either.add_argument("--logout", action="store_true", help=_("delete the account that --login has kept, and end"))
@@ -127,6 +141,25 @@ def _parser() -> argparse.ArgumentParser:
         help=_("lay what BILI_EXTRAS names beside the videos that are here already, and end"),
     )
     return parser
+
+
+def _join(settings: Settings, text: str) -> int:
+    """Give a join code for a token, keep it, and say how to go on."""
+    invitation = read_invitation(text)
+    if note := clear_text_note(replace(settings, server_urls=(invitation.server_url,), token="-")):
+        log.warning("%s", note)
+    worker = settings.worker or socket.gethostname()[:64]
+    join(settings, invitation, worker)
+    path = membership_path(settings)
+    _say(
+        _("Joined {url}. Address and token are kept in {path}, for your eyes only").format(
+            url=invitation.server_url, path=path
+        )
+    )
+    if note := shadowed(config.values_of(os.environ)):
+        _say(note)
+    _say(_("Now start the worker with: python run.py"))
+    return 0
 
 
 async def _log_in(settings: Settings) -> int:
@@ -306,6 +339,8 @@ async def _work(settings: Settings, ffmpeg: str, terminal: Terminal, until_empty
         _draw_anew_on_signals(terminal.lines)
         servers = ", ".join(settings.server_urls)
         log.info(_("Worker %s asks %s; videos go to %s"), settings.worker, servers, settings.download_dir)
+        if note := clear_text_note(settings):
+            log.warning("%s", note)
         async with _kept_login(Keeper(settings, passport, site.login, site.check_login)):
             with (
                 serving_metrics(settings.metrics_address, scheduler.board, health, free_bytes, lease_clock),

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
@@ -17,7 +19,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 import requests
 
 import account
-from config import USER_AGENT, Settings
+from config import USER_AGENT, Settings, tls_context
 from errors import JobError, Parked, RiskControl, SiteError
 from i18n import _
 from model import MIB, Budget, Video
@@ -37,6 +39,7 @@ from parse_ import (
     sign_wbi,
 )
 from retry import full_jitter_seconds
+from server_trust import Unproven, pinned_certificate, trusting_only
 from site_standing import SiteStanding
 from sources import ListRequest, parse_source
 from visitor import browser_marks
@@ -63,9 +66,9 @@ def persist(call: Callable[[], T], transient: type[Exception]) -> T:
     return call()
 
 
-def shown(text: str) -> str:
+def shown(text: str, characters: int = 200) -> str:
     """Return ``text`` as it may be written to a terminal: printable, and not long."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text[:200])
+    return "".join(character if character.isprintable() else "\ufffd" for character in text[:characters])
 
 
 class _Token(requests.auth.AuthBase):
@@ -80,6 +83,49 @@ class _Token(requests.auth.AuthBase):
         return request
 
 
+class _Trusting(requests.adapters.HTTPAdapter):
+    """Trusts whom a context trusts. With a fingerprint, that one certificate: its names do not count then."""
+
+    def __init__(self, context: ssl.SSLContext, fingerprint: str | None = None) -> None:
+        self._trust: dict[str, Any] = {"ssl_context": context, "assert_fingerprint": fingerprint}
+        super().__init__()
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:
+        """Make what connects directly."""
+        super().init_poolmanager(connections, maxsize, block, **options, **self._trust)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        """Make what connects through a proxy."""
+        return super().proxy_manager_for(proxy, **options, **self._trust)
+
+
+class _Pinned(requests.adapters.BaseAdapter):
+    """Asks servers whose certificates are pinned: of each, that one alone is trusted, and compared besides."""
+
+    def __init__(self, pins: Sequence[str], trust_env: bool) -> None:
+        super().__init__()
+        self._pins, self._trust_env = pins, trust_env
+        self._adapters: dict[str, _Trusting] = {}
+
+    def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
+        """Send a request, after a look at the certificate where the server was not asked before."""
+        parts = urlsplit(request.url or "")
+        server = f"{parts.scheme}://{parts.netloc}"
+        if server not in self._adapters:
+            certificate = pinned_certificate(server, self._pins, self._trust_env)
+            self._adapters[server] = _Trusting(trusting_only(certificate), sha256(certificate).hexdigest())
+        try:
+            return self._adapters[server].send(request, *arguments, **options)
+        except requests.exceptions.SSLError:
+            self._adapters.pop(server).close()  # it may have another one by now that is pinned as well
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        for adapter in self._adapters.values():
+            adapter.close()
+
+
 class _Session(requests.Session):
     """Follows no redirect, and leaves its Location and body alone."""
 
@@ -87,9 +133,17 @@ class _Session(requests.Session):
         return None
 
 
-def new_session(token: str = "", trust_env: bool = True) -> requests.Session:
-    """Return a session that keeps no cookies, with the proxies and certificates that the environment names."""
+def new_session(token: str = "", trust_env: bool = True, pins: Sequence[str] = ()) -> requests.Session:
+    """Return a session that keeps no cookies, with the proxies and certificates that the environment names.
+
+    With ``pins`` it asks only servers whose certificates have one of them.
+    """
     session = _Session()
+    if pins:
+        session.mount("https://", servers := _Pinned(pins, trust_env))
+        session.mount("http://", servers)  # there is no certificate, so it is refused
+    else:
+        session.mount("https://", _Trusting(tls_context(os.environ)))
     session.trust_env = trust_env
     session.auth = _Token(token)
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
@@ -115,6 +169,8 @@ def body(reply: requests.Response) -> str:
 
 def problem(error: Exception, url: str) -> str:
     """Return in words why ``url`` gave no answer; the library's own texts are for programmers."""
+    if isinstance(error, Unproven):
+        return shown(str(error), 400)
     reasons = (
         (requests.exceptions.ProxyError, _("{url} cannot be reached: the proxy refuses or is away")),
         (requests.exceptions.SSLError, _("{url} has a certificate that is not trusted")),

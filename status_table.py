@@ -60,7 +60,7 @@ class _Server:
         self._servers = ServerChoice(settings.server_urls, time.monotonic)
         self.url = settings.server_url
         """The one that was asked last."""
-        self._session = new_session(settings.token, trust_env=not settings.server_is_local)
+        self._session = new_session(settings.token, not settings.server_is_local, settings.server_pins)
 
     def close(self) -> None:
         """Close the connections."""

@@ -17,10 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from certificates import Certificate, notes, self_made
 from config import MAX_SHARDS, Settings, is_loopback, load
 from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
@@ -29,6 +31,7 @@ from notices import notices
 from notify import Notifier
 from redisConnect import Queue, open_queue, spread_anew
 from request_server import RequestServer
+from server_trust import clear_text_note
 from shapes import line
 from status_table import show_status
 from store import ROLES, Tokens
@@ -136,13 +139,20 @@ class Watch:
         self._problems = problems
 
 
-def listen(app: Any, host: str, port: int) -> RequestServer:
+def listen(app: Any, host: str, port: int, certificate: Certificate | None = None) -> RequestServer:
     """Return a server that listens already; raise UsageError where the address cannot be had."""
     try:
         sockets = _listening_sockets(host, port)
     except (OSError, UnicodeError) as error:
         raise UsageError(_address_problem(host, port, error)) from None
-    return RequestServer(app, sockets, threads=THREADS, connection_limit=_connection_limit(), body_limit=MAX_BODY_BYTES)
+    return RequestServer(
+        app,
+        sockets,
+        threads=THREADS,
+        connection_limit=_connection_limit(),
+        body_limit=MAX_BODY_BYTES,
+        ssl_context=certificate.context if certificate is not None else None,
+    )
 
 
 def _listening_sockets(host: str, port: int) -> list[socket.socket]:
@@ -210,7 +220,10 @@ def _address_problem(host: str, port: int, error: Exception) -> str:
 
 def listening_urls(server: RequestServer) -> list[str]:
     """Return the addresses at which a server listens; localhost may have two."""
-    return [f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/" for host, port in server.places]
+    scheme = "https" if server.has_tls else "http"
+    return [
+        f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/" for host, port in server.places
+    ]
 
 
 def _demand_token(host: str, settings: Settings) -> None:
@@ -265,6 +278,23 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--port", type=_port, default=8080, help=_("port; 0 is any that is free (default: %(default)s)")
     )
     parser.add_argument(
+        "--tls-cert",
+        type=Path,
+        metavar=_("FILE"),
+        help=_("speak TLS with the certificate in this file, PEM, those of its authorities behind it"),
+    )
+    parser.add_argument(
+        "--tls-key",
+        type=Path,
+        metavar=_("FILE"),
+        help=_("its private key, PEM, without a passphrase (default: in the same file)"),
+    )
+    parser.add_argument(
+        "--tls-self-made",
+        action="store_true",
+        help=_("speak TLS with a certificate that is made once, kept in BILI_DATA_DIR, and known by its pin"),
+    )
+    parser.add_argument(
         "--test-notification",
         action="store_true",
         help=_("send a notice to each address of BILI_NOTIFY, say whether it arrived, and end"),
@@ -297,6 +327,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(_("--token-name belongs to --new-token"))
     if arguments.json and not arguments.status:
         parser.error(_("--json belongs to --status"))
+    if arguments.tls_key and not arguments.tls_cert:
+        parser.error(_("--tls-key belongs to --tls-cert"))
+    if arguments.tls_self_made and arguments.tls_cert:
+        parser.error(_("--tls-self-made makes a certificate, and --tls-cert names one: choose"))
     return arguments
 
 
@@ -377,16 +411,42 @@ def _test_notification(settings: Settings) -> int:
     return 1 if problems else 0
 
 
-def _serve(settings: Settings, queue: Queue, host: str, port: int) -> None:
+def _certificate(arguments: argparse.Namespace, settings: Settings) -> Certificate | None:
+    """Return the certificate that the options name, None without TLS; raise UsageError where it cannot be used."""
+    if not arguments.tls_cert and not arguments.tls_self_made:
+        return None
+    path = self_made(settings.data_dir, arguments.host) if arguments.tls_self_made else arguments.tls_cert
+    key = arguments.tls_key or path
+    certificate = Certificate(path, key)
+    for note in notes(path, key, time.time()):
+        log.warning("%s", note)
+    return certificate
+
+
+def _say_how_sealed(settings: Settings, host: str, certificate: Certificate | None, is_self_made: bool) -> None:
+    """Say what clients need to know the server by, or that nothing is encrypted."""
+    if certificate is not None and is_self_made:
+        print(_("The certificate is self-made; workers and add_url.py know it by its pin:"))
+        print(f"BILI_SERVER_PIN={certificate.pin}")
+    elif certificate is None and settings.token and not is_loopback(host):
+        print(_("Without TLS the token goes over the network in clear text: see --tls-self-made and --tls-cert."))
+
+
+def _serve(settings: Settings, queue: Queue, arguments: argparse.Namespace, certificate: Certificate | None) -> None:
     notifier = Notifier(settings.notify) if settings.notify else None
-    server = listen(create_app(settings, queue), host, port)
+    app = create_app(settings, queue)
+    app.config["CERTIFICATE_PIN"] = certificate.pin if certificate is not None and arguments.tls_self_made else ""
+    server = listen(app, arguments.host, arguments.port, certificate)
     _end_on_signals(server)
     ended = threading.Event()
+    if certificate is not None:
+        threading.Thread(target=certificate.keep_looking, args=(ended,), name="certificate", daemon=True).start()
     ticking = threading.Thread(target=tick, args=(queue, ended), name="tick", daemon=True)
     ticking.start()
     if notifier is not None:
         threading.Thread(target=Watch(queue, notifier.send).run, args=(ended,), name="watch", daemon=True).start()
     print(_("Queue server and dashboard: {urls}").format(urls=" ".join(listening_urls(server))))
+    _say_how_sealed(settings, arguments.host, certificate, arguments.tls_self_made)
     print(_("The queue is kept in {place}").format(place=queue.place if settings.redis_url else settings.data_dir))
     if settings.token:
         print(_("Every request needs the token of BILI_TOKEN; a browser asks for it as a password, with any name."))
@@ -405,6 +465,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load(os.environ)
         if arguments.status:
+            if note := clear_text_note(settings):
+                print(note, file=sys.stderr)
             show_status(settings, arguments.json)
             return 0
         start_logging(settings)
@@ -415,8 +477,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _wants_tokens(arguments):
             return _manage_tokens(settings, arguments)
         _demand_token(arguments.host, settings)
+        certificate = _certificate(arguments, settings)
         with closing(open_queue(settings)) as queue:
-            _serve(settings, queue, arguments.host, arguments.port)
+            _serve(settings, queue, arguments, certificate)
     except (UsageError, EngineError, ServerError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -33,8 +33,8 @@ HEARD_SECONDS = 30.0
 """A worker that is silent for longer counts for no speed; with the default lease, beats are 20 s apart at most."""
 ORDER_SECONDS, LOGIN_SECONDS = 86400, 600
 """As ``lua/common.lua`` has it: what is older is not meant any more."""
-STEERED_AT_ONCE = 100
 NAMES_AT_ONCE = 500
+STEERED_AT_ONCE = 100
 """So that each script's work is bounded."""
 ACTIONS = 1000
 ACTION_CHARACTERS = 300

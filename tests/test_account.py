@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import account
+import private_file
 from account import Account, Login, Scope, parse_cookies_txt
 from config import Settings
 from errors import UsageError
@@ -159,7 +160,7 @@ def test_a_full_disk_leaves_the_login_before(settings: Settings, monkeypatch: py
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(account.os, "fsync", full)
+    monkeypatch.setattr(private_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         account.save(settings, kept(settings, checked=7.5))
     assert account.load(settings) == kept(settings)

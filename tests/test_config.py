@@ -115,7 +115,9 @@ def test_every_setting_can_be_set_and_no_secret_has_a_repr() -> None:
     values |= {"BILI_TRUSTED_PROXIES": "10.0.0.0/8, 2001:DB8::1"}
     values |= {"BILI_RATE_PER_ADDRESS": "0.5", "BILI_EGRESS": "光纤 1"}
     values |= {"BILI_DELIVER_TO": "sftp://secretuser:secretpassword@host/videos/", "BILI_DELIVER_KEEP": "No"}
+    values |= {"BILI_SERVER_URL": "https://host.example/", "BILI_SERVER_PIN": f"{'AB:' * 31}AB, {'0' * 64}"}
     settings = parse_settings(values)
+    assert settings.server_pins == ("ab" * 32, "0" * 64)
     assert settings.trusted_proxies == ("10.0.0.0/8", "2001:db8::1")
     assert (settings.rate_per_address, settings.rate_per_account, settings.egress) == (0.5, 7.0, "光纤 1")
     assert str(settings.deliver_to) == "sftp://host/videos" and settings.deliver_keep == "no"
@@ -146,6 +148,8 @@ def test_wishes_are_names_or_the_numbers_of_the_site() -> None:
     [
         ({"BILI_STREAMS": "audio", "BILI_AUDIO": "none"}, ("BILI_STREAMS", "BILI_AUDIO")),
         ({"BILI_QUALITY": "720p", "BILI_MIN_QUALITY": "1080p"}, ("BILI_MIN_QUALITY", "BILI_QUALITY")),
+        ({"BILI_SERVER_PIN": "0" * 64, "BILI_SERVER_URL": "https://a, http://b"}, ("BILI_SERVER_PIN", "https://")),
+        ({"BILI_SERVER_PIN": "0" * 64}, ("BILI_SERVER_PIN", "BILI_SERVER_URL")),
     ],
 )
 def test_wishes_that_no_video_can_fulfil_are_refused(values: dict[str, str], names: tuple[str, ...]) -> None:

@@ -15,18 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder", "engine_url", "merging", "places", "plain_text"}),
+    frozenset({"create_folder", "engine_url", "merging", "places", "plain_text", "private_file"}),
     frozenset(
         {"account", "board", "budgets", "config", "embedded_valkey", "live_lines", "notices", "pace", "parse_"}
         | {"pipeline", "result_log", "retry", "series", "server_choice", "shapes", "stream_choice", "visitor"}
+        | {"certificates"}
     ),
-    frozenset({"orders", "request_server", "site_standing", "sources", "store", "transfer"}),
+    frozenset({"orders", "request_server", "server_trust", "site_standing", "sources", "store", "transfer"}),
     frozenset(
         {"add_options", "bili_client", "log_setup", "notify", "passport", "queue_client", "site_walk"}
         | {"working_file"}
     ),
     frozenset(
-        {"adopt_files", "delivery", "download_stream_file", "extras", "finding", "merge_stream_file"}
+        {"adopt_files", "delivery", "download_stream_file", "extras", "finding", "joining", "merge_stream_file"}
         | {"page_streams", "redisConnect", "source_reader", "status_table", "steering"}
         | {"terminal", "worker_metrics"}
     ),
@@ -56,7 +57,7 @@ DOORS = {
     "flask": {"web"},
     "werkzeug": {"web"},
     "requests": {"add_url", "site_walk"},
-    "aiohttp": {"bili_client", "passport", "queue_client", "request_server", "transfer", "demo"},
+    "aiohttp": {"bili_client", "passport", "queue_client", "request_server", "server_trust", "transfer", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "biliass": {"extras"},
     "subprocess": {"embedded_valkey", "merge_stream_file", "demo"},

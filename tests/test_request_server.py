@@ -515,3 +515,84 @@ def test_a_name_that_is_none_is_an_error() -> None:
     for host in ("no.such.name.invalid", "x" * 70 + ".invalid", "192.0.2.1"):
         with pytest.raises(UsageError, match=r"invalid|192"):
             listening(host, 0)
+
+
+@pytest.fixture
+def seals() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server and of its clients."""
+    authority = trustme.CA()
+    own, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(own)
+    authority.configure_trust(theirs)
+    return own, theirs
+
+
+def test_those_who_only_knock_push_out_each_other_and_nobody_else(seals: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    own, theirs = seals
+    with (
+        running(ssl_context=own, connection_limit=5) as place,
+        contextlib.ExitStack() as open_ones,
+        theirs.wrap_socket(place.connect(), server_hostname="localhost") as known,
+    ):
+        known.sendall(GET % b"known")
+        until(known, b"\r\n\r\n/known")
+        knocks = [open_ones.enter_context(place.connect()) for _unused in range(20)]
+        for early in knocks[:16]:
+            early.settimeout(request_server.HEAD_SECONDS / 2)  # not only when their time is over
+            assert everything(early) == b"", "turned away"
+        with theirs.wrap_socket(place.connect(), server_hostname="localhost") as late:
+            late.sendall(GET % b"late")
+            until(late, b"\r\n\r\n/late")
+        known.sendall(GET % b"again")
+        until(known, b"\r\n\r\n/again")
+
+
+def test_a_knock_that_leads_to_nothing_ends(
+    seals: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_server, "HEAD_SECONDS", 0.3)
+    with running(ssl_context=seals[0]) as place:
+        with place.connect() as silent:
+            assert everything(silent) == b""
+        assert not place.ask(GET % b"plain").startswith(b"HTTP")
+        wait_until(lambda: not place.server._knocks, "all are forgotten")
+        assert place.application.seen == []
+
+
+def test_what_is_said_with_the_last_word_of_the_handshake_is_heard(
+    seals: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """With TLS 1.3 a client says its first request before the server has seen the end of the handshake."""
+    own, theirs = seals
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = theirs.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with running(ssl_context=own) as place, place.connect() as peer:
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                peer.sendall(outgoing.read())
+                incoming.write(peer.recv(65536))
+        assert client.version() == "TLSv1.3"
+        client.write(GET % b"early" + GET % b"second")
+        peer.sendall(outgoing.read())  # together with the client's last word
+        heard = b""
+        while not heard.endswith(b"\r\n\r\n/second"):
+            incoming.write(peer.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                heard += client.read(65536)
+        assert place.application.seen == ["/early", "/second"]
+
+
+def test_a_server_ends_whole_beside_a_client_that_went_in_the_middle_without_a_farewell(
+    seals: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """asyncio closes such a connection by itself, and lets go of all of it when it is closed once more."""
+    own, theirs = seals
+    with running(ssl_context=own) as place, theirs.wrap_socket(place.connect(), server_hostname="localhost") as peer:
+        peer.sendall(GET % b"whole")
+        until(peer, b"\r\n\r\n/whole")
+        peer.sendall(b"GET /half")
+        socket.socket.shutdown(peer, socket.SHUT_WR)
+        place.server.end()
