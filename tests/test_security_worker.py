@@ -6,16 +6,32 @@ A canary is a server that must never be connected to. docs/security.md says what
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import json
+import logging
 import socket
-from collections.abc import AsyncIterator
+import threading
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+import queue_client
 from config import MEDIA_SUFFIXES, Settings
+from errors import ServerError
+from log_setup import LineFormatter
+from model import MIB, Failure, Lease, ListedPage, Page, Result
+from queue_client import QueueClient, make_server_session
+from status_table import show_status
 from transfer import FAILURES, MediaClient, judge_failure, media_allowed
 from transfer.peers import is_public
 from transfer.range_client import NotAPeer, RangeClient
@@ -269,3 +285,262 @@ async def test_no_playinfo_makes_a_worker_ask_its_own_network(url: str, client: 
         resolve(("127.0.0.1",))
         assert await refusal(client, url.format(canary=private.port))
     assert private.connections == private_too.connections == 0
+
+
+# ------------------------------------------------------------------------------------------ a server that lies
+
+
+LEASE = Lease("BV17x411w7KC?p=1&cid=7", "e.1.n", "other", 1, 60.0)
+FIELDS = {"url": "BV17x411w7KC", "token": "e.1.n", "category": "other", "attempt": 1, "lease_seconds": 60.0}
+
+VERBS: dict[str, Callable[[QueueClient], Awaitable[Any]]] = {
+    "lease": lambda client: client.lease(4),
+    "expand": lambda client: client.expand(LEASE, "t", [Page(1, 7, "t")]),
+    "expand_source": lambda client: client.expand_source(LEASE, [], ListedPage(1), False),
+    "heartbeat": lambda client: client.heartbeat([], {}),
+    "replay": lambda client: client.replay([(LEASE.url, Result("a/b.mp4", 5, 1.5))]),
+    "nack": lambda client: client.nack(LEASE, Failure("transient", "x", "y")),
+    "counts": lambda client: client.counts(),
+    "delayed": lambda client: client.delayed(),
+}
+
+
+class Liar:
+    """A queue server that answers every request with the same bytes."""
+
+    def __init__(self) -> None:
+        self.content = b"null"
+        self.fields: dict[str, str] = {}
+        self.status = 200
+        self.asked: list[dict[str, str]] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.asked.append({"path": request.path, **request.headers})
+        return web.Response(body=self.content, headers=self.fields, status=self.status)
+
+
+@pytest.fixture
+async def liar() -> AsyncIterator[tuple[Liar, QueueClient]]:
+    one = Liar()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", one.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    settings = Settings(server_urls=(f"http://127.0.0.1:{runner.addresses[0][1]}",), token="canary-token")
+    async with make_server_session(settings) as session:
+        yield one, QueueClient(settings, session, "w1", "i1", draw=lambda: 0.0)
+    await runner.cleanup()
+
+
+NONSENSE: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1e308, 10**400, "x", "", [], [[]], {}, [None], [{}], {"lost": "*"}, {"lost": ["../x"] * 300}),
+    *({"items": "x"}, {"items": [{"url": ["x"], "state": {}}]}, {"jobs": dict.fromkeys("abc", 1)}, {"state": ["dead"]}),
+    *({"added": -1, "known": 0}, {"added": "1", "known": 0}, {"added": 10**9, "known": 2**63}, {"recorded": 1.5}),
+    {"added": 1, "known": 0, "lease": {**FIELDS, "url": "../../etc/passwd"}},
+    {"added": 1, "known": 0, "lease": {**FIELDS, "category": "/etc"}},
+    *({"lost": [], "heartbeat_seconds": value} for value in ("x", -1, 1e300, [], {})),
+    *({"lost": [], "budget": value} for value in (1, [], {"parked_seconds": "x"}, {"parked_seconds": 1e99})),
+    *({"lost": [], "control": value} for value in (1, [], {"slow_seconds": 1e99}, {"slow_seconds": "9"})),
+    *([{**FIELDS, "walk": value}] for value in (1, "x", {"cursor": 5}, {"page": 10**9}, {"limit": -1}, {"since": "x"})),
+    *(
+        [{**FIELDS, "category": value}]
+        for value in ("..", ".", "a/b", "a\\b", "C:", "x\0", "\x1b[2J", "", "a" * 200, 7)
+    ),
+    *(
+        [{**FIELDS, "url": value}]
+        for value in ("BV17x411w7KC?p=1&cid=-1", "BV17x411w7KC\n", "ep0", "$(id)", "-y", "x}{y")
+    ),
+    *([{**FIELDS, "lease_seconds": value}] for value in (0, 1e9, True, "60", None, [60])),
+    [FIELDS] * 65,
+    [FIELDS] * 5,
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_what_no_sane_server_says_is_refused_by_every_verb(verb: str, liar: tuple[Liar, QueueClient]) -> None:
+    server, client = liar
+    for content in NONSENSE:
+        server.content = json.dumps(content).encode()
+        try:
+            answer = await VERBS[verb](client)
+        except ServerError as error:
+            assert len(str(error)) < 1000
+        else:  # an answer of another verb, or of nothing at all
+            assert verb == "lease" and content == [] and answer.leases == (), content
+
+
+SHAPES = {
+    name: getattr(queue_client, name)
+    for name in ("_LEASES", "_EXPANDED", "_BEAT", "_REPLAYED", "_STATE", "_STATUS", "_FAILED")
+}
+WORDS = (
+    "lost",
+    "order",
+    "id",
+    "working",
+    "budget",
+    "control",
+    "items",
+    "next",
+    "jobs",
+    "added",
+    "known",
+    "lease",
+    "walk",
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted({*FIELDS, *WORDS})), inner, max_size=6)
+    ),
+    max_leaves=12,
+)
+
+
+@given(verb=st.sampled_from(sorted(SHAPES)), content=JSON)
+def test_whatever_is_answered_is_of_its_shape_or_refused(verb: str, content: Any) -> None:
+    try:
+        found = SHAPES[verb](content)
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert isinstance(found, dict | list)
+
+
+def bomb(size_bytes: int) -> bytes:
+    """Return zeros in gzip, a thousandth of their size."""
+    packer = zlib.compressobj(wbits=31)
+    return b"".join([*(packer.compress(bytes(MIB)) for _part in range(size_bytes // MIB)), packer.flush()])
+
+
+BOMB_BYTES = 256 * MIB
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_answer_that_unfolds_is_not_held(times: int, liar: tuple[Liar, QueueClient]) -> None:
+    server, client = liar
+    server.content, server.fields = bomb(BOMB_BYTES), {"Content-Encoding": "gzip"}
+    for _again in range(1, times):
+        server.content = gzip.compress(server.content)
+        server.fields = {"Content-Encoding": ", ".join(["gzip"] * times)}
+    tracemalloc.start()
+    try:
+        for verb in ("lease", "heartbeat", "counts"):
+            with pytest.raises(ServerError):
+                await VERBS[verb](client)
+        assert tracemalloc.get_traced_memory()[1] < 24 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+async def test_an_answer_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a body, nor a head, nor a row of heads that say to wait, goes on for ever."""
+    endless = {
+        "body": (b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65536),
+        "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 65536 + b"\r\n"),
+        "head": (b"HTTP/1.1 200 OK\r\n", b"X-More: y\r\n" * 1000),
+        "line": (b"HTTP/1.1 200 OK\r\nX-Long: ", b"y" * 65536),
+    }
+    for name, (first, more) in endless.items():
+        sent = 0
+
+        async def serve(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytes = first, more: bytes = more
+        ) -> None:
+            nonlocal sent
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(first)
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    sent += len(more)
+                    writer.write(more)
+                    await writer.drain()
+            writer.close()
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        settings = Settings(server_urls=(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}",))
+        async with make_server_session(settings) as session:
+            with pytest.raises(ServerError):
+                await QueueClient(settings, session, "w", "i", draw=lambda: 0.0).heartbeat([], {})
+        listener.close()
+        assert sent < 32 * MIB, name
+
+
+async def test_orders_name_nothing_but_keys_of_working_json(liar: tuple[Liar, QueueClient]) -> None:
+    server, client = liar
+    orders: tuple[Any, ...] = (
+        *({"working": {name: "/etc"}} for name in ("download_dir", "BILI_DOWNLOAD_DIR", "exec", "__class__", "stop\n")),
+        *({"working": {"count": value}} for value in (10**9, 0, -1, True, "1", 1.5, [1], {"x": 1})),
+        *({"working": {"stop": value}} for value in (2, -1, "1", None)),
+        *({"working": {"max_speed": value}} for value in ("rm -rf", "9" * 400, -1, [], float("inf"))),
+        *({"working": value} for value in ([1], "stop", 7)),
+        *({"login": value} for value in ("", "x" * 65, 7, {"url": "http://evil.test"})),
+    )
+    for order in orders:
+        server.content = json.dumps({"lost": [], "order": {"id": "o1", **order}}).encode()
+        found = (await client.heartbeat([], {})).order
+        assert found is not None and found.problem and not found.working and not found.login, order
+    for nameless in ({"id": ""}, {"id": 7, "working": {"stop": 0}}, {"working": {"stop": 0}}, [], "stop"):
+        server.content = json.dumps({"lost": [], "order": nameless}).encode()
+        assert (await client.heartbeat([], {})).order is None, nameless
+
+
+async def test_what_a_server_says_of_itself_is_one_harmless_line(
+    liar: tuple[Liar, QueueClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, client = liar
+    hostile = "\x1b]0;owned\x07\x9b2J\nWARNING forged\u202e" + "x" * 100_000
+    server.content = json.dumps({"error": hostile}, ensure_ascii=False).encode()
+    for status in (400, 401, 409, 500):
+        server.status = status
+        with pytest.raises(ServerError) as told:
+            await client.nack(LEASE, Failure("transient", "x", "y"))
+        assert len(str(told.value)) < 1000
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "%s", (told.value,), None)
+        assert LineFormatter().format(record).isprintable()
+
+
+async def test_the_token_goes_to_the_server_alone(liar: tuple[Liar, QueueClient]) -> None:
+    """Not where it redirects to, nor does a cookie of its come back."""
+    server, client = liar
+    async with canary(answer=answer("200 OK", body=b"{}")) as elsewhere:
+        for status in (301, 302, 303, 307, 308):
+            server.status = status
+            server.fields = {"Location": f"http://127.0.0.1:{elsewhere.port}/", "Set-Cookie": "track=1; Path=/"}
+            for verb in VERBS.values():
+                with pytest.raises(ServerError):
+                    await verb(client)
+    assert elsewhere.connections == 0
+    assert {one["Authorization"] for one in server.asked} == {"Bearer canary-token"}
+    assert not any("Cookie" in one for one in server.asked)
+
+
+def test_neither_do_the_scripts_take_it_elsewhere(settings: Settings) -> None:
+    """add_url.py and the status table ask with requests."""
+    seen: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        own = replace(settings, server_urls=(f"http://127.0.0.1:{server.server_port}",), token="canary-token")
+        with pytest.raises(ServerError):
+            show_status(own, as_json=False)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert seen == ["/status"]
