@@ -415,7 +415,7 @@ def bomb(size_bytes: int) -> bytes:
     return b"".join([*(packer.compress(bytes(MIB)) for _part in range(size_bytes // MIB)), packer.flush()])
 
 
-BOMB_BYTES = 256 * MIB
+BOMB_BYTES = 64 * MIB
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -468,6 +468,13 @@ async def test_an_answer_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) 
         assert sent < 32 * MIB, name
 
 
+async def test_a_list_without_an_end_is_left(liar: tuple[Liar, QueueClient]) -> None:
+    server, client = liar
+    item = {"url": LEASE.url, "state": "delayed"}
+    server.content = json.dumps({"items": [item], "next": "more"}).encode()
+    assert len(await client.delayed()) == len(server.asked) == queue_client.DELAYED_CALLS
+
+
 async def test_orders_name_nothing_but_keys_of_working_json(liar: tuple[Liar, QueueClient]) -> None:
     server, client = liar
     orders: tuple[Any, ...] = (
@@ -496,7 +503,7 @@ async def test_what_a_server_says_of_itself_is_one_harmless_line(
     for status in (400, 401, 409, 500):
         server.status = status
         with pytest.raises(ServerError) as told:
-            await client.nack(LEASE, Failure("transient", "x", "y"))
+            await client.heartbeat([], {})
         assert len(str(told.value)) < 1000
         record = logging.LogRecord("x", logging.ERROR, "", 0, "%s", (told.value,), None)
         assert LineFormatter().format(record).isprintable()
