@@ -287,6 +287,16 @@ async def test_no_playinfo_makes_a_worker_ask_its_own_network(url: str, client: 
     assert private.connections == private_too.connections == 0
 
 
+async def test_a_mirror_cannot_promise_a_reply_for_ever() -> None:
+    named = media_allowed((), ("127.0.0.1",))
+    async with (
+        canary(answer=b"HTTP/1.1 102 Processing\r\n\r\n" * 100_000) as mirror,
+        MediaClient(Settings(), named, {}) as client,
+        asyncio.timeout(20),
+    ):
+        assert "not HTTP" in await refusal(client, f"http://127.0.0.1:{mirror.port}/1")
+
+
 # ------------------------------------------------------------------------------------------ a server that lies
 
 

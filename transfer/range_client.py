@@ -41,6 +41,8 @@ BUFFER_BYTES = 1024 * 1024
 """More than asyncio's TLS can ever have deciphered and not delivered (two reads of 256 KiB and one record): it forgets
 what does not fit into the buffer when the peer has closed."""
 HEAD_BYTES = 16 * 1024
+INTERIM_REPLIES = 8
+"""So many replies of 1xx may come before the real one; nothing was asked that needs any."""
 
 URL = re.compile(r"[!-\[\]-~]+")  # printable ASCII without the backslash, which some readers take for a slash
 HOST = re.compile(r"([0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -282,6 +284,7 @@ class _Connection(asyncio.BufferedProtocol):
     # how it works
 
     async def _head(self) -> Head:
+        interim = 0
         while True:
             end = self._held.find(b"\r\n\r\n")
             if end + 4 > HEAD_BYTES or (end < 0 and len(self._held) >= HEAD_BYTES):
@@ -292,6 +295,9 @@ class _Connection(asyncio.BufferedProtocol):
                 head = parse_head(bytes(self._held[:end]))
                 del self._held[: end + 4]
                 if head.status < 200:
+                    interim += 1
+                    if interim > INTERIM_REPLIES:
+                        raise BadReply("the peer says again and again that a reply will come")
                     continue
                 if head.body_bytes is None:
                     raise NotPlain("the reply does not say its length")
