@@ -50,6 +50,14 @@ PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/ad
 TEXTS = ("/status", "/success", "/failed", "/sources", "/jobs", "/failures", "/actions", "/metrics", "/history")
 
 
+def some_quickly(texts: tuple[str, ...], *quick: int) -> list[Any]:
+    """Return the texts as parameters, all but some of them for the slow tests."""
+    return [
+        pytest.param(text, id=str(number), marks=() if number in quick else pytest.mark.slow)
+        for number, text in enumerate(texts)
+    ]
+
+
 @pytest.fixture
 def client(queue: Queue, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
     """For who looks again only after a while."""
@@ -136,7 +144,7 @@ def assert_harmless(html: str, where: str) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", html), where
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("hostile", some_quickly(HOSTILE, 0, 3, 5))
 def test_no_text_does_anything_on_any_page_in_any_answer_or_in_the_log(
     client: FlaskClient, hostile: str, connection: redis.Redis
 ) -> None:
@@ -180,7 +188,7 @@ def test_no_text_does_anything_on_any_page_in_any_answer_or_in_the_log(
     assert [key for key in connection.scan_iter() if not key.startswith("{bili:0}:")] == []
 
 
-@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("hostile", some_quickly(HOSTILE, 0, 3, 5))
 def test_no_text_commands_a_terminal_that_shows_the_farm(
     client: FlaskClient, hostile: str, queue_server: str, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,7 +332,7 @@ POISON = (
 )
 
 
-@pytest.mark.parametrize("poison", POISON, ids=range(len(POISON)))
+@pytest.mark.parametrize("poison", some_quickly(POISON, 0, 2))
 def test_poisoned_values_in_redis_are_an_error_and_nothing_is_run(
     client: FlaskClient, connection: redis.Redis, poison: str, caplog: pytest.LogCaptureFixture
 ) -> None:
