@@ -52,6 +52,7 @@ from i18n import _
 from log_setup import note, start_logging
 from model import Added, Budget, Failure, Lease
 from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target, plain_video
+from plain_text import json_text
 from queue_files import move_whole
 from redisConnect import Queue, open_queue
 from server_choice import ServerChoice, is_there, together
@@ -769,7 +770,7 @@ def list_sources(sink: Sink, as_json: bool) -> None:
         items, after = sink.sources(after, BATCH)
         found += items
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json_text(found))
         return
     from rich.console import Console  # as for the bar: slow to import
     from rich.table import Table
@@ -796,7 +797,7 @@ def find(sink: Sink, settings: Settings, text: str, as_json: bool) -> bool:
     """Print where files are: a table for people, or one JSON text; tell whether there was anything."""
     found = list(find_jobs(sink, meant(text, SiteHosts(settings.web_url, settings.api_url, settings.short_url))))
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json_text(found))
         return bool(found)
     from rich.console import Console  # as for the bar: slow to import
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
@@ -43,6 +44,15 @@ def one_line(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def json_text(value: object) -> str:
+    """Return JSON for scripts; they may show it on a terminal, so what would command that is escaped."""
+    return "".join(map(_json_character, json.dumps(value, ensure_ascii=False, indent=1)))
+
+
+def _json_character(character: str) -> str:
+    return character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
 
 
 def size_text(size_bytes: float) -> str:

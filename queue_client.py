@@ -54,6 +54,8 @@ PAGES_PER_CALL = 200
 TITLE_CHARACTERS = 200
 """Of a page; so a call stays far below the server's limit in any script."""
 RESULTS_PER_CALL = 100
+DELAYED_CALLS = 40
+"""So many parts of the list of delayed jobs are read at most: it is for people, and a server may never end it."""
 ANSWER_LIMIT_BYTES = 4 * MIB
 OWN_SHARE = 0.95
 """Of a lease that a worker believes in: a margin for the way of the answer, and for what follows a check."""
@@ -290,7 +292,7 @@ class QueueClient:
         """Return id, seconds until the next attempt and reason of each delayed job."""
         found: list[tuple[str, float, str]] = []
         after = ""
-        while True:
+        for _call in range(DELAYED_CALLS):
             query = {"limit": "500", "after": after}
             answer = _understood(_FAILED, (await self._call("GET", "/failed", query=query, patience_seconds=10.0))[0])
             found += [
@@ -299,7 +301,8 @@ class QueueClient:
                 if item["state"] == "delayed"
             ]
             if not (after := answer.get("next", "")):
-                return found
+                break
+        return found
 
     async def _post(self, path: str, body: Mapping[str, Any], patience_seconds: float) -> Any:
         return (await self._call("POST", path, body=body, patience_seconds=patience_seconds))[0]

@@ -24,7 +24,7 @@ from budgets import read_breaker, spoken
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
 from i18n import _, translated
-from plain_text import harmless, size_text, span_text, speed_text
+from plain_text import harmless, json_text, size_text, span_text, speed_text
 from server_choice import ServerChoice, together
 from site_walk import body, new_session, place, problem
 from sources import facts
@@ -47,7 +47,7 @@ def show_status(settings: Settings, as_json: bool) -> None:
         status = gathered(server)
     console = Console(width=None if sys.stdout.isatty() else WITHOUT_END, markup=False, highlight=False, emoji=False)
     if as_json:
-        console.print(json.dumps(status, ensure_ascii=False, indent=1), soft_wrap=True)
+        console.print(json_text(status), soft_wrap=True)
         return
     for piece in tables(status, time.time()):
         console.print(piece)

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 async def download_all(folder: Path, connections: int, streams: list[list[str]]) -> list[str]:
@@ -25,12 +26,14 @@ async def download_all(folder: Path, connections: int, streams: list[list[str]])
     from model import StreamSource
     from transfer.connections import Connections
     from transfer.media_client import MediaClient
+    from transfer.mirrors import media_allowed
     from transfer.speed_limit import SpeedLimit
 
     settings = config.parse_settings({**os.environ, "BILI_CONNECTIONS": str(connections)}, folder)
     running = asyncio.Event()
     running.set()
-    async with MediaClient(settings, lambda url: True) as client:
+    hosts = tuple({urlsplit(url).netloc for mirrors in streams for url in mirrors})
+    async with MediaClient(settings, media_allowed((), hosts)) as client:
         limit = SpeedLimit(settings.max_bytes_per_second or None)
         wire = Wire(client, Connections(settings.connections), running, limit)
 

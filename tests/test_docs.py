@@ -38,10 +38,11 @@ IN_DOCS = (
     "docs/quality.md",
     "docs/reliability.md",
     "docs/scale.md",
+    "docs/security.md",
     "docs/sources.md",
     "docs/supply_chain.md",
 )
-DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *IN_DOCS, "demo/README.md")
+DOCS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *IN_DOCS, "demo/README.md")
 EMPTY = {"README.md": "empty", "README.zh-CN.md": "空"}
 FROM_ELSEWHERE = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
 
@@ -420,3 +421,19 @@ def test_the_table_of_breaks_is_the_list_of_breaks() -> None:
     assert listed == {
         one.name: ", ".join(f"`{test.removeprefix('tests/')}`" for test in one.tests) for one in MUTATIONS
     }
+
+
+# ------------------------------------------------------------------------------------------ security
+
+
+def test_every_threat_has_a_rule_a_place_and_tests_that_are_there() -> None:
+    found = {row[0]: row[1:] for row in rows(text_of("docs/security.md")) if re.fullmatch(r"S[0-9]+", row[0])}
+    assert list(found) == [f"S{number}" for number in range(1, 22)]
+    for name, (threat, required, kept_in, tests) in found.items():
+        assert threat and required, name
+        places = [place for place in re.findall(r"`([^`]+)`", kept_in) if "/" in place or "." in place]
+        assert places or "templates" in kept_in, name
+        assert [place for place in places if not (ROOT / place).exists()] == [], name
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", tests)
+        assert named and tests == ", ".join(f"`{file}::{test}`" for file, test in named), name
+        assert [f"{file}::{test}" for file, test in named if test not in named_in(file)] == [], name

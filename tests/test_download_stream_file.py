@@ -32,7 +32,7 @@ from tests.range_server import BLOCK_BYTES, Faults, RangeServer, mirrors
 from transfer import part_file
 from transfer.connections import Connections
 from transfer.media_client import MediaClient
-from transfer.mirrors import Patience, media_allowed
+from transfer.mirrors import MediaHosts, Patience, media_allowed
 from transfer.part_file import Identity, PartFile, discard_parts, unfinished_jobs
 from transfer.speed_limit import SpeedLimit
 
@@ -105,7 +105,7 @@ async def a_rig(
     patience: Patience = QUICK,
     surroundings: Surroundings = REAL_SURROUNDINGS,
     connections: int = 16,
-    allowed: Callable[[str], bool] = LOOPBACK,
+    allowed: MediaHosts = LOOPBACK,
 ) -> AsyncIterator[Rig]:
     running = asyncio.Event()
     running.set()
@@ -879,13 +879,14 @@ async def test_a_host_with_a_bad_certificate_is_asked_once(rig: Rig, tmp_path: P
     listener = await asyncio.start_server(bad.serve, "127.0.0.1", 0, ssl=context)
     port = listener.sockets[0].getsockname()[1]
 
-    def allowed(url: str) -> bool:
-        if url.startswith("https:"):
-            seen.append(next(connections))
-        return True
+    class Counting(MediaHosts):
+        def __call__(self, url: str) -> bool:
+            if url.startswith("https:"):
+                seen.append(next(connections))
+            return True
 
     try:
-        async with mirrors(CONTENT) as [a], a_rig(tmp_path, allowed=allowed) as rig:
+        async with mirrors(CONTENT) as [a], a_rig(tmp_path, allowed=Counting((), ("127.0.0.1",))) as rig:
             source = replace(source_of(a), urls=(f"https://127.0.0.1:{port}/1", f"https://127.0.0.1:{port}/2", a.url))
             assert await rig.content(source) == CONTENT
             assert len(seen) == 1
@@ -909,7 +910,7 @@ async def test_a_ca_bundle_of_requests_is_honoured(tmp_path: Path) -> None:
     server = RangeServer(SMALL)
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
     port = listener.sockets[0].getsockname()[1]
-    async with MediaClient(Settings(), lambda url: True, {"REQUESTS_CA_BUNDLE": str(bundle)}) as client:
+    async with MediaClient(Settings(), LOOPBACK, {"REQUESTS_CA_BUNDLE": str(bundle)}) as client:
         running = asyncio.Event()
         running.set()
         rig = Rig(Wire(client, Connections(1), running, patience=QUICK), tmp_path / "parts")
@@ -925,7 +926,7 @@ async def test_a_proxy_that_is_down_is_no_fault_of_the_job(tmp_path: Path, monke
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    async with a_rig(tmp_path, allowed=lambda url: True) as rig:
+    async with a_rig(tmp_path, allowed=media_allowed((), ("media.test",))) as rig:
         with pytest.raises(NoWayOut, match="proxy"):
             await rig.start(StreamSource("BV1", 5, "v80-7", ("http://media.test/1",)))
 

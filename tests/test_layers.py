@@ -44,7 +44,7 @@ PURE = frozenset(
     | {"sources", "stream_choice", "visitor"}
     | {"extras.answers", "extras.danmaku", "extras.nfo", "extras.subtitles"}
     | {"merging.command", "merging.matroska", "merging.mp4_boxes"}
-    | {"store.engine_checks", "store.lineage", "store.records", "transfer.range_reply"}
+    | {"store.engine_checks", "store.lineage", "store.records", "transfer.peers", "transfer.range_reply"}
 )
 
 DOORS = {
@@ -80,6 +80,7 @@ FORBIDDEN_IMPORTS = frozenset({"ffmpeg", "pickle", "marshal", "shelve"})
 DRAWERS = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "tools"})
 PROVIDED_WITH = {
     "werkzeug": "flask",
+    "aiohappyeyeballs": "aiohttp",
     "yarl": "aiohttp",
     "multidict": "aiohttp",
     "botocore": "boto3",

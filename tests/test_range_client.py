@@ -26,6 +26,7 @@ from transfer.range_client import (
     ConnectTimeout,
     CutShort,
     Disconnected,
+    NotAPeer,
     NotPlain,
     Origin,
     RangeClient,
@@ -896,7 +897,7 @@ async def test_a_connection_that_takes_too_long_is_given_up(trust: ssl.SSLContex
 
 
 def test_all_own_errors_have_one_root_and_are_no_disk_errors_but_the_timeout() -> None:
-    own = (BadRequest, ConnectTimeout, Disconnected, CutShort, BadReply, NotPlain)
+    own = (BadRequest, ConnectTimeout, Disconnected, CutShort, BadReply, NotPlain, NotAPeer)
     assert all(issubclass(each, RangeClientError) for each in own)
     assert [each for each in own if issubclass(each, OSError)] == [ConnectTimeout]
 

@@ -19,13 +19,26 @@ from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+import aiohttp.abc
 import yarl
 
 from config import USER_AGENT, Settings, tls_context
 from errors import NoWayOut
 from i18n import _
 from model import MIB
-from transfer.range_client import BadReply, ConnectTimeout, CutShort, Disconnected, NotPlain, RangeClient, Taker
+from transfer.mirrors import MediaHosts
+from transfer.range_client import (
+    BadReply,
+    BadRequest,
+    ConnectTimeout,
+    CutShort,
+    Disconnected,
+    MayBeAt,
+    NotAPeer,
+    NotPlain,
+    RangeClient,
+    Taker,
+)
 from transfer.range_reply import Meaning, Verdict
 
 MAX_REDIRECTS = 3
@@ -77,18 +90,23 @@ class MediaClient:
     def __init__(
         self,
         settings: Settings,
-        allowed: Callable[[str], bool],
+        allowed: MediaHosts,
         environ: Mapping[str, str] = os.environ,
         connect_seconds: float = 10.0,
         stall_seconds: float = 20.0,
     ) -> None:
-        """``allowed`` tells whether media may be fetched from an address; each redirect is looked at, too."""
+        """``allowed`` tells whether media may be fetched from somewhere; each redirect is looked at, too.
+
+        And so is each address that a name leads to, save behind a proxy, which finds them by itself.
+        """
         self.allowed = allowed
         headers = {"User-Agent": USER_AGENT, "Referer": settings.web_url + "/", "Accept-Encoding": "identity"}
         tls = cache(partial(tls_context, environ))  # reading the certificates takes longer than a small video
-        self._direct = RangeClient(tls, {**headers, "Accept": "*/*"}, connect_seconds)
+        self._direct = RangeClient(
+            tls, {**headers, "Accept": "*/*"}, connect_seconds, may_be_at=lambda *place: self.allowed.may_be_at(*place)
+        )
         self._open_session = partial(_library_session, tls, headers, connect_seconds, stall_seconds)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._proxied: dict[tuple[str, str], bool] = {}
         self._odd_hosts: set[str] = set()
 
@@ -108,8 +126,8 @@ class MediaClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._direct.close()
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     def secured(self, url: str) -> str:
         """Return the https address of a plain one that is allowed over https only; the site still gives out such."""
@@ -132,13 +150,14 @@ class MediaClient:
                 if reply.status not in REDIRECTS:
                     yield reply
                     return
-                url = urljoin(url, reply.headers.get("Location", ""))
+                url = _followed(url, reply.headers.get("Location", ""))
         raise Refused(Verdict(Meaning.WRONG, cause=_("it redirects again and again")))
 
     @asynccontextmanager
     async def _one(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[Reply]:
         parts = urlsplit(url)
-        if parts.netloc not in self._odd_hosts and not self._has_proxy(parts.scheme, parts.hostname or ""):
+        has_proxy = self._has_proxy(parts.scheme, parts.hostname or "")
+        if parts.netloc not in self._odd_hosts and not has_proxy:
             try:
                 async with self._direct.get(url, headers) as reply:
                     yield reply
@@ -147,9 +166,14 @@ class MediaClient:
                 self._odd_hosts.add(parts.netloc)
         # encoded=True: the signature covers the query as it was written, it must not be written anew.
         target = yarl.URL(url, encoded=True)
-        self._session = self._session or self._open_session()
-        async with self._session.get(target, headers=headers, allow_redirects=False) as response:
+        async with self._library(has_proxy).get(target, headers=headers, allow_redirects=False) as response:
             yield _LibraryReply(response)
+
+    def _library(self, has_proxy: bool) -> aiohttp.ClientSession:
+        if has_proxy not in self._sessions:
+            resolver = None if has_proxy else _Resolver(lambda *place: self.allowed.may_be_at(*place))
+            self._sessions[has_proxy] = self._open_session(has_proxy, resolver)
+        return self._sessions[has_proxy]
 
     def _has_proxy(self, scheme: str, host: str) -> bool:
         """Tell whether aiohttp would go through a proxy; it asks the same two functions."""
@@ -159,16 +183,44 @@ class MediaClient:
         return self._proxied[key]
 
 
+def _followed(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:  # such as http://[::1
+        raise Refused(Verdict(Meaning.WRONG, cause=_("it redirects to what is no address"))) from None
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """Finds the addresses of a host that may be asked; the connection goes to one of them, whatever is said later."""
+
+    def __init__(self, may_be_at: MayBeAt) -> None:
+        super().__init__()
+        self._may_be_at = may_be_at
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        found = await super().resolve(host, port, family)
+        if kept := [one for one in found if self._may_be_at(host, port, one["host"])]:
+            return kept
+        raise NotAPeer(f"{host} leads to no address that may be asked")
+
+
 def _library_session(
-    tls: Callable[[], ssl.SSLContext], headers: Mapping[str, str], connect_seconds: float, stall_seconds: float
+    tls: Callable[[], ssl.SSLContext],
+    headers: Mapping[str, str],
+    connect_seconds: float,
+    stall_seconds: float,
+    has_proxy: bool,
+    resolver: _Resolver | None,
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=tls()),
+        connector=aiohttp.TCPConnector(limit=0, ssl=tls(), resolver=resolver),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=stall_seconds),
         auto_decompress=False,
-        trust_env=bool(urllib.request.getproxies()),  # else each request would look for one, in a thread of its own
+        trust_env=has_proxy,
         middlewares=(_without_credentials,),
         read_bufsize=MIB,  # large reads cost a third less processor time than the default's
     )
@@ -184,7 +236,7 @@ async def _without_credentials(
 
 # ------------------------------------------------------------------------------------------ what failures mean
 
-FAILURES = (aiohttp.ClientError, TimeoutError, OSError, BadReply, CutShort, Disconnected, Refused)
+FAILURES = (aiohttp.ClientError, TimeoutError, OSError, BadReply, BadRequest, CutShort, Disconnected, NotAPeer, Refused)
 """What `MediaClient.get` and `Reply.receive` raise on their own account; what a taker raises is the caller's."""
 
 
@@ -199,10 +251,12 @@ def judge_failure(error: BaseException) -> Verdict:
         return _judge_proxy(error)
     if isinstance(error, ssl.SSLError | aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return Verdict(Meaning.WRONG, cause=_("its certificate is not valid"), host_wide=True)
-    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+    if isinstance(error, BadRequest | aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return Verdict(Meaning.WRONG, cause=_("its address cannot be used"))
     if isinstance(error, OSError | aiohttp.ClientConnectorError):
         return _judge_connection(error)
+    if isinstance(error, NotAPeer):
+        return Verdict(Meaning.WRONG, cause=_("its name leads into a private network"), host_wide=True)
     if isinstance(error, CutShort | aiohttp.ClientPayloadError):
         return Verdict(Meaning.BROKEN, cause=_("the body was cut short"), is_cut=True)
     if isinstance(error, BadReply | aiohttp.ClientResponseError):

@@ -24,6 +24,7 @@ import xxhash
 from i18n import _
 from model import KIB, MIB
 from retry import Draw, full_jitter_seconds
+from transfer.peers import is_public
 from transfer.range_reply import Meaning, Verdict
 
 MOST_HOSTS = 1000
@@ -42,24 +43,38 @@ ROOM_GROWS_SECONDS = 5.0
 # ------------------------------------------------------------------------------------------ who may be asked
 
 
-def media_allowed(suffixes: tuple[str, ...], extra: tuple[str, ...]) -> Callable[[str], bool]:
-    """Return the test whether media may be fetched from a URL.
+@dataclass(frozen=True, slots=True)
+class MediaHosts:
+    """Tells whether media may be fetched from a URL, and from an address that its host turns out to have.
 
     It must be https at one of ``suffixes`` or below it, or, over http as well, at a host of ``extra``: a suffix,
-    or ``host:port``. An IP address must be named in ``extra`` exactly; so nobody who can write a playinfo can make
-    this machine ask its own network. A name that points there fails at its certificate.
+    or ``host:port``. An IP address must be named in ``extra`` exactly, and a name that is not in there must lead
+    to public addresses; so nobody who can write a playinfo, or answer for a name, can make this machine ask its own
+    network.
     """
 
-    def allowed(url: str) -> bool:
+    suffixes: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    def __call__(self, url: str) -> bool:
+        """Tell whether a URL may be asked."""
         parts = _split(url)
         if parts is None:
             return False
         host, port = _host_and_port(parts)
-        if _is_below(host, extra) or f"{host}:{port}" in extra or f"[{host}]:{port}" in extra:
-            return True
-        return parts.scheme == "https" and _is_below(host, suffixes)
+        return self._is_named(host, port) or (parts.scheme == "https" and _is_below(host, self.suffixes))
 
-    return allowed
+    def may_be_at(self, host: str, port: int, address: str) -> bool:
+        """Tell whether a host may be connected to at an address that its name leads to."""
+        return is_public(address) or self._is_named(host.rstrip("."), port)
+
+    def _is_named(self, host: str, port: int) -> bool:
+        return _is_below(host, self.extra) or f"{host}:{port}" in self.extra or f"[{host}]:{port}" in self.extra
+
+
+def media_allowed(suffixes: tuple[str, ...], extra: tuple[str, ...]) -> MediaHosts:
+    """Return the test whether media may be fetched from somewhere; ``extra`` are hosts that a setting names."""
+    return MediaHosts(suffixes, extra)
 
 
 _UNAMBIGUOUS = re.compile(r"[!-\[\]-~]+")

@@ -10,7 +10,8 @@ connection wait, and through it the peer.
     ├── Disconnected          closed before the first byte of a reply
     ├── CutShort              closed within a reply
     ├── BadReply              not HTTP/1.x, or a head that two readers could understand in two ways
-    └── NotPlain              HTTP, but no Content-Length: ask through a complete client
+    ├── NotPlain              HTTP, but no Content-Length: ask through a complete client
+    └── NotAPeer              the name leads to addresses only that may not be asked
 
 No sentence of theirs has a path or a query, because the queries of media addresses are signed.
 """
@@ -19,21 +20,29 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
+from aiohappyeyeballs import AddrInfoType, start_connection
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from transfer.peers import is_address
+
 Taker = Callable[[memoryview], Awaitable[None] | None]
+MayBeAt = Callable[[str, int, str], bool]
+"""Tells of a host, a port and an address whether the host may be connected to there."""
 
 PIECE_BYTES = 512 * 1024
 BUFFER_BYTES = 1024 * 1024
 """More than asyncio's TLS can ever have deciphered and not delivered (two reads of 256 KiB and one record): it forgets
 what does not fit into the buffer when the peer has closed."""
 HEAD_BYTES = 16 * 1024
+INTERIM_REPLIES = 8
+"""So many replies of 1xx may come before the real one; nothing was asked that needs any."""
 
 URL = re.compile(r"[!-\[\]-~]+")  # printable ASCII without the backslash, which some readers take for a slash
 HOST = re.compile(r"([0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -69,6 +78,10 @@ class BadReply(RangeClientError):
 
 class NotPlain(RangeClientError):
     """The body is not framed by a Content-Length."""
+
+
+class NotAPeer(RangeClientError):
+    """The host's name leads to no address that may be asked."""
 
 
 class Origin(NamedTuple):
@@ -271,6 +284,7 @@ class _Connection(asyncio.BufferedProtocol):
     # how it works
 
     async def _head(self) -> Head:
+        interim = 0
         while True:
             end = self._held.find(b"\r\n\r\n")
             if end + 4 > HEAD_BYTES or (end < 0 and len(self._held) >= HEAD_BYTES):
@@ -281,6 +295,9 @@ class _Connection(asyncio.BufferedProtocol):
                 head = parse_head(bytes(self._held[:end]))
                 del self._held[: end + 4]
                 if head.status < 200:
+                    interim += 1
+                    if interim > INTERIM_REPLIES:
+                        raise BadReply("the peer says again and again that a reply will come")
                     continue
                 if head.body_bytes is None:
                     raise NotPlain("the reply does not say its length")
@@ -372,6 +389,7 @@ class RangeClient:
         headers: Mapping[str, str],
         connect_seconds: float = 10.0,
         idle_seconds: float = 15.0,
+        may_be_at: MayBeAt = lambda host, port, address: True,
     ) -> None:
         """``tls`` may be what makes the context: it is called for the first https address."""
         self.connections: set[_Connection] = set()
@@ -382,6 +400,7 @@ class RangeClient:
         self._headers = dict(headers)
         self._connect_seconds = connect_seconds
         self._idle_seconds = idle_seconds
+        self._may_be_at = may_be_at
         self._idle: dict[Origin, list[_Connection]] = {}
         self._is_closed = False
 
@@ -445,24 +464,34 @@ class RangeClient:
         return await connection.ask(request), connection
 
     async def _connect(self, origin: Origin) -> _Connection:
-        # asyncio loses a socket if it is cancelled while it races for the quickest of several addresses; the collector
-        # closes that, but there need not be a race for a single one.
-        is_literal = ":" in origin.host or origin.host.replace(".", "").isdecimal()
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_seconds):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: _Connection(self, origin),
-                    origin.host,
-                    origin.port,
-                    ssl=self._context() if origin.is_tls else None,
-                    happy_eyeballs_delay=None if is_literal else 0.25,
-                    interleave=1,
-                )
+                one = await self._socket(origin)
+                try:
+                    _, connection = await loop.create_connection(
+                        lambda: _Connection(self, origin),
+                        sock=one,
+                        ssl=self._context() if origin.is_tls else None,
+                        server_hostname=origin.host if origin.is_tls else None,
+                    )
+                except BaseException:
+                    one.close()
+                    raise
         except TimeoutError:
             raise ConnectTimeout(f"no connection to {origin.host} within {self._connect_seconds:g} s") from None
         if self._is_closed:
             connection.abort()
         return connection
+
+    async def _socket(self, origin: Origin) -> socket.socket:
+        """Return a socket that is connected to an address which may be asked; the quickest, where there are several."""
+        places = await _places(origin)
+        # What is looked at is what is connected to: the name is not asked about again.
+        allowed = [place for place in places if self._may_be_at(origin.host, origin.port, str(place[4][0]))]
+        if not allowed:
+            raise NotAPeer(f"{origin.host} leads to no address that may be asked")
+        return await start_connection(allowed, happy_eyeballs_delay=0.25, interleave=1)
 
     def _context(self) -> ssl.SSLContext:
         if not isinstance(self._tls, ssl.SSLContext):
@@ -478,3 +507,12 @@ class RangeClient:
         loop = asyncio.get_running_loop()
         connection.idle_timer = loop.call_later(self._idle_seconds, connection.abort)
         self._idle.setdefault(connection.origin, []).append(connection)
+
+
+async def _places(origin: Origin) -> Sequence[AddrInfoType]:
+    """Return where a host may be; nobody is asked, and no thread is woken, where it is an address already."""
+    family = socket.AF_INET6 if ":" in origin.host else socket.AF_INET
+    if is_address(origin.host):
+        return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (origin.host, origin.port))]
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
