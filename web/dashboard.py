@@ -15,7 +15,7 @@ from config import Settings
 from errors import EngineFull
 from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
 from redisConnect import Queue
-from shapes import line, one_of
+from shapes import line, one_of, record
 from store import STATES
 from web.actions import in_words
 from web.frame import Content, Frame, Missing
@@ -191,6 +191,7 @@ class Dashboard:
 
     def sign_out(self) -> Response:
         """End the session of this browser."""
+        read_body(record({}))
         answer = jsonify(signed_in=False)
         if self._settings.token:
             answer.delete_cookie(self._sessions.cookie, httponly=True, samesite="Strict")

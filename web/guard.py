@@ -113,7 +113,7 @@ class Guard:
         self._check_site(environ)
         if path != self.SIGN_IN_PATH and not path.startswith("/static/"):  # which is no secret
             self._check_token()
-        if environ["REQUEST_METHOD"] == "POST":
+        if environ["REQUEST_METHOD"] == "POST" and request.routing_exception is None:  # 404 or 405, whatever is sent
             self._check_body()
 
     def _check_host(self, environ: Mapping[str, Any]) -> None:
