@@ -51,6 +51,7 @@ def _serving(folder: Path, engine: str) -> Iterator[str]:
         "BILI_DATA_DIR": str(folder / "data"),
         "BILI_TOKEN": TOKEN,
         "REDIS_URL": engine,
+        "BILI_LEASE_SECONDS": "600",
         "LANGUAGE": "en",
     }
     command = [sys.executable, str(ROOT / "web_server.py"), "--port", str(port)]

@@ -33,13 +33,19 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         case.body = {**body, **_lease(case.operation.base_url.rstrip("/"), case.operation.path)}
 
 
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Forget a lease that was used up, or that holds no more; one whose call was refused is given again."""
+    if response.status_code in (200, 409) and isinstance(case.body, dict):
+        _leases[:] = [lease for lease in _leases if lease["token"] != case.body.get("token")]
+
+
 def _lease(address: str, verb: str) -> dict[str, str]:
     """Return a lease that fits a verb, a page for /ack and a container for /expand; nothing where there is none."""
     wants_page = {"/ack": True, "/expand": False}.get(verb)
     for _attempt in range(ATTEMPTS):
         for lease in _leases:
             if wants_page in (None, "cid=" in lease["url"]):
-                _leases.remove(lease)
                 return lease
         given = call(f"{address}/get_url?worker=w2&count=20")
         _leases.extend({"url": lease["url"], "token": lease["token"]} for lease in given)

@@ -45,6 +45,7 @@ from source_ids import find_source
 from sources import first_cursor, parse_date, parse_pages, parse_source, plan_request, read_page, sort_out
 from store import records
 from tests.fuzz.damage import (
+    FACTOR,
     STRANGE_VALUES,
     as_file,
     damaged_bytes,
@@ -61,7 +62,7 @@ from working_file import WorkingFile
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 * FACTOR)]
 
 
 # ------------------------------------------------------------------------------------------ what the site answers
