@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tests.conftest import running_valkey
 from tests.farm import ROOT, free_port, wait_until
 from tests.fuzz.queue_content import TOKEN, fill
+from web.openapi import ROUTES
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 
@@ -33,6 +34,11 @@ class Asked(NamedTuple):
     report: str
     statuses: dict[str, Counter[int]]
     log: str
+    seen: dict[str, Any]
+    """What can be looked at afterwards, by its address; None for a page."""
+
+
+PAGES = ("/", *(f"/ui/{name}" for name in ("machines", "jobs", "failures", "sources", "add", "actions")))
 
 
 @contextmanager
@@ -85,8 +91,23 @@ def ask(folder: Path, seed: int, *options: str) -> Asked:
         begun = time.monotonic()
         run = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
         report = f"{run.stdout}{run.stderr}\n{time.monotonic() - begun:.0f} s"
+        seen = _look(address)
     log = (folder / "server.log").read_text("utf-8", "replace")
-    return Asked(run.returncode == 0, report, _statuses(archive), log)
+    return Asked(run.returncode == 0, report, _statuses(archive), log, seen)
+
+
+def _look(address: str) -> dict[str, Any]:
+    """Return what the server answers to everything that needs no more than its address; all of it must be 200."""
+    plain = [route for route in ROUTES if route.method == "GET" and not route.needs and route.path != "/get_url"]
+    seen: dict[str, Any] = {}
+    for path in (*PAGES, *(route.path for route in plain)):
+        request = urllib.request.Request(f"{address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                seen[path] = json.load(answer) if answer.headers.get_content_type() == "application/json" else None
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read()[:2000]!r}") from None
+    return seen
 
 
 def _statuses(archive: Path) -> dict[str, Counter[int]]:

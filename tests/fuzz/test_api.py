@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.api import ask
+from tests.fuzz.test_description import problems
 from web.openapi import ROUTES
 
 SEED = 7
@@ -23,6 +24,9 @@ def test_no_request_meets_a_fault_or_an_answer_that_is_not_described(tmp_path: P
     )
     assert asked.is_well, asked.report
     assert "Traceback" not in asked.log, asked.log
+    wrong = {path: problems("GET", path, 200, answer) for path, answer in asked.seen.items() if answer is not None}
+    assert not any(wrong.values()), wrong
+    assert asked.seen["/status"]["workers"] and asked.seen["/failed"]["items"] and asked.seen["/sources"]["items"]
     taken = {route for route, statuses in asked.statuses.items() if statuses[200]}
     assert {f"{route.method} {route.path}" for route in ROUTES} - taken == NEVER_TAKEN, asked.statuses
     assert sum(statuses[400] for statuses in asked.statuses.values()) > 500, asked.statuses

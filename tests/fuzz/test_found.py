@@ -51,3 +51,18 @@ def test_a_journal_that_lacks_something_says_nothing(missing: str) -> None:
 def test_a_length_that_is_no_number_is_none(text: str) -> None:
     verdict = judge(200, Headers({"Content-Length": text}), Asked(0, 5, None, whole_is_fine=True))
     assert (verdict.meaning, verdict.stop) == (Meaning.WHOLE, None)
+
+
+def test_a_source_cannot_be_given_pages(client: FlaskClient) -> None:
+    """One that could made a job whose id is none, and no list with it in could be looked at any more."""
+    client.post("/add_url", json={"urls": ["rank:1010", "https://www.bilibili.com/cheese/play/ep456"]})
+    leases = client.get("/get_url?count=2").json or []
+    pages = [{"number": 1, "cid": 5, "title": "A page"}]
+    statuses = {
+        lease["url"]: client.post(
+            "/expand", json={"url": lease["url"], "token": lease["token"], "pages": pages}
+        ).status_code
+        for lease in leases
+    }
+    assert statuses == {"rank:1010": 400, "cheese:ep456": 200}
+    assert client.get("/jobs").status_code == client.get("/ui/jobs").status_code == 200
