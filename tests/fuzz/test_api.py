@@ -17,7 +17,7 @@ NEVER_TAKEN = {"POST /ui/sign-in", "GET /openapi.json"}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_no_request_meets_a_fault_or_an_answer_that_is_not_described(tmp_path: Path) -> None:
     asked = ask(
         tmp_path, SEED, "--max-examples", EXAMPLES, "--phases", "coverage,fuzzing", "--generation-deterministic"
