@@ -5,13 +5,14 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SEED ?= 7
 SEEDS ?= 5000
+FUZZ_MINUTES ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SUPPLY := $(VENV)/supply
 UPGRADE ?=
 
-.PHONY: help demo test test-all chaos simulate mutate bench bench-queue screenshots lint messages lock audit clean
+.PHONY: help demo test test-all chaos simulate fuzz mutate bench bench-queue screenshots lint messages lock audit clean
 
 help:
 	@echo "make demo      download from the stand-in site into Download/demo, offline"
@@ -19,6 +20,7 @@ help:
 	@echo "make test-all  lint, types, and the tests that are slow or need more (a browser, root)"
 	@echo "make chaos     a farm of real processes under a nemesis, then the accounting (SEED=7)"
 	@echo "make simulate  thousands of seeded faults in virtual time (SEEDS=5000)"
+	@echo "make fuzz      requests and files that nobody thought of, for hours (FUZZ_MINUTES=60)"
 	@echo "make mutate    break the product on purpose, and see that the tests notice"
 	@echo "make bench     measure this downloader beside others; see docs/performance.md (BENCH_ARGS=--quick)"
 	@echo "make bench-queue  measure the queue server beside others; see docs/scale.md (BENCH_ARGS=--quick)"
@@ -43,6 +45,9 @@ chaos: $(VENV)/development
 
 simulate: $(VENV)/development
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+fuzz: $(VENV)/development
+	$(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 mutate: $(VENV)/development
 	$(BIN)/python -m tests.mutations

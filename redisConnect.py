@@ -31,6 +31,7 @@ from errors import EngineError, EngineFull, StaleToken
 from i18n import _
 from model import HAVE_LIMIT, Added, Expanded, Failure, JobId, Lease, ListedPage, Page, Result, Walk
 from parse_ import parse_job_id, video_aid
+from source_ids import LESSON
 from store import (
     ARCHIVED_AT_ONCE,
     CANCELLED,
@@ -971,6 +972,8 @@ def _container(text: str) -> JobId:
 
 def _page_job(container: JobId, page: Page) -> JobId:
     if container.is_source:
+        if not container.source.startswith(LESSON):  # it would be an id that nobody can read, in a list that all read
+            raise ValueError(_("{id} lists videos and has no pages").format(id=container))
         return JobId(source=container.source, cid=page.cid)
     if container.episode_id:
         return JobId(episode_id=container.episode_id, cid=page.cid)

@@ -13,6 +13,8 @@ from sources.addresses import parse_source
 from sources.lessons import LessonSearch
 from sources.listings import first_cursor, narrow, plan_request, read_page
 from sources.messages import (
+    LEAST_WATCH_SECONDS,
+    MOST_WATCH_SECONDS,
     WALK,
     WISHES,
     lease_fields,
@@ -28,6 +30,8 @@ from sources.walk import IDS_PER_CALL, SourceWalk, Told
 
 __all__ = [
     "IDS_PER_CALL",
+    "LEAST_WATCH_SECONDS",
+    "MOST_WATCH_SECONDS",
     "WALK",
     "WISHES",
     "Cursor",

@@ -537,6 +537,7 @@ def test_every_route_demands_the_token_but_those_of_health(guarded: FlaskClient)
         *("/sources", "/watch", "/history", "/steer", "/login", "/actions", "/budget"),
         *("/jobs", "/job", "/failures", "/cancel", "/first", "/forget"),
         *("/replay", "/success", "/failed", "/healthz", "/livez", "/metrics", "/static/<path:filename>"),
+        "/openapi.json",
         *(f"/ui/{name}" for name in ("machines", "jobs", "job", "failures", "sources", "add", "actions")),
         *("/ui/sign-in", "/ui/sign-out", "/ui/access", "/ui/tokens", "/ui/revoke", "/ui/join_code", "/join"),
     }

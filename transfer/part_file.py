@@ -112,10 +112,13 @@ def unseal(line: bytes) -> dict[str, object]:
 def read_journal(content: bytes) -> Journal | None:
     """Return what a journal says, without the lines that are broken; None if the first one is: then it says nothing."""
     first, *lines = content.split(b"\n")
-    header = unseal(first)
-    if header.get("format") != FORMAT:
-        return None
-    size_bytes = header["size"]
+    match unseal(first):
+        case {"format": found, "job": str(job), "cid": int(cid), "name": str(name), "size": size_bytes} if (
+            found == FORMAT
+        ):
+            pass
+        case _:
+            return None
     claims: dict[int, dict[int, str]] = {}
     for record in map(unseal, lines):
         match record:
@@ -123,8 +126,7 @@ def read_journal(content: bytes) -> Journal | None:
                 claims.setdefault(start, {})[stop] = digest
             case {"size": int(size_bytes)}:
                 pass
-    identity = Identity(str(header["job"]), int(str(header["cid"])), str(header["name"]))
-    return Journal(identity, size_bytes if isinstance(size_bytes, int) else None, claims)
+    return Journal(Identity(job, cid, name), size_bytes if isinstance(size_bytes, int) else None, claims)
 
 
 def _journal_at(path: Path) -> Journal | None:

@@ -131,10 +131,13 @@ def _changed(total_bytes: int | None) -> Verdict:
     return Verdict(Meaning.CHANGED, total_bytes=total_bytes, cause=_("another size than before"))
 
 
+_LENGTH = re.compile("[0-9]{1,18}")
+
+
 def _length(headers: Mapping[str, str]) -> int | None:
     """Return the length of a body as its headers announce it; a chunked body's length is in its chunks."""
     text = headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() and "Transfer-Encoding" not in headers else None
+    return int(text) if _LENGTH.fullmatch(text) and "Transfer-Encoding" not in headers else None
 
 
 def parse_retry_after(value: str, now: float) -> float:

@@ -27,6 +27,7 @@ from web.jobs import Jobs
 from web.keyring import Keyring
 from web.messages import MAX_BODY_BYTES
 from web.metrics import Metrics
+from web.openapi import openapi
 from web.proxies import TrustedProxies
 from web.session import CHANGE_SECONDS, Changes, Sessions
 from web.steering import Steering
@@ -83,6 +84,7 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
         budgets.budget,
     ):
         app.add_url_rule(f"/{change.__name__}", view_func=change, methods=["POST"])
+    app.add_url_rule("/openapi.json", view_func=openapi)
     dashboard = Dashboard(settings, queue, guard, sessions, tokens)
     for address, page in dashboard.routes().items():
         app.add_url_rule(address, f"page_{page.__name__}", page)

@@ -16,7 +16,7 @@ from errors import EngineFull
 from i18n import _
 from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS
 from redisConnect import Queue
-from shapes import line, one_of
+from shapes import line, one_of, record
 from store import ROLES, STATES, Tokens
 from web.actions import in_words
 from web.frame import Content, Frame, Missing
@@ -203,6 +203,7 @@ class Dashboard:
 
     def sign_out(self) -> Response:
         """End the session of this browser."""
+        read_body(record({}))
         answer = jsonify(signed_in=False)
         if self._settings.token:
             answer.delete_cookie(self._sessions.cookie, httponly=True, samesite="Strict")

@@ -93,17 +93,15 @@ class Frame:
         """Return a page that says what is wrong with the request for one."""
         language = _language()
         live = Markup(self._render("problem.html", language, status=error.code, sentence=error.description))
-        return self._answer(self._render("frame.html", language, page="problem", live=live), error.code or 500)
+        answer = self._answer(self._render("frame.html", language, page="problem", live=live), error.code or 500)
+        return _with_fields_of(error, answer)
 
     def sign_in(self, error: HTTPException) -> BaseResponse:
         """Return the page that asks for the token."""
         if "fragment" not in request.args and (chosen := self._chosen()) is not None:
             return chosen
         answer = self._answer(self._render("sign_in.html", _language()), error.code or 401)
-        for name, value in error.get_headers():
-            if name != "Content-Type":
-                answer.headers.add(name, value)
-        return answer
+        return _with_fields_of(error, answer)
 
     def _show(self, name: str, look: Callable[[], Content | Missing], language: str) -> _Shown:
         found = look()
@@ -151,6 +149,14 @@ class Frame:
         for name, value in chosen.items():
             answer.set_cookie(f"bili_{name}", value, max_age=LOOK_SECONDS, httponly=True, samesite="Lax")
         return answer
+
+
+def _with_fields_of(error: HTTPException, answer: Response) -> Response:
+    """Give the page of an error what its status needs (Allow, WWW-Authenticate, Retry-After)."""
+    for name, value in error.get_headers():
+        if name != "Content-Type":
+            answer.headers.add(name, value)
+    return answer
 
 
 def _language() -> str:

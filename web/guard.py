@@ -52,7 +52,7 @@ _EVERYBODY = frozenset({"", *_ANY})
 ROLES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"), _EVERYBODY),
     **dict.fromkeys(("/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"), _WORKER),
-    **dict.fromkeys(("/budget", "/status", "/failed", "/ui/sign-out"), _ANY),
+    **dict.fromkeys(("/budget", "/status", "/failed", "/openapi.json", "/ui/sign-out"), _ANY),
     **dict.fromkeys(("/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"), _SUBMIT),
     **dict.fromkeys(("/ui/add", "/ui/jobs", "/ui/job", "/ui/failures", "/ui/sources"), _SUBMIT),
     **dict.fromkeys(("/redrive", "/cancel", "/first", "/forget", "/steer", "/login", "/actions", "/metrics"), _ADMIN),
@@ -189,7 +189,7 @@ class Guard:
             if address == "/" and may(g.access.role, self.FIRST_PAGE):
                 return redirect(self.FIRST_PAGE, 303)
             raise Forbidden(_("the role of this token ({role}) may not do that").format(role=g.access.role))
-        if environ["REQUEST_METHOD"] == "POST":
+        if environ["REQUEST_METHOD"] == "POST" and request.routing_exception is None:  # 404 or 405, whatever is sent
             self._check_body()
         return None
 
