@@ -147,10 +147,11 @@ def test_a_code_is_good_once(server: Sealed, capsys: pytest.CaptureFixture[str])
         ("302 Found", '{"error": 7}', "no queue server that can be joined"),
     ],
 )
-def test_each_refusal_is_one_sentence(server: Sealed, mine: Settings, status: str, content: str, sentence: str) -> None:
-    server.application.answer = (status, content.encode())
-    with pytest.raises(DownloaderError, match=sentence) as caught:
-        join(mine, Invitation(CODE, server.url, server.pin), "w")
+def test_each_refusal_is_one_sentence(mine: Settings, status: str, content: str, sentence: str) -> None:
+    with serving(None) as server:
+        server.application.answer = (status, content.encode())
+        with pytest.raises(DownloaderError, match=sentence) as caught:
+            join(mine, Invitation(CODE, server.url), "w")
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
     assert read_membership(mine) is None
 
