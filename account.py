@@ -6,13 +6,13 @@ Nothing here asks the site; passport.py does. No value of a cookie is logged, sh
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
@@ -276,7 +276,7 @@ class Login:
         if self._account is None:
             return
         if mid and is_logged_in:
-            self.digest = digest_of(mid, self._settings.token)
+            self.digest = digest_of(mid)
         if is_logged_in == self._is_known:
             return
         self._is_known = is_logged_in
@@ -305,12 +305,17 @@ class Login:
         if self._account is not None and before is not None and self._account.values == before.values:
             return  # only what renews it has changed
         self._is_known, self.problem = None, problem
-        self.digest = digest_of(self._account.mid, self._settings.token) if self._account and self._account.mid else ""
+        self.digest = digest_of(self._account.mid) if self._account and self._account.mid else ""
 
 
-def digest_of(mid: str, key: str) -> str:
-    """Return a short name of an account that workers of one server share, and from which nobody learns its number."""
-    return hmac.new(f"bili account {key}".encode(), mid.encode(), hashlib.sha256).hexdigest()[:DIGEST_CHARACTERS]
+@lru_cache(8)
+def digest_of(mid: str) -> str:
+    """Return a short name of an account, the same on all machines, from which nobody learns its number.
+
+    Machines may have nothing in common, not even a token, so there is no key; to try all numbers, at a tenth of a
+    second each, takes years for each thousand million.
+    """
+    return hashlib.pbkdf2_hmac("sha256", mid.encode(), b"bili account", 200_000, DIGEST_CHARACTERS // 2).hex()
 
 
 def _expired(origin: str) -> str:

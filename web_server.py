@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from certificates import Certificate, notes, self_made
+from certificates import Certificate, notes, self_made, self_made_pin
 from config import MAX_SHARDS, Settings, is_loopback, load
 from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
@@ -369,7 +369,8 @@ def _manage_tokens(settings: Settings, arguments: argparse.Namespace) -> int:
         if arguments.join_code:
             server = urlsplit(settings.server_url)
             queue.note_action(BY_HAND, "code", "")
-            print(join_line(tokens.offer_join(), server.scheme, server.netloc))
+            pin = next(iter(settings.server_pins), "") or self_made_pin(settings.data_dir)
+            print(join_line(tokens.offer_join(), server.scheme, server.netloc, pin))
             print(_("It is good for one machine and ten minutes."), file=sys.stderr)
             if is_loopback(server.hostname or ""):
                 sentence = _(

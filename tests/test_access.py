@@ -120,7 +120,7 @@ def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: Flask
 def test_the_table_of_roles_is_about_the_routes_that_there_are(guarded: FlaskClient) -> None:
     assert {rule.rule for rule in guarded.application.url_map.iter_rules()} == set(ROLES)
     everybody = {"/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"}
-    of_all = {"/budget", "/status", "/failed", "/ui/sign-out"}
+    of_all = {"/budget", "/status", "/failed", "/openapi.json", "/ui/sign-out"}
     worker = {"/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"}
     submit = {"/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"}
     submit |= {f"/ui/{name}" for name in ("add", "jobs", "job", "failures", "sources")}
@@ -440,7 +440,7 @@ def join(client: FlaskClient, code: str, worker: str = "w1", address: str = "192
 def test_a_machine_joins_once_with_a_code(guarded: FlaskClient, connection: redis.Redis) -> None:
     offered = post(guarded, "/ui/join_code", {}, TOKEN)
     assert re.fullmatch("[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}", offered["code"])
-    assert (offered["line"], offered["seconds"]) == (f"{offered['code']}@localhost", 600)
+    assert (offered["line"], offered["seconds"]) == (f"{offered['code']}@http://localhost", 600)
     (kept,) = connection.keys(key("join:*"))
     assert 590 < connection.ttl(kept) <= 600
     assert offered["code"] not in kept and offered["code"].replace("-", "") not in kept
@@ -479,6 +479,8 @@ def test_a_code_is_read_as_people_write_it() -> None:
 
 def test_the_line_says_where_and_which_certificate(guarded: FlaskClient) -> None:
     assert join_line("C", "http", "192.0.2.1:8080") == "C@192.0.2.1:8080"
+    assert join_line("C", "http", "[2001:db8::1]:8080") == "C@[2001:db8::1]:8080"
+    assert join_line("C", "http", "farm.example") == "C@http://farm.example"
     assert join_line("C", "https", "farm.example") == "C@https://farm.example"
     guarded.application.config[PIN] = "ab" * 32
     headers = {**bearer(TOKEN), "X-Forwarded-Proto": "https"}

@@ -214,14 +214,14 @@ BEFORE_ANY_BYTE = {
 """Nothing lies on the disk yet: the job comes back when its lease has run out."""
 
 WITH_CHUNKS = {
-    "when the part was made": "part_file:PartFile.open:1:after",
+    "when the part was made": "transfer.part_file:PartFile.open:1:after",
     "before the second request": "download_stream_file:_Download._attempt:3",
-    "at the first piece": "part_file:PartFile.store:1",
-    "after the first piece": "part_file:PartFile.store:1:after",
-    "in the middle of a chunk": "part_file:PartFile.store:60",
-    "later in the middle of a chunk": "part_file:PartFile.store:150",
-    "before a chunk is finished": "part_file:PartFile._finish:2",
-    "between chunks": "part_file:PartFile._finish:3:after",
+    "at the first piece": "transfer.part_file:PartFile.store:1",
+    "after the first piece": "transfer.part_file:PartFile.store:1:after",
+    "in the middle of a chunk": "transfer.part_file:PartFile.store:60",
+    "later in the middle of a chunk": "transfer.part_file:PartFile.store:150",
+    "before a chunk is finished": "transfer.part_file:PartFile._finish:2",
+    "between chunks": "transfer.part_file:PartFile._finish:3:after",
     "when all streams are there": "download_scheduler:Scheduler._download:1:after",
     "before ffmpeg": "merge_stream_file:_start:1",
     "while ffmpeg runs": "merge_stream_file:_start:1:after",
@@ -229,13 +229,13 @@ WITH_CHUNKS = {
     "before the file is synced": "os:fsync:1",
     "before the name": "os:link:1",
     "after the name": "os:link:1:after",
-    "before the parts go": "part_file:PartFile.discard:1",
-    "between the parts": "part_file:PartFile.discard:1:after",
+    "before the parts go": "transfer.part_file:PartFile.discard:1",
+    "between the parts": "transfer.part_file:PartFile.discard:1:after",
 }
 """Parts lie on the disk: the restarted worker names the job, and gets it at once."""
 
 WITHOUT_CHUNKS = {
-    "when the parts are gone": "part_file:PartFile.discard:2:after",
+    "when the parts are gone": "transfer.part_file:PartFile.discard:2:after",
     "before the report": "queue_client:QueueClient.ack:1",
     "after the report": "queue_client:QueueClient.ack:1:after",
 }
@@ -286,7 +286,7 @@ def test_a_worker_that_dies_with_nothing_but_a_lease_gets_it_back_when_that_has_
 @slow
 @pytest.mark.parametrize("streams", ["both", "audio"])
 @pytest.mark.parametrize(
-    "point", ["merge_stream_file:_start:1:after", "os:link:1:after", "part_file:PartFile.discard:1:after"]
+    "point", ["merge_stream_file:_start:1:after", "os:link:1:after", "transfer.part_file:PartFile.discard:1:after"]
 )
 def test_a_matroska_file_is_known_again_after_a_death_at_any_stage_of_its_merge(
     start_farm: StartFarm, point: str, streams: str
@@ -308,7 +308,7 @@ def test_a_matroska_file_is_known_again_after_a_death_at_any_stage_of_its_merge(
 
 
 @slow
-@pytest.mark.parametrize("point", ["part_file:PartFile.store:3", "merge_stream_file:_start:1:after"])
+@pytest.mark.parametrize("point", ["transfer.part_file:PartFile.store:3", "merge_stream_file:_start:1:after"])
 def test_another_machine_takes_over_when_the_lease_has_run_out(
     start_farm: StartFarm, library: Library, point: str
 ) -> None:
@@ -447,7 +447,7 @@ def only_line(worker: Script, pattern: str) -> str:
 
 LETS_GO = r"another worker has it now|its lease has moved on|its lease ran out before"
 SECOND = {"BILI_WORKER": "second"}
-IN_MIDDLE = "part_file:PartFile._mark:1:after:stop"
+IN_MIDDLE = "transfer.part_file:PartFile._mark:1:after:stop"
 BEFORE_NAME = "os:link:1:stop"
 BEFORE_REPORT = "queue_client:QueueClient.ack:1:stop"
 

@@ -46,8 +46,19 @@ HOSTILE = (
     "]] return redis.call('FLUSHALL') --[[ \"'\\\0",
     "../../../../etc/passwd",
 )
-PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions")
-TEXTS = ("/status", "/success", "/failed", "/sources", "/jobs", "/failures", "/actions", "/metrics", "/history")
+PAGES = ("/", "/ui/machines", "/ui/jobs", "/ui/failures", "/ui/sources", "/ui/add", "/ui/actions", "/ui/access")
+TEXTS = (
+    "/status",
+    "/success",
+    "/failed",
+    "/sources",
+    "/jobs",
+    "/failures",
+    "/actions",
+    "/metrics",
+    "/history",
+    "/openapi.json",
+)
 
 
 def some_quickly(texts: tuple[str, ...], *quick: int) -> list[Any]:

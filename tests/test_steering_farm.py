@@ -253,7 +253,7 @@ def test_a_machine_logs_in_from_the_page_and_its_cookie_goes_nowhere_else(farm: 
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
     # Used at once, and told to the others by its digest alone.
-    digest = digest_of(session["cookies"]["DedeUserID"], "").encode()
+    digest = digest_of(session["cookies"]["DedeUserID"]).encode()
     wait_until("the digest is told", lambda: digest in tap.sent, TWO_BEATS_SECONDS)
     farm.add(video("login-quality").bvid)
     wait_until("it downloads as that account", lambda: farm.counts()["done"] == 1, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from flask import Response, current_app, jsonify, request
 from werkzeug.exceptions import Forbidden, TooManyRequests
@@ -97,8 +98,8 @@ class AccessVerbs:
 
 def join_line(code: str, scheme: str, host: str, pin: str = "") -> str:
     """Return what is told to a machine that joins: the code, where the server is, and which certificate it has."""
-    if scheme != "https":
-        return f"{code}@{host}"
+    if scheme != "https":  # without a port run.py takes 8080, and not that of http
+        return f"{code}@{host}" if urlsplit(f"//{host}").port else f"{code}@http://{host}"
     return f"{code}@https://{host}" + (f"#{pin}" if pin else "")
 
 

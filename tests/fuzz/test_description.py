@@ -196,6 +196,11 @@ def change(caller: Caller) -> None:
     caller.post("/redrive", urls=[BV[1]])
     caller.post("/redrive", 400)
     caller.post("/forget", urls=[BV[3]])
+    made = caller.post("/ui/tokens", role="worker", name="w3")
+    caller.post("/ui/revoke", id=made["id"])
+    code = caller.post("/ui/join_code")["code"]
+    caller.post("/join", code=code, worker="w3")
+    caller.post("/join", 403, code=code, worker="w3")
     caller.post("/ui/sign-in", password="x")
     caller.post("/ui/sign-out")
     caller.get("/jobs", 400, limit="many")
