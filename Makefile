@@ -34,11 +34,11 @@ demo: $(VENV)/runtime
 	@$(BIN)/python -m demo.run_demo
 
 test: $(VENV)/development
-	$(BIN)/python -m pytest -n 3 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/development lint
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then sh tests/install_debian_packages.sh; fi
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow $(PYTEST_ARGS)
 
 chaos: $(VENV)/development
 	$(BIN)/python -m tests.chaos --seed $(SEED)

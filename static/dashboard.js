@@ -172,11 +172,11 @@ async function act(button, path, body, dataset) {
   if (answer === undefined) return;
   const undo = data.undo && (async () => {
     // Where the server tells what was before, that comes back, and what was so already stays.
-    for (const was of answer.before ?? [JSON.parse(data.undoBody)]) if (!(await post(data.undo, was))) return;
+    for (const was of answer.undo ?? [JSON.parse(data.undoBody)]) if (!(await post(data.undo, was))) return;
     say(document.body.dataset.undone);
     await refresh();
   });
-  say(filled(data.done, answer), answer.before?.length === 0 ? undefined : undo);
+  say(filled(data.done, answer), answer.undo?.length === 0 ? undefined : undo);
   await refresh();
 }
 

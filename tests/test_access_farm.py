@@ -93,7 +93,7 @@ def test_machines_join_and_what_one_has_in_work_goes_to_another_when_it_is_taken
     wait_until("the job waits", lambda: counts(farm)["ready"] == 1 and counts(farm)["leased"] == 0, 10)
     wait_until("the server refuses it", lambda: ask(farm, "/status", first)[0] == 401, 10)
     assert time.monotonic() - began < 15, "long before its lease would have ended"
-    worker.says("refuses BILI_TOKEN", 60)
+    worker.says("refuses the token", 60)
     farm.site.post("settings", rate_bytes_per_second=0)
     assert farm.drain(BILI_TOKEN=second, BILI_WORKER="w2", BILI_DOWNLOAD_DIR=str(farm.folder / "other")) == 0
     done = ask(farm, "/success", TOKEN)[1]["items"]

@@ -71,7 +71,7 @@ def test_an_order_comes_with_each_heartbeat_until_it_is_obeyed(client: FlaskClie
     assert post(client, "/steer", workers=["w1", "nobody", "w1"], working={"stop": 0, "max_speed": "2M"}) == {
         "steered": ["w1"],
         "unknown": ["nobody"],
-        "before": [],
+        "undo": [],
     }
     order = beat(client, state="running")
     assert order == {"id": order["id"], "working": {"stop": 0, "max_speed": "2M"}}
@@ -100,10 +100,10 @@ def test_an_answer_tells_how_to_bring_back_what_was_and_leaves_what_was_so_alrea
     for worker, working in {"w1": running, "w2": {**running, "stop": 0}, "w3": running, "w4": None}.items():
         beat(client, worker, working=working)
     answer = post(client, "/steer", all=True, working={"stop": 0, "max_speed": None})
-    first, second = sorted(answer["before"], key=lambda order: "stop" not in order["working"])
+    first, second = sorted(answer["undo"], key=lambda order: "stop" not in order["working"])
     assert (sorted(first["workers"]), first["working"]) == (["w1", "w3"], {"stop": 1, "max_speed": 2 * 2**20})
     assert second == {"workers": ["w2"], "working": {"max_speed": 2 * 2**20}}
-    for order in answer["before"]:
+    for order in answer["undo"]:
         post(client, "/steer", **order)
     assert [beat(client, worker)["working"] for worker in ("w1", "w2", "w4")] == [
         {"stop": 1, "max_speed": 2 * 2**20},

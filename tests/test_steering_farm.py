@@ -74,7 +74,7 @@ def test_an_order_changes_the_file_in_two_heartbeats_and_an_edit_by_hand_is_show
     assert ask(farm, "/steer", workers=["w1", "w7"], working={"stop": 0, "max_speed": "2M"}) == {
         "steered": ["w1"],
         "unknown": ["w7"],
-        "before": [{"workers": ["w1"], "working": {"stop": 1, "max_speed": None}}],
+        "undo": [{"workers": ["w1"], "working": {"stop": 1, "max_speed": None}}],
     }
     wait_until("it is paused", lambda: is_obeyed(farm, stop=0) and shown(farm)["state"] == "paused", TWO_BEATS_SECONDS)
     assert time.monotonic() - began < TWO_BEATS_SECONDS
@@ -99,7 +99,7 @@ def test_all_machines_are_steered_and_the_unknown_are_named(farm: Farm) -> None:
     for name in ("w1", "w2"):
         wait_until("it is obeyed", lambda name=name: is_obeyed(farm, name, count=9), TWO_BEATS_SECONDS)
     assert [json.loads(path.read_text("utf-8")) for path in paths] == [{"stop": 1, "count": 9}] * 2
-    assert ask(farm, "/steer", workers=["w8"], working={"count": 9}) == {"steered": [], "unknown": ["w8"], "before": []}
+    assert ask(farm, "/steer", workers=["w8"], working={"count": 9}) == {"steered": [], "unknown": ["w8"], "undo": []}
     with pytest.raises(urllib.error.HTTPError, match="404"):
         ask(farm, "/login", worker="w8")
     with pytest.raises(urllib.error.HTTPError, match="400"):

@@ -466,7 +466,7 @@ ROUTES = (
             {
                 "steered": _list(_TEXT),
                 "unknown": _list(_TEXT),
-                "before": _list(_answer({"workers": _list(_TEXT), "working": {"type": "object"}})),
+                "undo": _list(_answer({"workers": _list(_TEXT), "working": {"type": "object"}})),
             }
         ),
         _with_one_of(

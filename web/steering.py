@@ -38,7 +38,7 @@ class Steering:
         if steered:
             log.info(_("ordered %s: %s"), ", ".join(steered), _shown(working))
             note(self._queue, "steer", f"{names(steered)}: {_shown(working)}")
-        return jsonify(steered=steered, unknown=unknown, before=_before(known, steered, working))
+        return jsonify(steered=steered, unknown=unknown, undo=_undo(known, steered, working))
 
     def login(self) -> Response | tuple[Response, int]:
         """Have a machine begin a login; its code comes with its next heartbeat, in ``/status``."""
@@ -56,7 +56,7 @@ class Steering:
         return jsonify(items=self._queue.actions(read_query("limit", decimal(1, MAX_ACTIONS), 100)))
 
 
-def _before(
+def _undo(
     known: Mapping[str, Mapping[str, Any]], steered: Sequence[str], working: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the orders that bring back what machines said last, of keys that will be others; equal ones as one."""
