@@ -201,7 +201,8 @@ class _Connection(web.RequestHandler):
         if self.has_said_all or not transport.can_write_eof() or transport.is_closing():
             return
         self.wait(LINGER_SECONDS, LINGER_SECONDS)
-        transport.write_eof()
+        with suppress(OSError):  # gone, and the loop has not heard of it yet
+            transport.write_eof()
         await self.gone.wait()
 
 

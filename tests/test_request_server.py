@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -449,6 +450,17 @@ def test_nothing_is_done_for_who_has_gone_before_it_was_begun() -> None:
             until(busy, b"/wait")
         assert place.ask(GET % b"next").endswith(b"/next")
         assert place.application.seen == ["/wait", "/next"]
+
+
+def test_who_goes_while_the_last_answer_is_written_is_no_fault(place: Running, caplog: Any) -> None:
+    for number in range(200):
+        with place.connect() as peer:
+            peer.sendall(b"GET /a%d HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" % number)
+            if number % 2:
+                peer.recv(1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to close is to reset
+    assert b"200 OK" in place.ask(GET % b"last")
+    assert "Traceback" not in caplog.text
 
 
 def test_the_end_waits_for_what_is_being_answered_and_for_nobody_else() -> None:

@@ -51,16 +51,17 @@ def restart_in_turn(world: World) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     folder = tmp_path_factory.mktemp("rolling") / "run"
-    # A lease that no busy machine lets run out: whatever changes hands here was given away by a restart.
+    # A lease that no busy machine lets run out: whatever changes hands here was given away by a restart. All is added
+    # at once: who adds later waits for a server that is down, and the others would have nothing to do.
     options = Options(
-        11, folder, 4, 2, videos=250, large=2, seconds=20, drain_seconds=180, lease_seconds=30, fails_over=True
+        11, folder, 4, 2, videos=400, large=2, seconds=1, drain_seconds=180, lease_seconds=30, fails_over=True
     )
     yield run(options, restart_in_turn)
 
 
 def test_rolling_restarts_lose_nothing_and_double_nothing(outcome: Outcome) -> None:
     assert outcome.report.violations == [], "\n".join(outcome.lines())
-    assert outcome.report.accepted == outcome.report.success >= 250
+    assert outcome.report.accepted == outcome.report.success >= 400
     assert outcome.done == {"terminate": 2 * ROUNDS, "kill": 2 * ROUNDS}
 
 
