@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -33,11 +35,24 @@ def wait_until(what: str, true: Callable[[], Any], seconds: float = PATIENCE_SEC
     return answer
 
 
+PORTS_OF_A_PROCESS = 2000
+_ports = itertools.count(os.getpid())
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on now, and that no test beside this one is given before it is listened on.
+
+    Each process that runs tests has ports of its own, below those that the system gives to connections. A port that the
+    system chose is chosen again as soon as it was let go: two farms then had one server.
+    """
+    runner = re.fullmatch(r"gw(\d+)", os.environ.get("PYTEST_XDIST_WORKER", ""))
+    first = 11_000 + PORTS_OF_A_PROCESS * (int(runner[1]) % 5 if runner else 5 + os.getpid() % 5)
+    for number in itertools.islice(_ports, PORTS_OF_A_PROCESS):
+        port = first + number % PORTS_OF_A_PROCESS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port is free from {first} on")
 
 
 def copies_of_pages(*folders: Path) -> dict[int, list[Path]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -27,6 +26,7 @@ from redisConnect import Queue, open_queue
 from store.data import BUCKETS, key, shard_of_id
 from tests import structure
 from tests.conftest import engine_binary
+from tests.farm import free_port
 
 BV = [aid_to_bvid(aid) for aid in range(170001, 170021)]
 TRANSIENT = Failure("transient", "-500", "the site stumbled")
@@ -1029,9 +1029,7 @@ def test_an_unsafe_engine_is_named(queue: Queue) -> None:
 @pytest.fixture
 def locked_engine(tmp_path: Path) -> Iterator[int]:
     """The port of an engine that wants a password."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [engine_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "right", "--save", ""]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 10
