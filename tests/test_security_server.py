@@ -16,7 +16,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +31,7 @@ from model import MIB
 from parse_ import aid_to_bvid
 from redisConnect import Queue
 from status_table import show_status
+from tests.test_pages import Tags
 from tests.test_web_server import serving
 from web import create_app
 
@@ -127,18 +127,6 @@ def bring_in(client: FlaskClient, hostile: str) -> list[str]:
     ):
         post(path, **body)
     return [done["url"], dead["url"], held["url"]]
-
-
-class Tags(HTMLParser):
-    """Gathers the tags of a page with their attributes."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attributes)))
 
 
 def assert_harmless(html: str, where: str) -> None:
