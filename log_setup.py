@@ -124,6 +124,7 @@ def start_logging(settings: Settings, terminal: logging.Handler | None = None) -
     if settings.log_file is not None:
         handlers.append(_open_file(settings.log_file))
         handlers[-1].setFormatter(LineFormatter())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line shows them
     logging.basicConfig(level=settings.log_level.upper(), handlers=handlers)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import hiredis
 import redis
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
@@ -192,6 +193,8 @@ class _Packer(HiredisRespSerializer):
     def pack(self, *args: Any) -> list[bytes]:
         """Return a command as the engine reads it."""
         try:
+            if args[0] == "EVALSHA":  # nearly all of them, and long: the driver would look at each argument first
+                return [hiredis.pack_command(args)]
             return list(super().pack(*args))
         except UnicodeEncodeError:
             plain: Any = [one.encode("utf-8", "replace") if isinstance(one, str) else one for one in args]

@@ -56,7 +56,7 @@ SEEN_BY_NOBODY = OF_WORKERS | {"/ui/sign-in", "/ui/sign-out"}
 
 def create_app(settings: Settings, queue: Queue) -> Flask:
     """Return the application; whoever made the queue closes it."""
-    app = Flask("web_server", root_path=str(ROOT))
+    app = _Application("web_server", root_path=str(ROOT))
     app.debug = False  # whatever FLASK_DEBUG says: its error pages show code and environment
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json = _Compact(app)
@@ -132,6 +132,14 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
 def _add_changes(app: Flask, changes: Mapping[str, Callable[[], BaseResponse]]) -> None:
     for address, change in changes.items():
         app.add_url_rule(address, view_func=change, methods=["POST"])
+
+
+class _Application(Flask):
+    """A Flask that knows that no view is a coroutine: it would look at each function, at each request."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function as it is."""
+        return func
 
 
 class _Compact(DefaultJSONProvider):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+KNOWN_ADDRESSES = 1024
+"""What is known of them is kept: the same few ask all the time."""
 
 
 class TrustedProxies:
@@ -19,7 +23,8 @@ class TrustedProxies:
 
     def __init__(self, application: Application, trusted: Sequence[str]) -> None:
         self._application = application
-        self._trusted = [ipaddress.ip_network(network) for network in trusted]
+        self._networks = [ipaddress.ip_network(network) for network in trusted]
+        self._trusts = lru_cache(KNOWN_ADDRESSES)(self._is_within)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request with the application."""
@@ -41,10 +46,11 @@ class TrustedProxies:
                 break
         return peer
 
-    def _trusts(self, address: Address) -> bool:
-        return any(address in network for network in self._trusted)
+    def _is_within(self, address: Address) -> bool:
+        return any(address in network for network in self._networks)
 
 
+@lru_cache(KNOWN_ADDRESSES)
 def _address(text: str) -> Address | None:
     try:
         address = ipaddress.ip_address(text)
