@@ -27,7 +27,7 @@ from typing import Any
 import redis
 
 from config import ROOT, Settings
-from embedded_valkey import find_binary
+from embedded_valkey import environment, find_binary
 from model import Page, Result
 from parse_ import aid_to_bvid, parse_job_id
 from redisConnect import Queue
@@ -128,14 +128,15 @@ def _named(category: str) -> str:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[str]:
+def running(folder: Path, engine: str = "") -> Iterator[str]:
     """A Valkey without a disk: it is its work that is measured, and a disk would hide it; yields its socket."""
     folder.mkdir(parents=True, exist_ok=True)
     socket = folder / "valkey.sock"
     socket.unlink(missing_ok=True)
-    command = [find_binary(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
+    command = [engine or find_binary(), "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
     command += ["--dir", str(folder), "--set-max-intset-entries", "512"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    environ = None if engine else environment()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environ) as process:
         try:
             deadline = time.monotonic() + 20
             while not socket.exists():
@@ -386,10 +387,11 @@ def sockets(folder: Path) -> tuple[str, str]:
     return str(folder / "large" / "valkey.sock"), str(folder / "small" / "valkey.sock")
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, engine: str) -> None:
     """Keep both engines running until a signal."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), running(folder / "large"), running(folder / "small"):
+    large, small = (running(folder / name, engine) for name in ("large", "small"))
+    with contextlib.suppress(KeyboardInterrupt), large, small:
         print("ready", flush=True)
         while True:
             time.sleep(3600)
@@ -456,6 +458,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.entries", description=__doc__)
     parser.add_argument("--entries", type=int, default=10**7, metavar="N", help="finished pages, and as many that wait")
     parser.add_argument("--folder", type=Path, help="where the queues are; a folder of its own, if not given")
+    parser.add_argument(
+        "--engine", default="", metavar="PATH", help="a redis-server or valkey-server; the embedded one"
+    )
     parser.add_argument("--serve", action="store_true", help="run the engines in --folder, and nothing else")
     parser.add_argument("--fill", action="store_true", help="fill what another process serves in --folder")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="fill for so long, and go on the next time")
@@ -463,7 +468,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.serve or options.fill:
         if options.serve:
-            serve(options.folder)
+            serve(options.folder, options.engine)
             return 0
         return 0 if fill(options.folder, options.entries, options.seconds) else 3
     if options.measure:
@@ -471,6 +476,7 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory(prefix="entries") as name:
             command = [sys.executable, "-m", "benchmarks.entries", "--serve", "--folder", name]
+            command += ["--engine", options.engine]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                 try:
                     assert process.stdout is not None and process.stdout.readline() == "ready\n"

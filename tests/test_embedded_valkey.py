@@ -290,6 +290,18 @@ def test_the_password_is_secret_and_stays(valkey, data_dir):
     assert valkey.ensure() == address
 
 
+@pytest.mark.parametrize("chosen", ["", "glibc.malloc.check=1"])
+def test_its_allocator_is_made_for_scripts_unless_the_user_has_set_another_way(valkey, data_dir, monkeypatch, chosen):
+    # Set last, because Valkey's title overwrites the first ones.
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if chosen:
+        monkeypatch.setenv("GLIBC_TUNABLES", chosen)
+    valkey.ensure()
+    (pid,) = processes(data_dir)["valkey-server"]
+    environ = Path(f"/proc/{pid}/environ").read_bytes().replace(b"\0", b":")  # which glibc makes of its own colons
+    assert f"GLIBC_TUNABLES={chosen or embedded_valkey.ALLOCATOR}:".encode() in environ
+
+
 @pytest.mark.parametrize("name", ["password", "valkey.sock", "server.lock", "users.lock"])
 def test_a_file_deleted_while_it_runs_comes_back(valkey, make_valkey, data_dir, name):
     with client(valkey) as door:
