@@ -22,6 +22,7 @@ from config import Settings
 from demo.media import Library, ensure_library
 from demo.process import SiteProcess
 from demo.site import DEFAULT_CACHE
+from embedded_valkey import environment
 from redisConnect import Queue
 from store.engine import connect_url
 from tests.farm import Farm
@@ -43,7 +44,7 @@ def running_valkey() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="valkey") as folder:
         path = str(Path(folder) / "s")
         command = [engine_binary(), "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder, env=environment())
         try:
             deadline = time.monotonic() + 10
             while not Path(path).exists() and time.monotonic() < deadline:

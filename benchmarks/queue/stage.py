@@ -20,6 +20,7 @@ from redis.connection import HiredisRespSerializer
 
 from benchmarks.queue.serve import KINDS, settings
 from benchmarks.servers import end_process, free_port
+from embedded_valkey import environment
 from model import Page, Result
 from parse_ import aid_to_bvid
 from redisConnect import Queue
@@ -94,7 +95,7 @@ def engine(folder: Path) -> Iterator[Engine]:
     config = 'port 0\nunixsocket v.sock\nappendonly yes\nappendfsync always\nsave ""\nmaxclients 4000\n'
     (folder / "v.conf").write_text(config)
     with (folder / "v.log").open("wb") as log:
-        process = subprocess.Popen([binary, "v.conf"], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen([binary, "v.conf"], cwd=folder, stdout=log, stderr=log, env=environment())
     try:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (folder / "v.sock").exists():
