@@ -50,6 +50,8 @@ BY_HAND = "web_server.py"
 """Who it was in the record of actions, where no request came from an address."""
 SPARE_FILES = 100
 """What the process needs beside its clients: the engine, the log."""
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What it raises to read data of another shape."""
 SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
 
@@ -109,9 +111,7 @@ def _take_step(step: Callable[[], object], stumbling: set[str]) -> None:
     """
     try:
         step()
-    except EngineError:
-        raise
-    except Exception:
+    except DAMAGE:
         if step.__name__ not in stumbling:
             log.exception(_("looking after the queue failed: some of its data may be damaged"))
         stumbling.add(step.__name__)

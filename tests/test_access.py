@@ -309,7 +309,9 @@ def test_who_has_bili_token_may_speak_for_every_lease(guarded: FlaskClient, make
 
 
 def test_what_machines_tell_of_themselves_is_for_admins(guarded: FlaskClient, make: Make) -> None:
-    login = {"id": "x", "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
+    post(guarded, "/heartbeat", {"worker": "w1", "jobs": []}, TOKEN)
+    ordered = post(guarded, "/login", {"worker": "w1"}, TOKEN)["id"]
+    login = {"id": ordered, "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
     beat = {"worker": "w1", "jobs": [], "state": {"state": "running", "login": login}, "site": {"wanted_per_second": 1}}
     post(guarded, "/heartbeat", beat, TOKEN)
     for role in ("submit", "worker"):

@@ -112,7 +112,8 @@ def bring_in(client: FlaskClient, hostile: str) -> list[str]:
     post("/replay", worker=short, results=[{"url": f"{VIDEO}?p=2&cid=99", **result}])
     stream = {"name": hostile, "mirror": hostile, "done_bytes": 1, "total_bytes": 2}
     progress = {"title": hostile, "stage": hostile, "streams": [stream]}
-    login = {"id": short, "state": "scan", "link": hostile, "note": hostile}
+    post("/heartbeat", worker=short, jobs=[])
+    login = {"id": post("/login", worker=short).get("id", short), "state": "scan", "link": hostile, "note": hostile}
     state = {"state": hostile, "note": hostile, "order_problem": hostile, "order": short, "login": login}
     site = {"requests_per_second": 1, "refused": {"kind": hostile[:40], "seconds": 60}}
     beat = {"worker": short, "jobs": [{**held, "progress": progress}], "state": state}
