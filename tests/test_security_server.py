@@ -14,7 +14,6 @@ import pickle
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -36,7 +35,7 @@ from redisConnect import Queue
 from status_table import show_status
 from store.data import key as key_of
 from tests.test_pages import Tags
-from tests.test_web_server import serving
+from tests.test_web_server import serving, wait_until
 from web import create_app
 
 VIDEO, OTHER, THIRD = (aid_to_bvid(number) for number in (1001, 1002, 1003))
@@ -357,6 +356,9 @@ def test_poisoned_values_in_redis_are_an_error_and_nothing_is_run(
     assert not Path("/tmp/owned-by-a-pickle").exists()
 
 
+DAMAGED = "some of its data may be damaged"
+
+
 def test_damaged_data_end_nothing_that_looks_after_the_queue(
     queue: Queue, client: FlaskClient, connection: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -369,17 +371,15 @@ def test_damaged_data_end_nothing_that_looks_after_the_queue(
     for look in looks:
         look.start()
     try:
-        time.sleep(0.2)
-        assert all(look.is_alive() for look in looks)
+        wait_until(lambda: caplog.text.count(DAMAGED) == 2, "both stumble")
         connection.delete(key_of("status"), key_of("revoked"), key_of("swept"))
-        deadline = time.monotonic() + 10
-        while not connection.exists(key_of("swept")):
-            assert time.monotonic() < deadline, "it sweeps no more"
+        wait_until(lambda: connection.exists(key_of("swept")), "it sweeps again")
+        assert all(look.is_alive() for look in looks)
     finally:
         ended.set()
         for look in looks:
             look.join()
-    assert caplog.text.count("some of its data may be damaged") == 2, "by each of them once"
+    assert caplog.text.count(DAMAGED) == 2, "each of them has said it once"
 
 
 def test_what_a_reader_says_of_a_source_does_not_grow_without_end(client: FlaskClient) -> None:
