@@ -680,7 +680,10 @@ class Queue(FarmQueue):
         if self._shards > 1:
             self._tell_deaths()
         args = [self._lease_ms, self._affinity_ms]
-        return sum(int(self._run("sweep", [key("orders", shard)], args, shard)) for shard in range(self._shards))
+        return sum(
+            int(self._run("sweep", [key("orders", shard), key("logins", shard)], args, shard))
+            for shard in range(self._shards)
+        )
 
     def _tell_deaths(self) -> None:
         """Tell each shard of the workers that died with jobs of others: they speak for its own jobs."""

@@ -48,7 +48,10 @@ LINGER_SECONDS = 30.0
 GRACE_SECONDS = 5.0
 """At the end, for what threads are working on."""
 BUFFERED_BYTES = 64 * MIB
-"""Of all unfinished requests together."""
+"""Of all requests together that are unfinished, or wait for a thread."""
+UNREAD_BYTES = 64 * MIB
+"""Of all answers together that are not fetched yet."""
+LARGE_BYTES = 256 * 1024
 PIPELINED_BYTES = 64 * 1024
 FIELD_BYTES = 16 * 1024
 """The first line, and each field; there are at most FIELDS."""
@@ -75,7 +78,7 @@ class _Connection(web.RequestHandler):
 
     __slots__ = (
         *("body", "deadline", "gone", "has_said_all", "held", "is_answered", "is_idle", "is_lingering"),
-        *("last", "server", "stalled_at"),
+        *("is_begun", "last", "server", "stalled_at", "unread", "waiting"),
     )
 
     def __init__(self, server: RequestServer, http: web.Server) -> None:
@@ -92,9 +95,9 @@ class _Connection(web.RequestHandler):
         )
         self.server = server
         self.is_answered = self.is_idle = True
-        self.is_lingering = self.has_said_all = False
+        self.is_lingering = self.has_said_all = self.is_begun = False
         self.deadline = self.stalled_at = 0.0
-        self.held = self.last = 0
+        self.held = self.last = self.unread = self.waiting = 0
         self.body: StreamReader | None = None  # of a request from its beginning on until it is answered
         self.gone = asyncio.Event()
 
@@ -145,6 +148,21 @@ class _Connection(web.RequestHandler):
         self.server.held_bytes -= self.held - left
         self.held = left
 
+    def count_waiting(self, count: int) -> None:
+        """Count so many bytes of a whole request as not answered yet; 0 when it is, or will not be."""
+        self.server.held_bytes += count - self.waiting
+        self.waiting = count
+
+    @property
+    def may_go(self) -> bool:
+        """Tell whether there is something of a request to be let go of that no thread has begun with."""
+        return self.held > 0 if self.is_answered else self.waiting > 0 and not self.is_begun
+
+    def count_unread(self, count: int) -> None:
+        """Count so many bytes of an answer as not fetched yet; 0 when it was, or will not be."""
+        self.server.unread_bytes += count - self.unread
+        self.unread = count
+
     @property
     def is_late(self) -> bool:
         """Tell whether it has been waited for long enough: for a request, or that an answer is fetched."""
@@ -185,7 +203,13 @@ class _Connection(web.RequestHandler):
         self.server.wait_again(self)
         self.wait(IDLE_SECONDS, IDLE_SECONDS)
         resp.headers["Server"] = "queue"  # else aiohttp names itself and Python, with their versions
-        done = await super().finish_response(request, resp, start_time)
+        if isinstance(resp, web.Response) and isinstance(resp.body, bytes):
+            self.count_unread(len(resp.body))
+            self.server.make_room()
+        try:
+            done = await super().finish_response(request, resp, start_time)
+        finally:
+            self.count_unread(0)
         self.body, self.is_idle = None, True
         if self.has_said_all and not self._messages:
             self.close()
@@ -277,13 +301,13 @@ class RequestServer:
         self._body_limit = body_limit
         self._ssl_context = ssl_context
         self.now = time.monotonic()
-        self.held_bytes = 0
+        self.held_bytes = self.unread_bytes = 0
         self._is_ending = False
         self._requests: queue.SimpleQueue[tuple[_Connection, dict[str, Any], asyncio.Future[Answer]] | None]
         self._requests = queue.SimpleQueue()
         self._connections: dict[_Connection, None] = {}
         self._knocks: dict[_Knock, None] = {}
-        self._answers: deque[tuple[asyncio.Future[Answer], Answer | None]] = deque()
+        self._answers: deque[tuple[asyncio.Future[Answer], Answer | None, threading.Event]] = deque()
         self._is_woken = False
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -403,6 +427,8 @@ class RequestServer:
         """Forget a connection that is closed."""
         self._connections.pop(connection, None)
         connection.forget(connection.held)
+        connection.count_waiting(0)
+        connection.count_unread(0)
 
     def wait_again(self, connection: _Connection) -> None:
         """Note that a connection was answered: all others have been waited for longer."""
@@ -410,12 +436,16 @@ class RequestServer:
             self._connections[connection] = None
 
     def make_room(self) -> None:
-        """Where unfinished requests are too many bytes together, the one that was waited for longest goes."""
+        """Where unfinished requests, or unread answers, are too many bytes, the one waited for longest goes."""
         while self.held_bytes > BUFFERED_BYTES:
-            unfinished = next((one for one in self._connections if one.is_answered and one.held), None)
+            unfinished = next((one for one in self._connections if one.may_go), None)
             if unfinished is None:
                 return
             self._drop(unfinished)
+        unread = [one for one in self._connections if one.unread] if self.unread_bytes > UNREAD_BYTES else []
+        for one in unread[:-1]:  # whoever was answered last has had no time yet
+            if self.unread_bytes > UNREAD_BYTES:
+                self._drop(one)
 
     def _drop(self, connection: _Connection) -> None:
         self.leave(connection)
@@ -449,10 +479,13 @@ class RequestServer:
         environ["wsgi.input"] = BytesIO(body)
         environ["wsgi.url_scheme"] = "https" if self._ssl_context else "http"
         connection.forget(_head_bytes(request) + len(body))
-        connection.is_answered = False
+        connection.is_answered = connection.is_begun = False
+        connection.count_waiting(len(body))
         promise: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._requests.put((connection, environ, promise))
+        self.make_room()
         status, fields, content = await promise
+        connection.count_waiting(0)
         answer = web.Response(status=int(status[:3]), reason=status[4:], headers=fields, body=content)
         if is_large or self._is_ending:
             answer.force_close()
@@ -461,17 +494,22 @@ class RequestServer:
     def _work(self) -> None:
         while (request := self._requests.get()) is not None:
             connection, environ, promise = request
+            connection.is_begun = True
             # whoever has gone asks no more: nothing is changed for nobody
             answer = None if connection.gone.is_set() else _answer_of(self._application, environ)
-            self._answers.append((promise, answer))
+            is_taken = threading.Event()
+            self._answers.append((promise, answer, is_taken))
             if not self._is_woken:
                 self._is_woken = True
                 self._tell(self._send_answers)
+            if answer is not None and len(answer[2]) > LARGE_BYTES:
+                is_taken.wait(GRACE_SECONDS)  # else answers were made quicker than they are sent, and none was counted
 
     def _send_answers(self) -> None:
         self._is_woken = False  # before the first look: what is appended from now on wakes the loop again
         while self._answers:
-            promise, answer = self._answers.popleft()
+            promise, answer, is_taken = self._answers.popleft()
+            is_taken.set()
             if promise.done():
                 continue
             if answer is None:

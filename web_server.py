@@ -29,6 +29,7 @@ from i18n import _
 from log_setup import start_logging
 from notices import notices
 from notify import Notifier
+from plain_text import harmless
 from redisConnect import Queue, open_queue, spread_anew
 from request_server import RequestServer
 from server_trust import clear_text_note
@@ -49,30 +50,49 @@ BY_HAND = "web_server.py"
 """Who it was in the record of actions, where no request came from an address."""
 SPARE_FILES = 100
 """What the process needs beside its clients: the engine, the log."""
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What it raises to read data of another shape."""
 SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
+
+
+class _Upkeep:
+    """What is done with a queue each second."""
+
+    def __init__(self, queue: Queue, ended: threading.Event) -> None:
+        self._queue = queue
+        self._ended = ended
+        self._looked_ms: tuple[float, ...] | None = None
+        self.steps: Sequence[Callable[[], object]] = (
+            *(self._sweep, queue.revisit, queue.sample, self._look_at_data),
+            *(queue.finish_revoked, queue.archive, self._name_poisoned),
+        )
+
+    def _sweep(self) -> None:
+        while self._queue.sweep() >= SWEEP_LIMIT and not self._ended.is_set():
+            pass
+
+    def _look_at_data(self) -> None:
+        if change := self._queue.look_at_data():
+            log.warning("%s", change)
+
+    def _name_poisoned(self) -> None:
+        poisoned, self._looked_ms = self._queue.poisoned(self._looked_ms)
+        for url in poisoned:
+            log.warning(_("%s has failed for good: its workers died with it again and again"), url)
 
 
 def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> None:
     """Sweep expired leases and due delays each second until ``ended``, and note what the farm does.
 
-    An engine that is away or full is said once.
+    An engine that is away or full is said once, and so is a step that stumbles over damaged data: the others go on.
     """
     away = False
-    looked_ms: tuple[float, ...] | None = None
+    steps, stumbling = _Upkeep(queue, ended).steps, set[str]()
     while not ended.wait(period_seconds):
         try:
-            while queue.sweep() >= SWEEP_LIMIT and not ended.is_set():
-                pass
-            queue.revisit()
-            queue.sample()
-            if change := queue.look_at_data():
-                log.warning("%s", change)
-            queue.finish_revoked()
-            queue.archive()
-            poisoned, looked_ms = queue.poisoned(looked_ms)
-            for url in poisoned:
-                log.warning(_("%s has failed for good: its workers died with it again and again"), url)
+            for step in steps:
+                _take_step(step, stumbling)
             queue.ping()  # sweeping goes on where memory is full
         except EngineError as error:
             if not away:
@@ -82,6 +102,21 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
             if away:
                 log.warning(_("Redis or Valkey is back"))
             away = False
+
+
+def _take_step(step: Callable[[], object], stumbling: set[str]) -> None:
+    """Do one thing of those that are done again and again; whatever data are like, its thread must not end of them.
+
+    ``stumbling`` has the names of those that failed the last time: it is said once.
+    """
+    try:
+        step()
+    except DAMAGE:
+        if step.__name__ not in stumbling:
+            log.exception(_("looking after the queue failed: some of its data may be damaged"))
+        stumbling.add(step.__name__)
+    else:
+        stumbling.discard(step.__name__)
 
 
 class Watch:
@@ -103,9 +138,10 @@ class Watch:
 
     def run(self, ended: threading.Event, period_seconds: float = PERIOD_SECONDS) -> None:
         """Look again and again until ``ended``; while the engine is away nothing is seen, nor said."""
+        stumbling: set[str] = set()
         while not ended.wait(period_seconds):
             try:
-                self.look()
+                _take_step(self.look, stumbling)
             except EngineError:  # the tick says so
                 self._since = None
 
@@ -380,7 +416,7 @@ def _manage_tokens(settings: Settings, arguments: argparse.Namespace) -> int:
         if arguments.tokens:
             for record, workers in tokens.all():
                 day = time.strftime("%Y-%m-%d", time.gmtime(record.made_at))
-                print("\t".join([record.id, record.role, day, record.name, ", ".join(workers)]))
+                print("\t".join([record.id, record.role, day, harmless(record.name), harmless(", ".join(workers))]))
         return _revoke(queue, tokens, arguments.revoke) if arguments.revoke else 0
 
 

@@ -23,6 +23,7 @@ local SWEEP_LIMIT = 100 -- so that a sweep's work is bounded; the next call goes
 local ANSWER_MS = 3600 * 1000
 local WORKER_MS = 24 * 3600 * 1000
 local STARTED_MS = 30 * WORKER_MS
+local STARTED_LIMIT = 200000 -- processes that are known; of more, those that were heard of first are forgotten
 local LOGIN_MS = 10 * 60 * 1000
 local DELAY_MS_AT_MOST = 6 * 3600 * 1000 -- as in retry.py
 local OUTAGE_MS = 5000 -- a queue that was not swept for so long was away, or its clock has jumped

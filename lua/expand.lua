@@ -15,6 +15,7 @@ local answer_key, closed_key, own_key = KEYS[OWN + 1], KEYS[OWN + 2], KEYS[OWN +
 local id, token, member, more = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local lease_ms, nonce, page_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local ended_key, first_bucket, first_job = KEYS[OWN + 4], OWN + 5, 9
+local REASONS_LIMIT, OTHER_REASONS = 50, '…' -- so many texts for why something cannot be had, and what stands for more
 local ENDED_LIMIT = 100 -- sources that were read to their end, as many as a message can name
 
 local call = 'expand ' .. id
@@ -61,6 +62,18 @@ local function is_all_there()
   return ledger.ended == 'end' and (not ledger.announced or ledger.announced == ledger.listed + unavailable)
 end
 
+-- However many reasons the pages of a listing name, a ledger has room for some.
+local function note_reason(reason, count)
+  if not ledger.unavailable[reason] then
+    local reasons = 0
+    for _ in pairs(ledger.unavailable) do
+      reasons = reasons + 1
+    end
+    reason = reasons >= REASONS_LIMIT and OTHER_REASONS or reason
+  end
+  ledger.unavailable[reason] = (ledger.unavailable[reason] or 0) + count
+end
+
 -- One page of the listing was read; `added` of what it names are new.
 local function note_page(added)
   for _, job in ipairs(news.skipped or {}) do
@@ -77,7 +90,7 @@ local function note_page(added)
   else
     ledger.known, ledger.pages_read = ledger.known + known, ledger.page
     for reason, count in pairs(news.unavailable or {}) do
-      ledger.unavailable[reason] = (ledger.unavailable[reason] or 0) + count
+      note_reason(reason, count)
     end
     redis.call('PEXPIRE', own_key, 7 * WORKER_MS)
   end

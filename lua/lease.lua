@@ -87,6 +87,7 @@ end
 
 if instance ~= '' then
   if redis.call('ZADD', STARTED, 'NX', at, worker .. ' ' .. instance) == 1 then
+    redis.call('ZREMRANGEBYRANK', STARTED, 0, -STARTED_LIMIT - 1)
     for i = first_have, last_have do
       credit(ARGV[i], tonumber(ARGV[i + haves]))
     end

@@ -1,11 +1,12 @@
 -- sweep: expired leases, due delays, reservations that ran out; workers that were not seen for a day are
--- forgotten. KEYS: the common ones, orders. ARGV: lease_ms, affinity_ms. Answers how many jobs moved.
+-- forgotten. KEYS: the common ones, orders, logins. ARGV: lease_ms, affinity_ms. Answers how many jobs moved.
 
 local at = now()
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', at - WORKER_MS, 'LIMIT', 0, SWEEP_LIMIT)) do
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', STATUS, worker)
   redis.call('HDEL', KEYS[OWN + 1], worker)
+  redis.call('HDEL', KEYS[OWN + 2], worker)
 end
 redis.call('ZREMRANGEBYSCORE', DEATHS, '-inf', at - WORKER_MS)
 redis.call('ZREMRANGEBYSCORE', STARTED, '-inf', at - STARTED_MS)

@@ -299,7 +299,7 @@ class FarmQueue:
         unknown: dict[str, None] = {}
         for start in range(0, len(named), STEERED_AT_ONCE):
             unknown |= dict.fromkeys(
-                self._run("steer", [key("orders")], [*order, *named[start : start + STEERED_AT_ONCE]])
+                self._run("steer", [key("orders"), key("logins")], [*order, *named[start : start + STEERED_AT_ONCE]])
             )
         return [worker for worker in named if worker not in unknown], list(unknown)
 
@@ -397,16 +397,18 @@ class FarmQueue:
         names = [name for name, _score in seen]
         if not names:
             return []
-        texts, orders = self._look(lambda pipe: pipe.hmget(key("status"), names).hmget(key("orders"), names))
+        texts, orders, logins = self._look(
+            lambda pipe: pipe.hmget(key("status"), names).hmget(key("orders"), names).hmget(key("logins"), names)
+        )
         at = seconds + micros / 1e6
         return [
             {
-                **as_dict(text),
+                **_ordered(as_dict(text), login),
                 **_pending(order, at),
                 "worker": name,
                 "seen_seconds": round(max(0.0, at - score / 1000), 1),
             }
-            for (name, score), text, order in zip(seen, texts, orders, strict=True)
+            for (name, score), text, order, login in zip(seen, texts, orders, logins, strict=True)
         ]
 
     # -------------------------------------------------------------------------------- shards
@@ -493,6 +495,12 @@ def _order(text: str | None) -> dict[str, Any] | None:
     order = as_dict(text)
     order.pop("login_at", None)
     return {**order, "at": order["at"] / 1000} if order else None
+
+
+def _ordered(told: dict[str, Any], login: str | None) -> dict[str, Any]:
+    """Return what a worker told, without a login that was not ordered of it: its code may be one of anybody's."""
+    is_ordered = bool(login) and as_dict(as_json(told.get("login"))).get("id") == login
+    return told if is_ordered else {name: value for name, value in told.items() if name != "login"}
 
 
 def _pending(text: str | None, at: float) -> dict[str, Any]:

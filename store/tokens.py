@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shapes import line, number, one_of, record
 from store.data import answer_key, as_dict, as_json, key, shard_of_id
 
 ROLES = ("submit", "worker", "admin")
@@ -29,6 +30,9 @@ REVOKED_MS = 15_000
 """For longer than a server may believe what it knows of a token; leases that were given meanwhile come back too."""
 SCANNED = 500
 
+_KEPT = record(
+    {"role": one_of(*ROLES), "name": line(64), "made_at": number(0, 2**40), "digest": line(64, 64)},
+)
 _MADE = re.compile(rf"bili_(?:{'|'.join(ROLES)})_[A-Za-z0-9_-]{{43}}".encode())
 
 
@@ -119,7 +123,7 @@ class Tokens:
     def find(self, identity: str) -> Token | None:
         """Return what is known of a token, None where there is none of that id."""
         (text,) = self._queue.look(lambda pipe: pipe.hget(key("tokens"), identity))
-        return _read(identity, as_dict(text)) if text else None
+        return _read(identity, text) if text else None
 
     def all(self) -> list[tuple[Token, list[str]]]:
         """Return all tokens, the oldest first, with the names of the workers that they are bound to."""
@@ -127,7 +131,7 @@ class Tokens:
         names: dict[str, list[str]] = {}
         for name, identity in sorted(bound.items()):
             names.setdefault(identity, []).append(name)
-        tokens = [_read(identity, as_dict(text)) for identity, text in found.items()]
+        tokens = [_read(identity, text) for identity, text in found.items()]
         return [(one, names.get(one.id, [])) for one in sorted(tokens, key=lambda one: (one.made_at, one.id))]
 
     def bind(self, identity: str, worker: str, lease_ms: int) -> str:
@@ -235,8 +239,12 @@ def _new(role: str, name: str, at: float) -> tuple[str, Token]:
     return token, Token(id_of(token.encode()), role, name, round(at, 3), digest_of(token.encode()))
 
 
-def _read(identity: str, told: Mapping[str, Any]) -> Token:
-    return Token(identity, told["role"], told["name"], told["made_at"], told["digest"])
+def _read(identity: str, text: str) -> Token:
+    """Return what is kept of a token; a damaged record opens nothing, and is listed, so that it can be revoked."""
+    try:
+        return Token(identity, **_KEPT(as_dict(text)))
+    except (ValueError, RecursionError):
+        return Token(identity, "", "", 0.0, "")
 
 
 def _join_key(code: str) -> str:

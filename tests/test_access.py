@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 import web.guard
+import web.keyring
 import web_server
 from config import Settings
 from errors import EngineError
@@ -308,7 +309,9 @@ def test_who_has_bili_token_may_speak_for_every_lease(guarded: FlaskClient, make
 
 
 def test_what_machines_tell_of_themselves_is_for_admins(guarded: FlaskClient, make: Make) -> None:
-    login = {"id": "x", "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
+    post(guarded, "/heartbeat", {"worker": "w1", "jobs": []}, TOKEN)
+    ordered = post(guarded, "/login", {"worker": "w1"}, TOKEN)["id"]
+    login = {"id": ordered, "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
     beat = {"worker": "w1", "jobs": [], "state": {"state": "running", "login": login}, "site": {"wanted_per_second": 1}}
     post(guarded, "/heartbeat", beat, TOKEN)
     for role in ("submit", "worker"):
@@ -387,6 +390,65 @@ def test_a_session_has_the_role_of_its_token(guarded: FlaskClient, make: Make) -
     answer = guarded.get("/ui/machines")
     assert answer.status_code == 403 and answer.content_type.startswith("text/html")
     assert guarded.post("/cancel", json={"urls": [VIDEO]}).status_code == 403
+
+
+def test_a_damaged_record_opens_nothing_and_can_be_taken_back(
+    guarded: FlaskClient, connection: redis.Redis, make: Make
+) -> None:
+    (token, identity), (good, _id) = make("admin", "me"), make("submit", "Ann")
+    guarded.post("/ui/sign-in", json={"password": token})
+    whole = json.loads(connection.hget(key("tokens"), identity) or "")
+    damaged: tuple[Any, ...] = ("{", "[" * 5000, [], {}, {**whole, "role": "root"}, {**whole, "digest": 5})
+    for record in damaged:
+        connection.hset(key("tokens"), identity, record if isinstance(record, str) else json.dumps(record))
+        server = create_app(replace(Settings(), token=TOKEN), Queue(connection, Settings())).test_client()
+        assert server.get("/status", headers=bearer(token)).status_code in (401, 429), record
+        assert server.get("/status", headers=bearer(good)).status_code == 200, record
+        html = server.get("/ui/access", headers=bearer(TOKEN)).text
+        assert identity in html and "Ann" in html, record
+    assert post(guarded, "/ui/revoke", {"id": identity}, TOKEN)["revoked"] == 1
+
+
+def test_who_only_adds_parks_no_workers(guarded: FlaskClient, make: Make) -> None:
+    def beat(peer: str) -> float:
+        body = {"worker": "w1", "jobs": [], "egress": "home", "account": "a1", "site": {"wanted_per_second": 1}}
+        answer = guarded.post("/heartbeat", json=body, headers=bearer(TOKEN), environ_base={"REMOTE_ADDR": peer})
+        return float((answer.json or {})["budget"]["parked_seconds"])
+
+    def refuse(kind: str, **named: str) -> Any:
+        body = {"worker": "s", "site": {"refused": {"kind": kind, "seconds": 21600}}, **named}
+        peer = {"REMOTE_ADDR": "203.0.113.9"}
+        return guarded.post("/budget", json=body, headers=bearer(make("submit")[0]), environ_base=peer).json
+
+    for kind in ("-412", "-352"):
+        assert refuse(kind, egress="home", account="a1")["parked_seconds"] == 0
+        assert beat("192.0.2.1") == 0, "of a line or an account there is but a word"
+    assert refuse("-352")["parked_seconds"] > 0
+    assert refuse("-412", account="a1")["parked_seconds"] > 0, "at its own address it is true"
+    assert beat("192.0.2.1") == 0
+
+
+@pytest.mark.parametrize("role", ["submit", "worker"])
+def test_a_token_names_no_end_of_lines_and_accounts(
+    guarded: FlaskClient, connection: redis.Redis, make: Make, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    monkeypatch.setattr(web.keyring, "MOST_WAYS", 6)
+    token, other = make(role)[0], make(role)[0]
+    path, more = ("/heartbeat", {"jobs": []}) if role == "worker" else ("/budget", {})
+
+    def name(number: int, given: str, worker: str = "w1") -> int:
+        told = {"egress": f"e{number}", "account": f"a{number}", "site": {"refused": {"kind": "-352", "seconds": 9}}}
+        body = {"worker": worker, "risk": {"kind": "-352", "seconds": 9}, **told, **more}
+        return guarded.post(path, json=body, headers=bearer(given)).status_code
+
+    assert [name(number, token) for number in range(6)] == [200] * 3 + [403] * 3
+    assert [name(number, token) for number in range(3)] == [200] * 3, "those it named it may name again"
+    assert name(9, other, "w2") == 200
+    groups = {
+        kept.rpartition(":")[2] for kind in ("risk", "breaker", "budget") for kept in connection.keys(key(f"{kind}:*"))
+    }
+    assert groups <= {f"{letter}{number}" for letter in "ea" for number in (0, 1, 2, 9)}
+    assert name(9, TOKEN) == 200, "whoever has BILI_TOKEN may"
 
 
 # ------------------------------------------------------------------------------------------ guessing
@@ -525,7 +587,8 @@ def test_tokens_are_made_listed_and_taken_back_on_the_command_line(
     identity, role, day, name, workers = run("--tokens").split("\t")
     assert (role, name, workers) == ("worker", "cellar", "w1") and re.fullmatch(r"\d{4}-\d\d-\d\d", day)
     assert re.fullmatch(r"\S{9}@192\.0\.2\.1:8080", line := run("--join-code"))
-    assert join(client, line.partition("@")[0], "w2").status_code == 200
+    assert join(client, line.partition("@")[0], "\u202ew2").status_code == 200
+    assert "\tw2" in run("--tokens"), "what turns a line round is not shown"
     page_of(client, token, "w1")
     assert run("--revoke", identity).endswith("1")
     assert queue.counts().leased == 0

@@ -134,7 +134,7 @@ def test_a_machine_is_shown_as_it_says_with_its_order_and_its_login(client: Flas
     working = {"stop": 1, "count": 3, "max_speed": 2.5 * 1024**2, "drain": 0}
     login = {"id": "x", "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
     beat(queue, "w1", working=working, jobs=[job], note="says something", account="abc", login=login, done=17, failed=2)
-    queue.steer(["w1"], {"stop": 0, "count": 5}, "192.0.2.1")
+    queue.steer(["w1"], {"stop": 0, "count": 5}, "192.0.2.1", login["id"])
     html = told(client.get("/ui/machines"))
     for text in (
         "at most 3 at once",
@@ -279,6 +279,7 @@ def test_no_text_becomes_markup(client: FlaskClient, queue: Queue, path: str) ->
     state = {"state": HOSTILE, "note": HOSTILE, "order_problem": HOSTILE, "jobs": [job]}
     login = {"id": HOSTILE, "state": "failed", "note": HOSTILE}
     queue.heartbeat(HOSTILE, [], state | {"login": login})
+    queue.steer([HOSTILE], {}, HOSTILE, login["id"])
     queue.note_action(HOSTILE, HOSTILE, HOSTILE)
     for suffix in ("", "&fragment" if "?" in path else "?fragment"):
         html = told(client.get(path + suffix))

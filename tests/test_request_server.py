@@ -24,6 +24,9 @@ POST = b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
 GET = b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
+SIZES = {"/large": 100_000, "/huge": 2_000_000}
+
+
 @dataclass
 class Application:
     """Answers with the body, or the path; ``/wait`` when it is let."""
@@ -42,7 +45,7 @@ class Application:
             assert self.let.wait(20)
         if path == "/fault":
             raise RuntimeError("secret inside")
-        body = environ["wsgi.input"].read() or path.encode() * (100_000 if path == "/large" else 1)
+        body = environ["wsgi.input"].read() or path.encode() * SIZES.get(path, 1)
         is_large = int(environ.get("CONTENT_LENGTH") or 0) > 1000
         status = "413 Content Too Large" if is_large else "204 No Content" if path == "/none" else "200 OK"
         start(status, [("X-Peer", environ["REMOTE_ADDR"])])
@@ -73,13 +76,13 @@ def everything(peer: socket.socket) -> bytes:
     return b""
 
 
-def until(peer: socket.socket, end: bytes) -> bytes:
-    text = b""
-    while not text.endswith(end):
+def until(peer: socket.socket, end: bytes, least: int = 0) -> bytes:
+    text = bytearray()
+    while len(text) < least or not text.endswith(end):
         more = peer.recv(65536)
-        assert more, text
+        assert more, text[:1000]
         text += more
-    return text
+    return bytes(text)
 
 
 @contextlib.contextmanager
@@ -401,6 +404,39 @@ def test_unfinished_bodies_are_bounded_together(monkeypatch: Any) -> None:
         assert everything(peers[0]) == b""
         peers[-1].sendall(b"x" * 100)
         until(peers[-1], b"x" * 1000)
+
+
+def test_requests_that_wait_for_a_thread_are_bounded_together(monkeypatch: Any) -> None:
+    monkeypatch.setattr(request_server, "BUFFERED_BYTES", 5000)
+    with running(threads=1) as place, contextlib.ExitStack() as stack:
+        busy = stack.enter_context(place.connect())
+        busy.sendall(GET % b"wait")
+        assert place.application.begun.wait(10)
+        peers = [stack.enter_context(place.connect()) for _unused in range(10)]
+        for number, peer in enumerate(peers, 1):
+            peer.sendall(POST % 900 + b"x" * 900)
+            wait_until(lambda seen=number: place.server.waiting >= seen, "it waits for a thread")
+            wait_until(lambda: place.server.held_bytes <= 5000, "and not too many of them")
+        assert everything(peers[0]) == b""
+        place.application.let.set()
+        until(busy, b"/wait")
+        until(peers[-1], b"x" * 900)
+        assert place.application.seen.count("/echo") <= 5, "nothing is done for those who had to go"
+        wait_until(lambda: place.server.held_bytes == 0, "nothing is kept")
+
+
+def test_answers_that_nobody_reads_are_bounded_together(monkeypatch: Any) -> None:
+    size = SIZES["/huge"] * len("/huge")
+    monkeypatch.setattr(request_server, "UNREAD_BYTES", 3 * size)
+    with running() as place, contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(place.connect()) for _unused in range(6)]
+        for number, peer in enumerate(peers, 1):
+            peer.sendall(GET % b"huge")
+            wait_until(lambda seen=number: place.server.unread_bytes == size * min(seen, 3), "its answer waits")
+        assert len(until(peers[-1], b"/huge" * 1000, size)) >= size, "whoever reads gets all of it"
+        assert len(everything(peers[0])) < size
+        wait_until(lambda: place.server.unread_bytes <= 2 * size, "what was read is counted no more")
+    wait_until(lambda: place.server.unread_bytes == 0, "nor what nobody waits for")
 
 
 def test_what_is_sent_ahead_of_an_answer_is_bounded(place: Running) -> None:

@@ -13,26 +13,29 @@ import logging
 import pickle
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 import redis
 from flask.testing import FlaskClient
 
 import web.kept
+import web_server
 from config import Settings
 from log_setup import LineFormatter, SayHandler
 from model import MIB
 from parse_ import aid_to_bvid
 from redisConnect import Queue
 from status_table import show_status
+from store.data import key as key_of
 from tests.test_pages import Tags
-from tests.test_web_server import serving
+from tests.test_web_server import serving, wait_until
 from web import create_app
 
 VIDEO, OTHER, THIRD = (aid_to_bvid(number) for number in (1001, 1002, 1003))
@@ -108,7 +111,8 @@ def bring_in(client: FlaskClient, hostile: str) -> list[str]:
     post("/replay", worker=short, results=[{"url": f"{VIDEO}?p=2&cid=99", **result}])
     stream = {"name": hostile, "mirror": hostile, "done_bytes": 1, "total_bytes": 2}
     progress = {"title": hostile, "stage": hostile, "streams": [stream]}
-    login = {"id": short, "state": "scan", "link": hostile, "note": hostile}
+    post("/heartbeat", worker=short, jobs=[])
+    login = {"id": post("/login", worker=short).get("id", short), "state": "scan", "link": hostile, "note": hostile}
     state = {"state": hostile, "note": hostile, "order_problem": hostile, "order": short, "login": login}
     site = {"requests_per_second": 1, "refused": {"kind": hostile[:40], "seconds": 60}}
     beat = {"worker": short, "jobs": [{**held, "progress": progress}], "state": state}
@@ -350,6 +354,78 @@ def test_poisoned_values_in_redis_are_an_error_and_nothing_is_run(
         if answer.status_code == 200 and answer.content_type.startswith("text/html"):
             assert_harmless(answer.text, path)
     assert not Path("/tmp/owned-by-a-pickle").exists()
+
+
+DAMAGED = "some of its data may be damaged"
+
+
+def test_damaged_data_end_nothing_that_looks_after_the_queue(
+    queue: Queue, client: FlaskClient, connection: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    bring_in(client, "a title")
+    connection.hset(key_of("status"), mapping=dict.fromkeys(connection.hkeys(key_of("status")), "{"))
+    connection.set(key_of("revoked"), "of another type")  # which is an error of the engine
+    ended = threading.Event()
+    looks = [threading.Thread(target=web_server.tick, args=(queue, ended, 0.01))]
+    looks.append(threading.Thread(target=web_server.Watch(queue, lambda *_what: []).run, args=(ended, 0.01)))
+    for look in looks:
+        look.start()
+    try:
+        wait_until(lambda: caplog.text.count(DAMAGED) == 2, "both stumble")
+        connection.delete(key_of("status"), key_of("revoked"), key_of("swept"))
+        wait_until(lambda: connection.exists(key_of("swept")), "it sweeps again")
+        assert all(look.is_alive() for look in looks)
+    finally:
+        ended.set()
+        for look in looks:
+            look.join()
+    assert caplog.text.count(DAMAGED) == 2, "each of them has said it once"
+
+
+def test_what_a_reader_says_of_a_source_does_not_grow_without_end(client: FlaskClient) -> None:
+    client.post("/add_url", json={"urls": ["mid:137137"]})
+    (lease,) = client.get("/get_url?worker=w1").json or []
+    for page in range(1, 9):
+        ledger = {"page": page, "unavailable": {f"{page} {number}": 1 for number in range(50)}}
+        body = {"url": lease["url"], "token": lease["token"], "urls": [], "more": True, "ledger": ledger}
+        assert client.post("/expand", json=body).status_code == 200
+    (source,) = (client.get("/sources").json or {})["items"]
+    assert len(source["unavailable"]) <= 51
+    assert sum(source["unavailable"].values()) == 8 * 50, "all are counted"
+
+
+@pytest.mark.slow
+def test_processes_under_ever_other_names_are_forgotten(client: FlaskClient, connection: redis.Redis) -> None:
+    fill = "for i = 1, ARGV[1] do redis.call('ZADD', KEYS[1], i, 'w ' .. i) end"
+    connection.eval(fill, 1, key_of("started"), 200_000)
+    for number in range(5):
+        assert client.get(f"/get_url?worker=w1&instance={number}").status_code == 200
+    assert connection.zcard(key_of("started")) == 200_000
+    assert connection.zscore(key_of("started"), "w1 4") and connection.zscore(key_of("started"), "w 1") is None
+
+
+def test_no_path_breaks_the_choice_of_a_language(queue: Queue, settings: Settings) -> None:
+    client = create_app(replace(settings, token="canary-s3cret-token"), queue).test_client()
+    for path in ("/ui/%0d%0aLocation:%20x", "/ui/%0aSet-Cookie:%20a=b", "/ui/%c3%a9%20%22", "/ui//evil.test"):
+        answer = client.get(f"{path}?language=en&a=b")
+        assert answer.status_code == 303, path
+        assert answer.headers["Location"].isprintable()
+        assert unquote(answer.headers["Location"]) == f"{unquote(path)}?a=b"
+
+
+def test_who_has_no_token_makes_no_page_anew(queue: Queue, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    look = queue.counts
+    monkeypatch.setattr(queue, "counts", lambda: made.append("") or look())
+    client = create_app(replace(settings, token="canary-s3cret-token"), queue).test_client()
+    auth = {"Authorization": "Bearer canary-s3cret-token"}
+    for number in range(5):
+        for path in ("/healthz", "/static/dashboard.js", "/join"):
+            client.set_cookie("bili_changed", f"{len(made):08x}{number:08x}")
+            client.get(path, buffered=True)
+        client.delete_cookie("bili_changed")
+        assert client.get("/", headers=auth).status_code == 200
+    assert len(made) == 2, "once for the counts, and once for the time that is left"
 
 
 def test_a_fault_shows_nothing_of_the_program_whatever_flask_is_told(

@@ -193,15 +193,29 @@ def test_a_login_is_ordered_of_a_worker_that_is_known(client: FlaskClient) -> No
 
 def test_what_a_worker_tells_of_itself_is_shown_within_bounds(client: FlaskClient) -> None:
     working = {"stop": 1, "count": 2, "max_speed": None, "drain": 0}
-    login = {"id": "l", "state": "scan", "link": LINK, "note": "n" * 500, "cookie": "SESSDATA"}
+    beat(client)
+    login = {"id": post(client, "/login", worker="w1")["id"], "state": "scan", "link": LINK, "note": "n" * 500}
+    login["cookie"] = "SESSDATA"
     beat(client, working=working, order="done", order_problem="p" * 500, login=login)
     (shown,) = (client.get("/status").json or {})["workers"]
     assert shown["working"] == working and shown["order_problem"] == "p" * 400
-    assert shown["login"] == {"id": "l", "state": "scan", "link": LINK, "note": "n" * 400}
-    assert "order" not in shown
+    assert shown["login"] == {"id": login["id"], "state": "scan", "link": LINK, "note": "n" * 400}
     beat(client, working={"max_speed": "x", "drain": 7}, login={"state": "owned", "link": "x" * 5000}, order=7)
     (shown,) = (client.get("/status").json or {})["workers"]
-    assert (shown["working"], shown["login"]) == ({}, {})
+    assert shown["working"] == {} and "login" not in shown
+
+
+def test_a_code_is_shown_of_a_login_that_was_ordered_and_of_no_other(client: FlaskClient) -> None:
+    beat(client, "w1")
+    beat(client, "w2")
+    ordered = post(client, "/login", worker="w1")["id"]
+    for worker, identity in (("w1", "l"), ("w2", "l"), ("w2", ordered), ("w2", "")):
+        beat(client, worker, login={"id": identity, "state": "scan", "link": LINK})
+        shown = {one["worker"]: one for one in (client.get("/status").json or {})["workers"]}
+        assert "login" not in shown[worker]
+        assert LINK not in client.get("/ui/machines").text
+    beat(client, "w1", login={"id": ordered, "state": "scan", "link": LINK})
+    assert LINK in client.get("/status").text
 
 
 # ------------------------------------------------------------------------------------------ the record

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from budgets import Breaker, groups_of, read_told
+from budgets import Breaker, address_group, blamed, groups_of, read_told
 from errors import EngineFull
 from redisConnect import Queue
 from web.actions import egress
@@ -30,9 +30,14 @@ class Budgets:
         """Take note of how somebody asks the site who leases nothing; say how it may."""
         body = read_body(BUDGET)
         self._keyring.demand_name(body["worker"])
-        if access().role == "submit":  # whoever only adds has no worker's name to speak under
-            body["worker"] = f"{body['worker']} ({access().token_id})"
+        self.demand_ways(body)
+        if access().role == "submit":
+            _speak_for_oneself(body)
         return jsonify(self._budget(body, may_probe=True))
+
+    def demand_ways(self, body: Mapping[str, Any]) -> None:
+        """Refuse a token that has named too many lines and accounts."""
+        self._keyring.demand_ways(*(f"{name}:{body[name]}" for name in ("egress", "account") if name in body))
 
     def of_beat(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return how a worker may ask the site until its next heartbeat; None for one that tells nothing of it."""
@@ -61,6 +66,18 @@ class Budgets:
     def _budget(self, body: Mapping[str, Any], may_probe: bool) -> dict[str, Any]:
         told = read_told(body["site"], may_probe)
         return asdict(self._queue.budget(body["worker"], _groups(body), told))
+
+
+def _speak_for_oneself(body: dict[str, Any]) -> None:
+    """Leave of what somebody tells who only adds what is his to say: he has no worker's name, and parks no workers.
+
+    But for those at his own address: that the site refuses it is true of them too. Of a line or an account there is
+    but his word.
+    """
+    body["worker"] = f"{body['worker']} ({access().token_id})"
+    refused = body["site"].get("refused")
+    if refused and blamed(refused["kind"], _groups(body)) != address_group(egress()):
+        del body["site"]["refused"]
 
 
 def _groups(body: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from flask import Response, make_response, redirect, render_template, request
 from markupsafe import Markup
@@ -145,7 +145,8 @@ class Frame:
         if not chosen:
             return None
         rest = urlencode([item for item in request.args.items(multi=True) if item[0] not in chosen])
-        answer = redirect(f"{request.path}?{rest}" if rest else request.path, 303)
+        path = quote(request.path)  # as it came: what is in it unquoted would end the field
+        answer = redirect(f"{path}?{rest}" if rest else path, 303)
         for name, value in chosen.items():
             answer.set_cookie(f"bili_{name}", value, max_age=LOOK_SECONDS, httponly=True, samesite="Lax")
         return answer

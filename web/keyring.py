@@ -20,6 +20,8 @@ KNOWN_SECONDS = 5.0
 """A token that was revoked is good for so long yet, at a server that has just looked."""
 MOST_KNOWN = 1000
 MOST_NAMES = 10_000
+MOST_WAYS = 2000
+"""So many lines and accounts may the workers of a token name; as many as there may be workers, and as many again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Keyring:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[float, Token | None]] = OrderedDict()
         self._bound: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._ways: dict[str, set[str]] = {}
 
     def find(self, given: bytes) -> Access | None:
         """Return whose a token is, None where it is none that was made."""
@@ -65,7 +68,7 @@ class Keyring:
     def find_id(self, identity: str) -> Access | None:
         """Return whose the token of an id is, None where it is there no more."""
         token = self._look_up(identity)
-        return Access(token.role, token.id) if token else None
+        return Access(token.role, token.id) if token and token.role else None
 
     def forget(self, identity: str) -> None:
         """Look a token up anew."""
@@ -114,6 +117,18 @@ class Keyring:
             self._bound[identity, worker] = None
             while len(self._bound) > MOST_NAMES:
                 self._bound.popitem(last=False)
+
+    def demand_ways(self, *named: str) -> None:
+        """Refuse who names ever other lines and accounts: what the site said of each is remembered for hours."""
+        asking = access()
+        if asking.role == "admin":
+            return
+        with self._lock:
+            known = self._ways.setdefault(asking.token_id, set())
+            news = set(named) - known
+            if len(known) + len(news) > MOST_WAYS:
+                raise Forbidden(_("this token has named too many lines and accounts already"))
+            known |= news
 
     def owns(self, lease_token: str) -> bool:
         """Tell whether who asks may speak for a lease: a worker's token for those that were given to it."""

@@ -115,6 +115,7 @@ class Verbs:
         """Keep a worker's leases, and what it tells of itself for the status page."""
         body = read_body(HEARTBEAT)
         self._keyring.demand_name(body["worker"])
+        self._budgets.demand_ways(body)
         own = [job for job in body["jobs"] if self._keyring.owns(job["token"])]
         jobs = [(job["url"], job["token"], _done_bytes(job)) for job in own]
         titles = {job["url"]: job["progress"]["title"] for job in own if job.get("progress", {}).get("title")}
