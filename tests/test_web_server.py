@@ -1140,6 +1140,34 @@ def test_beyond_loopback_a_short_token_is_refused(refused: Refused) -> None:
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no terminals of this kind")
+@pytest.mark.parametrize("given", ["", "t" * 15])
+def test_on_a_terminal_a_fresh_token_is_offered_and_kept_nowhere(tmp_path: Path, given: str) -> None:
+    log = tmp_path / "log.txt"
+    env = environment(tmp_path, BILI_TOKEN=given, BILI_LOG_FILE=str(log))
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", 0) as terminal:
+        ended = subprocess.run(command("--host", "0.0.0.0"), env=env, stdout=subprocess.PIPE, stderr=theirs, timeout=30)
+        os.close(theirs)
+        said = ""
+        with contextlib.suppress(OSError):  # how Linux says that nobody writes there any more
+            while piece := terminal.read(4096):
+                said += piece.decode()
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    (token,) = re.findall(r"(?m)^export BILI_TOKEN=([A-Za-z0-9_-]{43})\r$", said)
+    assert "Beyond this machine (0.0.0.0)" in said
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+    assert log.exists() and kept == [] and not (tmp_path / "data").exists()
+
+
+def test_an_offered_token_is_another_one_each_time_and_set_as_the_system_does() -> None:
+    offered = [web_server._offered_token(True, True).splitlines()[1:] for _unused in range(2)]
+    for command_line, powershell in offered:
+        token = command_line.removeprefix("set BILI_TOKEN=")
+        assert powershell == f'$env:BILI_TOKEN = "{token}"' and len(token) == 43
+    assert offered[0] != offered[1]
+
+
 def test_on_loopback_a_short_token_is_warned_of(tmp_path: Path) -> None:
     with serving(tmp_path, BILI_TOKEN="t" * 15) as server:
         assert server.ask("/status", Authorization="Bearer " + "t" * 15)[0] == 200
