@@ -96,6 +96,10 @@ def open_as(client: FlaskClient, rule: str, method: str, token: str) -> TestResp
     return client.open(address, method=method, headers=headers, buffered=True, **body)
 
 
+NAMED = ("/jobs", "submit")
+"""All of them are not for who may see only those that he can name."""
+
+
 @pytest.mark.parametrize("role", ["", *ROLE_NAMES, "BILI_TOKEN"])
 def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: FlaskClient, make: Make, role: str) -> None:
     token = {"": "", "BILI_TOKEN": TOKEN}.get(role) if role in ("", "BILI_TOKEN") else make(role)[0]
@@ -104,7 +108,7 @@ def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: Flask
     for rule in guarded.application.url_map.iter_rules():
         for method in {"GET", "POST"} & (rule.methods or set()):
             answer = open_as(guarded, rule.rule, method, token)
-            missing = (404,) if rule.rule in ("/job", "/ui/job") else ()
+            missing = (404,) if rule.rule in ("/job", "/ui/job") else (403,) if (rule.rule, role) == NAMED else ()
             if asking in ROLES[rule.rule]:  # what is wrong with the empty body is said behind the guard
                 assert answer.status_code in (200, 400, *missing), (rule.rule, method, answer.text)
             elif not role:
@@ -120,10 +124,9 @@ def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: Flask
 def test_the_table_of_roles_is_about_the_routes_that_there_are(guarded: FlaskClient) -> None:
     assert {rule.rule for rule in guarded.application.url_map.iter_rules()} == set(ROLES)
     everybody = {"/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"}
-    of_all = {"/budget", "/status", "/failed", "/openapi.json", "/ui/sign-out"}
-    worker = {"/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"}
-    submit = {"/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"}
-    submit |= {f"/ui/{name}" for name in ("add", "jobs", "job", "failures", "sources")}
+    of_all = {"/budget", "/status", "/openapi.json", "/ui/sign-out"}
+    worker = {"/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay", "/failed"}
+    submit = {"/add_url", "/watch", "/jobs", "/job", "/ui/add", "/ui/jobs", "/ui/job"}
     for role, addresses in (
         ("", everybody),
         ("worker", everybody | of_all | worker),
@@ -311,11 +314,65 @@ def test_what_machines_tell_of_themselves_is_for_admins(guarded: FlaskClient, ma
     login = {"id": "x", "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
     beat = {"worker": "w1", "jobs": [], "state": {"state": "running", "login": login}, "site": {"wanted_per_second": 1}}
     post(guarded, "/heartbeat", beat, TOKEN)
-    for role in ("submit", "worker"):
+    for role, shown in (("submit", []), ("worker", [{"worker", "state", "seen_seconds"}])):
         status = guarded.get("/status", headers=bearer(make(role)[0])).json or {}
-        assert [set(worker) for worker in status["workers"]] == [{"worker", "state", "seen_seconds"}]
-        assert status["jobs"] and status["breakers"] == []
+        assert [set(worker) for worker in status["workers"]] == shown
+        assert status["jobs"] and status["breakers"] == [] and status["role"] == role
     assert "passport" in guarded.get("/status", headers=bearer(make("admin")[0])).text
+
+
+def seen_as(client: FlaskClient, token: str) -> str:
+    """Return all that a token can be shown, where it names every job that there is."""
+    told = []
+    for rule in client.application.url_map.iter_rules():
+        if "GET" not in (rule.methods or ()) or rule.rule in ("/get_url", "/static/<path:filename>"):
+            continue
+        for query in ({"url": FINISHED, "find": FINISHED}, {"url": FAILED, "find": "Told of"}):
+            told.append(client.get(rule.rule, query_string=query, headers=bearer(token)).text)
+    return "\n".join(told)
+
+
+FINISHED, FAILED = f"{VIDEO}?p=1&cid=11", aid_to_bvid(1002)
+
+
+def test_who_may_only_add_sees_the_jobs_that_he_can_name_and_nothing_of_the_farm(
+    guarded: FlaskClient, queue: Queue, make: Make
+) -> None:
+    post(guarded, "/add_url", {"urls": ["mid:4711137"]}, TOKEN)
+    (source,) = lease(guarded, TOKEN, "attic-worker")
+    ledger = {"page": 1, "title": "A secret uploader", "ended": "end"}
+    post(guarded, "/expand", of(source, urls=[VIDEO, FAILED], ledger=ledger), TOKEN)
+    video, failing = lease(guarded, TOKEN, "attic-worker", count=2)
+    pages = [{"number": 1, "cid": 11, "title": ""}]
+    page = post(guarded, "/expand", of(video, title="", pages=pages), TOKEN)["lease"]
+    stored = "sftp://nas.attic.example/a"
+    file = {"path": "music/Told of.mp4", "bytes": 1, "seconds": 1, "title": "Told of", "stored": stored}
+    post(guarded, "/ack", of(page, **file), TOKEN)
+    why = {"class": "permanent", "code": "-404", "reason": "it is deleted", "title": "Told of, too"}
+    post(guarded, "/nack", of(failing, **why), TOKEN)
+    secrets = ("attic-worker", "nas.attic.example", "mid:4711137", "A secret uploader")
+    submit = make("submit")[0]
+    shown = seen_as(guarded, submit)
+    assert [secret for secret in secrets if secret in shown] == []
+    assert [secret for secret in secrets if secret not in seen_as(guarded, TOKEN)] == [], "or nothing was hidden"
+    job = guarded.get("/job", query_string={"url": FAILED}, headers=bearer(submit)).json or {}
+    assert (job["state"], job["reason"], job["worker"], job["errors"][0]["worker"]) == ("dead", "it is deleted", "", "")
+    for find, found in ((FINISHED, [FINISHED]), ("11", 403), (FAILED, [FAILED]), ("told of", [FINISHED, FAILED])):
+        answer = guarded.get("/jobs", query_string={"find": find}, headers=bearer(submit))
+        assert found == (answer.status_code if found == 403 else [one["url"] for one in (answer.json or {})["items"]])
+    for query in (
+        {},
+        {"find": "   "},
+        {"state": "done"},
+        {"category": "music"},
+        {"source": "mid:4711137", "find": "Tol"},
+    ):
+        assert guarded.get("/jobs", query_string=query, headers=bearer(submit)).status_code == 403, query
+    page_of_all = guarded.get("/ui/jobs", query_string={"state": "done"}, headers=bearer(submit))
+    assert "Say which job you look for" in page_of_all.text and "Told of" not in page_of_all.text
+    assert guarded.get("/ui/jobs", query_string={"find": "Tol"}, headers=bearer(submit)).status_code == 403
+    failed = (guarded.get("/failed", headers=bearer(make("worker")[0])).json or {})["items"]
+    assert [(one["url"], one["worker"]) for one in failed] == [(FAILED, "")]
 
 
 # ------------------------------------------------------------------------------------------ taking back
@@ -380,10 +437,11 @@ def test_a_session_has_the_role_of_its_token(guarded: FlaskClient, make: Make) -
     guarded.post("/ui/sign-in", json={"password": make("submit")[0]})
     assert guarded.get("/").headers["Location"] == "/ui/add"
     guarded.post("/add_url", json={"urls": [VIDEO]})
-    html = guarded.get("/ui/jobs").text
-    assert "/ui/sources" in html and "/ui/machines" not in html and "/ui/access" not in html
+    page = f"/ui/jobs?find={VIDEO}"
+    html = guarded.get(page).text
+    assert "/ui/add" in html and not [name for name in ("sources", "machines", "access") if f"/ui/{name}" in html]
     assert VIDEO in html and 'data-post="/cancel"' not in html
-    assert 'data-post="/cancel"' in guarded.get("/ui/jobs", headers=bearer(TOKEN)).text, "what is kept is kept by role"
+    assert 'data-post="/cancel"' in guarded.get(page, headers=bearer(TOKEN)).text, "what is kept is kept by role"
     answer = guarded.get("/ui/machines")
     assert answer.status_code == 403 and answer.content_type.startswith("text/html")
     assert guarded.post("/cancel", json={"urls": [VIDEO]}).status_code == 403

@@ -96,6 +96,12 @@ def test_a_token_is_asked_for_where_the_description_says_so(settings: Settings, 
             assert offered == {name for one in said for name in one}, route.path
 
 
+def test_the_description_says_for_which_roles_a_request_is() -> None:
+    assert operation("POST", "/join")["description"] == "For everybody, without a token."
+    assert operation("GET", "/jobs")["description"] == "For these roles: submit, admin."
+    assert operation("POST", "/ack")["description"] == "For these roles: worker, admin."
+
+
 # ------------------------------------------------------------------------------------------ the answers
 
 
