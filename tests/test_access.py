@@ -459,6 +459,8 @@ def test_servers_count_wrong_tokens_together(guarded: FlaskClient, other_server:
     assert [ask(server, "another") for server in servers] == [429] * 2
     assert [ask(server, TOKEN) for server in servers] == [200] * 2
     assert ask(guarded, "another", "192.0.2.2") == 401
+    repeated = [ask(servers[number % 2], "an old setting", "192.0.2.3") for number in range(12)]
+    assert repeated == [401] * 10 + [429] * 2 and ask(guarded, "a new one", "192.0.2.3") == 401
 
 
 def test_fifty_bad_sign_ins_are_answered_with_429(guarded: FlaskClient) -> None:

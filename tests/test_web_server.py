@@ -602,6 +602,9 @@ def test_wrong_tokens_are_forgotten_after_a_minute_and_bounded() -> None:
     assert tokens.retry_after_seconds("a", b"another") == 40
     now = 61.0
     assert tokens.retry_after_seconds("a", b"another") == 0
+    for _unused in range(10):
+        tokens.add("a", b"an old setting")
+    assert [tokens.retry_after_seconds("a", said) for said in (b"an old setting", b"another")] == [60, 0]
     for address in range(3000):
         tokens.add(str(address), b"x")
     assert len(tokens._seen) == WrongTokens.MAX_ADDRESSES
@@ -617,6 +620,7 @@ def test_wrong_tokens_are_forgotten_after_a_minute_and_bounded() -> None:
         *((name, 200) for name in ("queue.example", "Queue.Example:8080")),
         *((name, 421) for name in ("evil.test", "evil.test:8080", "localhost.evil.test", "127.0.0.1.evil.test", "a@b")),
         *((name, 421) for name in ("", "[::1", "queue.example.evil.test", "2130706433.x")),
+        *((name, 421) for name in ("localhost/evil.test", "localhost:80@evil.test", "127.0.0.1:80.evil.test")),
     ],
 )
 def test_the_server_answers_only_to_its_names(idle_client: FlaskClient, host: str, status: int) -> None:
