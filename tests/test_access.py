@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import time
@@ -181,6 +182,18 @@ def test_what_is_nearly_a_token_is_none(guarded: FlaskClient, make: Make) -> Non
         assert guarded.get("/status", headers=bearer(wrong)).status_code == 401, wrong
     assert guarded.get("/status", headers=bearer(token)).status_code == 200
     assert guarded.get("/status", auth=("any", token)).status_code == 200
+
+
+def test_all_of_a_digest_is_compared(guarded: FlaskClient, connection: redis.Redis, make: Make) -> None:
+    right = hashlib.sha256(TOKEN.encode()).digest()
+    alike = next(guess for guess in map(str, range(10**6)) if hashlib.sha256(guess.encode()).digest()[:2] == right[:2])
+    assert guarded.get("/status", headers=bearer(alike)).status_code == 401
+    token, identity = make("admin")
+    kept = connection.hget(key("tokens"), identity)
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    assert digest in kept
+    connection.hset(key("tokens"), identity, kept.replace(digest, digest[:-1] + ("0" if digest[-1] != "0" else "1")))
+    assert guarded.get("/status", headers=bearer(token)).status_code == 401, "its id is no more than its beginning"
 
 
 def test_a_token_is_looked_up_once_in_five_seconds_and_dies_within_them(queue: Queue, make: Make) -> None:
@@ -469,12 +482,14 @@ def test_fifty_bad_sign_ins_are_answered_with_429(guarded: FlaskClient) -> None:
 
 
 def test_addresses_of_one_customer_count_as_one(guarded: FlaskClient) -> None:
-    def ask(number: int, network: str) -> int:
-        peer = {"REMOTE_ADDR": f"{network}::{number:x}"}
+    def ask(number: int, address: str) -> int:
+        peer = {"REMOTE_ADDR": address}
         return guarded.get("/status", headers=bearer(f"guess {number}"), environ_base=peer).status_code
 
-    assert [ask(number, "2001:db8:1:1") for number in range(1, 13)] == [401] * 10 + [429] * 2
-    assert ask(1, "2001:db8:1:2") == 401
+    assert [ask(number, f"2001:db8:1:1::{number:x}") for number in range(1, 13)] == [401] * 10 + [429] * 2
+    assert ask(1, "2001:db8:1:2::1") == 401
+    assert [ask(number, "::ffff:192.0.2.5") for number in range(11)] == [401] * 10 + [429]
+    assert ask(99, "192.0.2.5") == 429 and ask(1, "::ffff:192.0.2.6") == 401, "these are addresses of IPv4"
 
 
 def test_without_redis_each_server_counts_alone(
