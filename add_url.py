@@ -795,7 +795,17 @@ def list_sources(sink: Sink, as_json: bool) -> None:
 
 def find(sink: Sink, settings: Settings, text: str, as_json: bool) -> bool:
     """Print where files are: a table for people, or one JSON text; tell whether there was anything."""
-    found = list(find_jobs(sink, meant(text, SiteHosts(settings.web_url, settings.api_url, settings.short_url))))
+    found: list[dict[str, Any]] = []
+    is_whole = True
+    try:
+        for job in find_jobs(sink, meant(text, SiteHosts(settings.web_url, settings.api_url, settings.short_url))):
+            found.append(job)
+    except ServerError as error:
+        if error.status != 403:
+            raise
+        is_whole = False
+        say(str(error))
+        say(_("A token that may only add finds single jobs: by their id, or by the beginning of their title"))
     if as_json:
         print(json_text(found))
         return bool(found)
@@ -804,7 +814,7 @@ def find(sink: Sink, settings: Settings, text: str, as_json: bool) -> bool:
     if found:
         console = Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False, emoji=False)
         console.print(job_table(found))
-    else:
+    elif is_whole:
         say(_("Nothing is known of {text}").format(text=shown(text)))
     return bool(found)
 

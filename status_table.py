@@ -35,6 +35,7 @@ MOST_PAGES = 50
 """Of a list; what is behind them is said to be there."""
 MOST_ROWS = 50
 TIMEOUT = (5, 30)
+FORBIDDEN = 403
 ALWAYS = 5
 """So many columns of the sources are always shown; the others, where something stands in them."""
 WITHOUT_END = 1000
@@ -96,11 +97,20 @@ class _Server:
         if reply.status_code != 200 and isinstance(reason, str):
             sentence = _("the server {url} answers HTTP {status} {reason}")
             kind = ServerUnreachable if reply.status_code >= 500 else ServerError
-            raise kind(sentence.format(url=url, status=reply.status_code, reason=harmless(reason)))
+            raise kind(sentence.format(url=url, status=reply.status_code, reason=harmless(reason)), reply.status_code)
         if reply.status_code != 200 or not isinstance(answer, dict):
             sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
             raise ServerError(sentence.format(url=url))
         return answer
+
+    def seen(self, path: str) -> tuple[list[dict[str, Any]], bool] | None:
+        """Return ``everything``; None where that is not for the role of the token."""
+        try:
+            return self.everything(path)
+        except ServerError as error:
+            if error.status != FORBIDDEN:
+                raise
+            return None
 
     def everything(self, path: str) -> tuple[list[dict[str, Any]], bool]:
         """Return the items of a list, and whether there are more than were read."""
@@ -124,8 +134,9 @@ def gathered(server: _Server) -> dict[str, Any]:
     if not isinstance(status.get("jobs"), dict):
         server.get("/healthz")
         raise ServerError(_("{url} is no queue server of this project").format(url=place(server.url)))
-    sources, more_sources = server.everything("/sources")
-    failed, more_failed = server.everything("/failed")
+    lists = {"sources": server.seen("/sources"), "failures": server.seen("/failed")}
+    (sources, more_sources), (failed, more_failed) = (found or ([], False) for found in lists.values())
+    hidden = ["workers"] if status.get("role") == "submit" else []
     lease_seconds = float(status.get("lease_seconds") or 0)
     workers = [_worker(worker, lease_seconds) for worker in status.get("workers", ()) if isinstance(worker, dict)]
     workers.sort(key=lambda worker: (worker["state"] == "away", worker["worker"]))
@@ -139,6 +150,7 @@ def gathered(server: _Server) -> dict[str, Any]:
         "sources": sources,
         "failures": grouped(failed),
         "is_complete": not (more_sources or more_failed),
+        "hidden": hidden + [name for name, found in lists.items() if found is None],
     }
 
 
@@ -191,11 +203,17 @@ def tables(status: Mapping[str, Any], now: float) -> Iterator[Table | str]:
     for breaker in status["breakers"]:
         yield harmless(spoken(read_breaker(breaker)))
     yield ""
-    yield from _workers(status["workers"])
+    if "workers" not in status["hidden"]:
+        yield from _workers(status["workers"])
     yield from _sources(status["sources"], now)
     yield from _failures(status["failures"])
     if not status["is_complete"]:
         yield _("There are more: {address} lists all of them.").format(address="/sources, /failed")
+    if status["hidden"]:
+        words = {"workers": _("machines"), "sources": _("sources"), "failures": _("failures")}
+        yield _(
+            "Not for the role of this token: {things}. BILI_TOKEN of the server, or an admin's token, shows all."
+        ).format(things=", ".join(words[name] for name in status["hidden"]))
 
 
 def _totals(jobs: Sequence[str], status: Mapping[str, Any]) -> str:

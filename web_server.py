@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -35,7 +36,7 @@ from request_server import RequestServer
 from server_trust import clear_text_note
 from shapes import line
 from status_table import show_status
-from store import ROLES, Tokens
+from store import ROLES, TOKEN_BYTES, Tokens
 from web import MAX_BODY_BYTES, create_app, join_line
 
 log = logging.getLogger(__name__)
@@ -270,21 +271,29 @@ def _demand_token(host: str, settings: Settings) -> None:
             log.warning(_("BILI_TOKEN has fewer than %d characters: it may be guessed"), MIN_TOKEN_CHARACTERS)
         return
     if not settings.token:
-        sentence = _(
-            "Beyond this machine ({host}) the server needs a token: set BILI_TOKEN here and on every worker. "
-            "One is made by: {command}"
-        )
+        sentence = _("Beyond this machine ({host}) the server needs a token: set BILI_TOKEN here and on every worker.")
     elif short:
         sentence = _(
             "Beyond this machine ({host}) BILI_TOKEN needs at least {count} characters, or it may be guessed: set "
-            "another one here and on every worker. One is made by: {command}"
+            "another one here and on every worker."
         )
     else:
         return
-    count = MIN_TOKEN_CHARACTERS
-    raise UsageError(
-        sentence.format(host=host, count=count, command='python -c "import secrets; print(secrets.token_urlsafe(32))"')
-    )
+    problem = sentence.format(host=host, count=MIN_TOKEN_CHARACTERS)
+    raise UsageError(f"{problem} {_offered_token(sys.stderr.isatty(), sys.platform == 'win32')}")
+
+
+def _offered_token(is_seen: bool, is_windows: bool) -> str:
+    """Return a fresh token as it is set, for a terminal; elsewhere, where it would stay in a log, how to make one."""
+    if not is_seen:
+        command = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+        return _("One is made by: {command}").format(command=command)
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    lines = [f"export BILI_TOKEN={token}"]
+    if is_windows:  # the command line's, then PowerShell's
+        lines = [f"set BILI_TOKEN={token}", f'$env:BILI_TOKEN = "{token}"']
+    sentence = _("This one is new and kept nowhere; set it, or write it into the file .env, and start again:")
+    return "\n".join([sentence, *lines])
 
 
 def _end_on_signals(server: RequestServer) -> None:

@@ -52,7 +52,18 @@ from store.lineage import Lineage, what_changed
 from store.records import path_pattern, stored_pattern
 from store.reshard import Reshard
 from store.shards import Request, ShardLeases
-from store.tokens import JOIN_SECONDS, ROLES, Token, Tokens, digest_of, id_of, is_made, owned, owner_of
+from store.tokens import (
+    JOIN_SECONDS,
+    ROLES,
+    TOKEN_BYTES,
+    Token,
+    Tokens,
+    digest_of,
+    id_of,
+    is_made,
+    owned,
+    owner_of,
+)
 
 __all__ = [
     "ARCHIVED_AT_ONCE",
@@ -62,6 +73,7 @@ __all__ = [
     "JOIN_SECONDS",
     "ROLES",
     "STATES",
+    "TOKEN_BYTES",
     "Archive",
     "Client",
     "FarmBudgets",

@@ -104,7 +104,7 @@ class FarmQueue:
                 pipe.pttl(risk_key(mark))
             left = pipe.execute()
             for mark, left_ms in zip(marks, left, strict=True):
-                if told_ms > left_ms:  # a shorter time must not shorten what another worker told
+                if told_ms > max(0, left_ms):  # a shorter time must not shorten what another worker told
                     pipe.set(risk_key(mark), kind, px=told_ms)
             pipe.execute()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 import time
@@ -97,6 +98,10 @@ def open_as(client: FlaskClient, rule: str, method: str, token: str) -> TestResp
     return client.open(address, method=method, headers=headers, buffered=True, **body)
 
 
+NAMED = ("/jobs", "submit")
+"""All of them are not for who may see only those that he can name."""
+
+
 @pytest.mark.parametrize("role", ["", *ROLE_NAMES, "BILI_TOKEN"])
 def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: FlaskClient, make: Make, role: str) -> None:
     token = {"": "", "BILI_TOKEN": TOKEN}.get(role) if role in ("", "BILI_TOKEN") else make(role)[0]
@@ -105,7 +110,7 @@ def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: Flask
     for rule in guarded.application.url_map.iter_rules():
         for method in {"GET", "POST"} & (rule.methods or set()):
             answer = open_as(guarded, rule.rule, method, token)
-            missing = (404,) if rule.rule in ("/job", "/ui/job") else ()
+            missing = (404,) if rule.rule in ("/job", "/ui/job") else (403,) if (rule.rule, role) == NAMED else ()
             if asking in ROLES[rule.rule]:  # what is wrong with the empty body is said behind the guard
                 assert answer.status_code in (200, 400, *missing), (rule.rule, method, answer.text)
             elif not role:
@@ -121,10 +126,9 @@ def test_every_route_lets_in_whom_the_table_names_and_nobody_else(guarded: Flask
 def test_the_table_of_roles_is_about_the_routes_that_there_are(guarded: FlaskClient) -> None:
     assert {rule.rule for rule in guarded.application.url_map.iter_rules()} == set(ROLES)
     everybody = {"/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"}
-    of_all = {"/budget", "/status", "/failed", "/openapi.json", "/ui/sign-out"}
-    worker = {"/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"}
-    submit = {"/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"}
-    submit |= {f"/ui/{name}" for name in ("add", "jobs", "job", "failures", "sources")}
+    of_all = {"/budget", "/status", "/openapi.json", "/ui/sign-out"}
+    worker = {"/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay", "/failed"}
+    submit = {"/add_url", "/watch", "/jobs", "/job", "/ui/add", "/ui/jobs", "/ui/job"}
     for role, addresses in (
         ("", everybody),
         ("worker", everybody | of_all | worker),
@@ -179,6 +183,18 @@ def test_what_is_nearly_a_token_is_none(guarded: FlaskClient, make: Make) -> Non
         assert guarded.get("/status", headers=bearer(wrong)).status_code == 401, wrong
     assert guarded.get("/status", headers=bearer(token)).status_code == 200
     assert guarded.get("/status", auth=("any", token)).status_code == 200
+
+
+def test_all_of_a_digest_is_compared(guarded: FlaskClient, connection: redis.Redis, make: Make) -> None:
+    right = hashlib.sha256(TOKEN.encode()).digest()
+    alike = next(guess for guess in map(str, range(10**6)) if hashlib.sha256(guess.encode()).digest()[:2] == right[:2])
+    assert guarded.get("/status", headers=bearer(alike)).status_code == 401
+    token, identity = make("admin")
+    kept = connection.hget(key("tokens"), identity)
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    assert digest in kept
+    connection.hset(key("tokens"), identity, kept.replace(digest, digest[:-1] + ("0" if digest[-1] != "0" else "1")))
+    assert guarded.get("/status", headers=bearer(token)).status_code == 401, "its id is no more than its beginning"
 
 
 def test_a_token_is_looked_up_once_in_five_seconds_and_dies_within_them(queue: Queue, make: Make) -> None:
@@ -314,11 +330,65 @@ def test_what_machines_tell_of_themselves_is_for_admins(guarded: FlaskClient, ma
     login = {"id": ordered, "state": "scan", "link": "https://passport.bilibili.com/h5?key=1", "note": ""}
     beat = {"worker": "w1", "jobs": [], "state": {"state": "running", "login": login}, "site": {"wanted_per_second": 1}}
     post(guarded, "/heartbeat", beat, TOKEN)
-    for role in ("submit", "worker"):
+    for role, shown in (("submit", []), ("worker", [{"worker", "state", "seen_seconds"}])):
         status = guarded.get("/status", headers=bearer(make(role)[0])).json or {}
-        assert [set(worker) for worker in status["workers"]] == [{"worker", "state", "seen_seconds"}]
-        assert status["jobs"] and status["breakers"] == []
+        assert [set(worker) for worker in status["workers"]] == shown
+        assert status["jobs"] and status["breakers"] == [] and status["role"] == role
     assert "passport" in guarded.get("/status", headers=bearer(make("admin")[0])).text
+
+
+def seen_as(client: FlaskClient, token: str) -> str:
+    """Return all that a token can be shown, where it names every job that there is."""
+    told = []
+    for rule in client.application.url_map.iter_rules():
+        if "GET" not in (rule.methods or ()) or rule.rule in ("/get_url", "/static/<path:filename>"):
+            continue
+        for query in ({"url": FINISHED, "find": FINISHED}, {"url": FAILED, "find": "Told of"}):
+            told.append(client.get(rule.rule, query_string=query, headers=bearer(token)).text)
+    return "\n".join(told)
+
+
+FINISHED, FAILED = f"{VIDEO}?p=1&cid=11", aid_to_bvid(1002)
+
+
+def test_who_may_only_add_sees_the_jobs_that_he_can_name_and_nothing_of_the_farm(
+    guarded: FlaskClient, queue: Queue, make: Make
+) -> None:
+    post(guarded, "/add_url", {"urls": ["mid:4711137"]}, TOKEN)
+    (source,) = lease(guarded, TOKEN, "attic-worker")
+    ledger = {"page": 1, "title": "A secret uploader", "ended": "end"}
+    post(guarded, "/expand", of(source, urls=[VIDEO, FAILED], ledger=ledger), TOKEN)
+    video, failing = lease(guarded, TOKEN, "attic-worker", count=2)
+    pages = [{"number": 1, "cid": 11, "title": ""}]
+    page = post(guarded, "/expand", of(video, title="", pages=pages), TOKEN)["lease"]
+    stored = "sftp://nas.attic.example/a"
+    file = {"path": "music/Told of.mp4", "bytes": 1, "seconds": 1, "title": "Told of", "stored": stored}
+    post(guarded, "/ack", of(page, **file), TOKEN)
+    why = {"class": "permanent", "code": "-404", "reason": "it is deleted", "title": "Told of, too"}
+    post(guarded, "/nack", of(failing, **why), TOKEN)
+    secrets = ("attic-worker", "nas.attic.example", "mid:4711137", "A secret uploader")
+    submit = make("submit")[0]
+    shown = seen_as(guarded, submit)
+    assert [secret for secret in secrets if secret in shown] == []
+    assert [secret for secret in secrets if secret not in seen_as(guarded, TOKEN)] == [], "or nothing was hidden"
+    job = guarded.get("/job", query_string={"url": FAILED}, headers=bearer(submit)).json or {}
+    assert (job["state"], job["reason"], job["worker"], job["errors"][0]["worker"]) == ("dead", "it is deleted", "", "")
+    for find, found in ((FINISHED, [FINISHED]), ("11", 403), (FAILED, [FAILED]), ("told of", [FINISHED, FAILED])):
+        answer = guarded.get("/jobs", query_string={"find": find}, headers=bearer(submit))
+        assert found == (answer.status_code if found == 403 else [one["url"] for one in (answer.json or {})["items"]])
+    for query in (
+        {},
+        {"find": "   "},
+        {"state": "done"},
+        {"category": "music"},
+        {"source": "mid:4711137", "find": "Tol"},
+    ):
+        assert guarded.get("/jobs", query_string=query, headers=bearer(submit)).status_code == 403, query
+    page_of_all = guarded.get("/ui/jobs", query_string={"state": "done"}, headers=bearer(submit))
+    assert "Say which job you look for" in page_of_all.text and "Told of" not in page_of_all.text
+    assert guarded.get("/ui/jobs", query_string={"find": "Tol"}, headers=bearer(submit)).status_code == 403
+    failed = (guarded.get("/failed", headers=bearer(make("worker")[0])).json or {})["items"]
+    assert [(one["url"], one["worker"]) for one in failed] == [(FAILED, "")]
 
 
 # ------------------------------------------------------------------------------------------ taking back
@@ -383,10 +453,11 @@ def test_a_session_has_the_role_of_its_token(guarded: FlaskClient, make: Make) -
     guarded.post("/ui/sign-in", json={"password": make("submit")[0]})
     assert guarded.get("/").headers["Location"] == "/ui/add"
     guarded.post("/add_url", json={"urls": [VIDEO]})
-    html = guarded.get("/ui/jobs").text
-    assert "/ui/sources" in html and "/ui/machines" not in html and "/ui/access" not in html
+    page = f"/ui/jobs?find={VIDEO}"
+    html = guarded.get(page).text
+    assert "/ui/add" in html and not [name for name in ("sources", "machines", "access") if f"/ui/{name}" in html]
     assert VIDEO in html and 'data-post="/cancel"' not in html
-    assert 'data-post="/cancel"' in guarded.get("/ui/jobs", headers=bearer(TOKEN)).text, "what is kept is kept by role"
+    assert 'data-post="/cancel"' in guarded.get(page, headers=bearer(TOKEN)).text, "what is kept is kept by role"
     answer = guarded.get("/ui/machines")
     assert answer.status_code == 403 and answer.content_type.startswith("text/html")
     assert guarded.post("/cancel", json={"urls": [VIDEO]}).status_code == 403
@@ -463,6 +534,8 @@ def test_servers_count_wrong_tokens_together(guarded: FlaskClient, other_server:
     assert [ask(server, "another") for server in servers] == [429] * 2
     assert [ask(server, TOKEN) for server in servers] == [200] * 2
     assert ask(guarded, "another", "192.0.2.2") == 401
+    repeated = [ask(servers[number % 2], "an old setting", "192.0.2.3") for number in range(12)]
+    assert repeated == [401] * 10 + [429] * 2 and ask(guarded, "a new one", "192.0.2.3") == 401
 
 
 def test_fifty_bad_sign_ins_are_answered_with_429(guarded: FlaskClient) -> None:
@@ -471,12 +544,14 @@ def test_fifty_bad_sign_ins_are_answered_with_429(guarded: FlaskClient) -> None:
 
 
 def test_addresses_of_one_customer_count_as_one(guarded: FlaskClient) -> None:
-    def ask(number: int, network: str) -> int:
-        peer = {"REMOTE_ADDR": f"{network}::{number:x}"}
+    def ask(number: int, address: str) -> int:
+        peer = {"REMOTE_ADDR": address}
         return guarded.get("/status", headers=bearer(f"guess {number}"), environ_base=peer).status_code
 
-    assert [ask(number, "2001:db8:1:1") for number in range(1, 13)] == [401] * 10 + [429] * 2
-    assert ask(1, "2001:db8:1:2") == 401
+    assert [ask(number, f"2001:db8:1:1::{number:x}") for number in range(1, 13)] == [401] * 10 + [429] * 2
+    assert ask(1, "2001:db8:1:2::1") == 401
+    assert [ask(number, "::ffff:192.0.2.5") for number in range(11)] == [401] * 10 + [429]
+    assert ask(99, "192.0.2.5") == 429 and ask(1, "::ffff:192.0.2.6") == 401, "these are addresses of IPv4"
 
 
 def test_without_redis_each_server_counts_alone(

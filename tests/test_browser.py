@@ -718,11 +718,14 @@ def test_who_only_adds_sees_the_pages_of_that(guarded_farm: Farm, browse: Open) 
     browser.write("#password", next(line for line in made.output().splitlines() if line.startswith("bili_submit_")))
     browser.press("Sign in")
     browser.shows("What to download")
-    assert browser.texts(".pages a") == ["Jobs", "Failures", "Sources", "Add"]
-    browser.write("#lines", bvids("large-a")[0])
+    assert browser.texts(".pages a") == ["Jobs", "Add"]
+    (added,) = bvids("large-a")
+    browser.write("#lines", added)
     browser.press("Add", "#add")
     browser.shows("added 1", "#answers")
     browser.open(guarded_farm, "/ui/jobs")
+    browser.shows("Say which job you look for")
+    browser.open(guarded_farm, f"/ui/jobs?find={added}")
     browser.shows("ready", ".rows")
     assert not browser.texts(".rows button"), "nothing is shown that would be refused"
     browser.open(guarded_farm, "/ui/machines")

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import web_server
 from certificates import Certificate, notes, pin_of, self_made, self_made_path, self_made_pin
@@ -131,6 +132,14 @@ def test_options_that_do_not_go_together(
     assert caught.value.code == 2 and sentence in capsys.readouterr().err
 
 
+def test_the_pin_is_that_of_the_servers_own_certificate_and_not_of_its_authorities(tmp_path: Path) -> None:
+    cert, key = issued(tmp_path)
+    alone = pin_of(cert)
+    with cert.open("ab") as file:
+        file.write(AUTHORITY.cert_pem.bytes())
+    assert pin_of(cert) == Certificate(cert, key).pin == alone
+
+
 # ------------------------------------------------------------------------------------------ shown, and taken up anew
 
 
@@ -149,13 +158,15 @@ def test_a_certificate_that_was_replaced_is_shown_and_open_connections_go_on(tmp
         assert server.certificate is not None
         looking = threading.Thread(target=server.certificate.keep_looking, args=(ended, 0.02))
         looking.start()
-        issued(tmp_path)
-        wait_until("the new one is shown", lambda: shown(server.url) != first, 10)
-        assert shown(server.url) == pin_of(cert)
-        before.sendall(b"GET /status HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert before.recv(15) == b"HTTP/1.1 200 OK"
-        ended.set()
-        looking.join()
+        try:
+            issued(tmp_path)
+            wait_until("the new one is shown", lambda: shown(server.url) != first, 10)
+            assert shown(server.url) == pin_of(cert)
+            before.sendall(b"GET /status HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert before.recv(15) == b"HTTP/1.1 200 OK"
+        finally:
+            ended.set()
+            looking.join()
 
 
 def knocked(url: str) -> ssl.SSLSocket:
@@ -207,6 +218,10 @@ def test_a_self_made_certificate_is_made_once_and_is_for_nobody_else(tmp_path: P
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert {"127.0.0.1", "::1", "192.0.2.7"} <= {str(one) for one in names.get_values_for_type(x509.IPAddress)}
     assert {"localhost", socket.gethostname()} <= set(names.get_values_for_type(x509.DNSName))
+    assert made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False, "it signs nothing"
+    usage = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert made.not_valid_after_utc - datetime.now(UTC) > timedelta(days=9 * 365), "nobody renews it"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "名字.example", "a_b"])

@@ -145,7 +145,7 @@ def test_every_command_names_something_that_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_token_is_made_as_the_server_says(readme: str) -> None:
-    command = re.search(r"command='(python -c .*?)'\)", text_of("web_server.py"))
+    command = re.search(r"command = '(python -c .*?)'", text_of("web_server.py"))
     assert command is not None
     assert command[1] in commands(text_of(readme))
 

@@ -56,6 +56,7 @@ def mine(tmp_path: Path) -> Settings:
 )
 def test_what_a_person_was_shown_is_read(text: str, url: str, pin: str) -> None:
     assert read_invitation(text) == Invitation("ABCD-EF01", url, pin)
+    assert "ABCD" not in repr(read_invitation(text))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,9 @@ def test_a_code_is_not_used_up_where_its_token_could_not_be_kept(server: Sealed,
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="BILI_DATA_DIR"):
         join(Settings(data_dir=tmp_path / "file" / "data"), Invitation(CODE, server.url, server.pin), "w")
+    if Path("/proc/self").is_dir():  # a folder that is there, and takes no file
+        with pytest.raises(UsageError, match="BILI_DATA_DIR"):
+            join(Settings(data_dir=Path("/proc/self")), Invitation(CODE, server.url, server.pin), "w")
     assert server.application.seen == []
 
 
@@ -199,6 +203,7 @@ def keep(mine: Settings, **other: object) -> None:
 def test_settings_of_the_environment_win(mine: Settings) -> None:
     keep(mine)
     assert read_membership(mine) == Membership("https://farm.example", "bili_worker_x", PIN)
+    assert "bili_worker_x" not in repr(read_membership(mine))
     joined = with_membership(mine, {"BILI_SERVER_URL": ""})
     assert (joined.server_urls, joined.token, joined.server_pins) == (
         ("https://farm.example",),
@@ -233,6 +238,7 @@ def test_the_joined_server_may_be_named_once_more(mine: Settings) -> None:
         {"token": "a\nb"},
         {"token": 7},
         {"pin": "ab"},
+        {"more": "x" * 100_000},
     ],
 )
 def test_a_damaged_file_is_named(mine: Settings, other: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from config import Settings
 from demo.catalogue import video
 from errors import ServerUnreachable
 from queue_client import QueueClient, make_server_session
-from server_trust import clear_text_note
+from server_trust import Unproven, clear_text_note, pinned_certificate, trusting_only
 from status_table import show_status
 from tests.farm import Farm, finished_files, free_port
 from tests.sealed import Sealed, serving
@@ -168,6 +169,33 @@ def test_a_pin_is_compared_again_when_the_server_has_another_certificate(tmp_pat
                 with pytest.raises(ServerUnreachable, match="certificate"):
                     sink.redrive_all()
             assert len(server.application.seen) == asked
+
+
+@every_client
+def test_a_pin_that_is_nearly_right_is_another_one(server: Sealed, ask: Client) -> None:
+    first, last = ("0" if digit != "0" else "1" for digit in (server.pin[0], server.pin[-1]))
+    for wrong in (first + server.pin[1:], server.pin[:-1] + last):
+        with pytest.raises(ServerUnreachable, match="shows another certificate than the pinned one"):
+            ask(settings_for(server, wrong))
+    assert server.application.seen == []
+
+
+def test_a_context_for_one_certificate_trusts_no_other_and_no_authority(
+    server: Sealed, attacker: Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with signed(tmp_path, monkeypatch, "127.0.0.1") as named:
+        pem = ssl.get_server_certificate(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20)
+        context = trusting_only(ssl.PEM_cert_to_DER_cert(pem))
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+        for there, refused in ((server, False), (attacker, True), (named, True)):
+            peer = socket.create_connection(("127.0.0.1", int(there.url.rpartition(":")[2])), 20)
+            with peer, pytest.raises(ssl.SSLCertVerificationError) if refused else contextlib.nullcontext():
+                context.wrap_socket(peer, server_hostname="127.0.0.1").close()
+
+
+def test_a_server_that_is_not_there_has_no_certificate() -> None:
+    with pytest.raises(Unproven, match="cannot be reached"):
+        pinned_certificate("https://127.0.0.1:1", [OTHER_PIN], trust_env=False)
 
 
 def test_with_a_pin_nothing_is_asked_without_tls(tmp_path: Path) -> None:

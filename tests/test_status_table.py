@@ -26,6 +26,7 @@ from errors import ServerError, ServerUnreachable, Unauthorized
 from model import Failure
 from redisConnect import Queue
 from status_table import grouped, show_status
+from store import Tokens
 from tests.farm import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +103,7 @@ def test_on_a_narrow_terminal_long_texts_take_several_lines_and_nothing_is_cut(m
     }
     status = {"jobs": dict.fromkeys(status_table.STATES, 12345), "speed_bytes_per_second": 7, "next_due_seconds": None}
     breaker = {"group": "account:1234567", "state": "parked", "seconds": 1800.0, "failures": 7, "kind": "-352"}
-    status |= {"workers": workers, "sources": [ledger], "breakers": [breaker], "is_complete": True}
+    status |= {"workers": workers, "sources": [ledger], "breakers": [breaker], "is_complete": True, "hidden": []}
     status["failures"] = [{"dead": 1, "delayed": 2, "code": "-404", "reason": "the video is deleted", "reasons": 1}]
     for width in (62, 80):
         console = Console(width=width, file=io.StringIO())
@@ -126,6 +127,29 @@ def test_scripts_get_the_same_facts(settings: Settings, queue_server: str, capsy
     assert workers["cellar"]["disk_free_bytes"] is None
     assert [source["source"] for source in found["sources"]] == ["mid:137137"]
     assert {failure["code"]: failure["dead"] for failure in found["failures"]} == {"-404": 1, "site": 0}
+
+
+@pytest.mark.parametrize(
+    ("role", "shown", "hidden"),
+    [("worker", "阁楼", ["sources"]), ("submit", "ready: 1", ["workers", "sources", "failures"])],
+)
+def test_a_token_of_a_role_shows_what_is_for_it_and_says_what_is_not(
+    settings: Settings,
+    busy: Queue,
+    queue_server: str,
+    capsys: pytest.CaptureFixture[str],
+    role: str,
+    shown: str,
+    hidden: list[str],
+) -> None:
+    told = replace(settings, server_urls=(queue_server,), token=Tokens(busy).make(role, "", 0)[0])
+    show_status(told, as_json=False)
+    text = capsys.readouterr().out
+    assert shown in text and "mid:137137" not in text and "No worker is here" not in text
+    assert ("deleted" in text) == ("failures" not in hidden) and ("阁楼" in text) == ("workers" not in hidden)
+    assert "Not for the role of this token:" in text.splitlines()[-1]
+    show_status(told, as_json=True)
+    assert json.loads(capsys.readouterr().out)["hidden"] == hidden
 
 
 def test_long_lists_are_read_piece_by_piece_and_not_without_end(

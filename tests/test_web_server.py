@@ -602,6 +602,9 @@ def test_wrong_tokens_are_forgotten_after_a_minute_and_bounded() -> None:
     assert tokens.retry_after_seconds("a", b"another") == 40
     now = 61.0
     assert tokens.retry_after_seconds("a", b"another") == 0
+    for _unused in range(10):
+        tokens.add("a", b"an old setting")
+    assert [tokens.retry_after_seconds("a", said) for said in (b"an old setting", b"another")] == [60, 0]
     for address in range(3000):
         tokens.add(str(address), b"x")
     assert len(tokens._seen) == WrongTokens.MAX_ADDRESSES
@@ -617,6 +620,7 @@ def test_wrong_tokens_are_forgotten_after_a_minute_and_bounded() -> None:
         *((name, 200) for name in ("queue.example", "Queue.Example:8080")),
         *((name, 421) for name in ("evil.test", "evil.test:8080", "localhost.evil.test", "127.0.0.1.evil.test", "a@b")),
         *((name, 421) for name in ("", "[::1", "queue.example.evil.test", "2130706433.x")),
+        *((name, 421) for name in ("localhost/evil.test", "localhost:80@evil.test", "127.0.0.1:80.evil.test")),
     ],
 )
 def test_the_server_answers_only_to_its_names(idle_client: FlaskClient, host: str, status: int) -> None:
@@ -1138,6 +1142,34 @@ def test_beyond_loopback_a_short_token_is_refused(refused: Refused) -> None:
     assert "secrets.token_urlsafe" in said
     assert "ttt" not in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no terminals of this kind")
+@pytest.mark.parametrize("given", ["", "t" * 15])
+def test_on_a_terminal_a_fresh_token_is_offered_and_kept_nowhere(tmp_path: Path, given: str) -> None:
+    log = tmp_path / "log.txt"
+    env = environment(tmp_path, BILI_TOKEN=given, BILI_LOG_FILE=str(log))
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", 0) as terminal:
+        ended = subprocess.run(command("--host", "0.0.0.0"), env=env, stdout=subprocess.PIPE, stderr=theirs, timeout=30)
+        os.close(theirs)
+        said = ""
+        with contextlib.suppress(OSError):  # how Linux says that nobody writes there any more
+            while piece := terminal.read(4096):
+                said += piece.decode()
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    (token,) = re.findall(r"(?m)^export BILI_TOKEN=([A-Za-z0-9_-]{43})\r$", said)
+    assert "Beyond this machine (0.0.0.0)" in said
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+    assert log.exists() and kept == [] and not (tmp_path / "data").exists()
+
+
+def test_an_offered_token_is_another_one_each_time_and_set_as_the_system_does() -> None:
+    offered = [web_server._offered_token(True, True).splitlines()[1:] for _unused in range(2)]
+    for command_line, powershell in offered:
+        token = command_line.removeprefix("set BILI_TOKEN=")
+        assert powershell == f'$env:BILI_TOKEN = "{token}"' and len(token) == 43
+    assert offered[0] != offered[1]
 
 
 def test_on_loopback_a_short_token_is_warned_of(tmp_path: Path) -> None:

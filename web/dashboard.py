@@ -26,6 +26,7 @@ from web.messages import SIGN_IN, decimal, job_id, read_body, read_query
 from web.outlook import in_detail, look_ahead, seen_worker
 from web.qr_code import qr_svg
 from web.session import SESSION_SECONDS, Sessions
+from web.sight import demand_named, must_name, seen_job
 
 NEWS_SECONDS = 7 * 86400
 """The dashboard tells for so long that the queue had lost results."""
@@ -115,16 +116,21 @@ class Dashboard:
         wished = {name: read_query(name, text, "").strip() for name in ("category", "source", "find")}
         wished["state"] = read_query("state", one_of(*STATES), "")
         after = read_query("after", line(CURSOR_CHARACTERS), "")
+        if wished["find"]:
+            demand_named(wished["find"])
         return self.frame.page("jobs", lambda: self._jobs(wished, after), wished=wished, states=STATES)
 
     def _jobs(self, wished: dict[str, str], after: str) -> Content:
+        if must_name() and not wished["find"]:
+            return {"items": [], "following": None, "wished": {}, "after": "", "under_way": {}, "must_name": True}
         try:
             items, following = self._queue.jobs(**wished, after=after, limit=ITEMS_ON_A_PAGE)
         except ValueError as error:
             raise BadRequest(str(error)) from None
         given = {name: value for name, value in wished.items() if value}
         under_way = self._under_way(items)
-        return {"items": items, "following": following, "wished": given, "after": after, "under_way": under_way}
+        seen = list(map(seen_job, items))
+        return {"items": seen, "following": following, "wished": given, "after": after, "under_way": under_way}
 
     def job(self) -> Response:
         """Show the whole life of one job."""
@@ -135,7 +141,7 @@ class Dashboard:
         found = self._queue.job(url) if url else None
         if not found:
             return Missing({"job": None, "url": url})
-        return {"job": found, "under_way": self._under_way([found])}
+        return {"job": seen_job(found), "under_way": self._under_way([found]), "must_name": must_name()}
 
     def _under_way(self, jobs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Return those of some jobs that are in work, by their ids, as the machines that have them see them."""

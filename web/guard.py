@@ -52,14 +52,18 @@ _EVERYBODY = frozenset({"", *_ANY})
 ROLES: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("/healthz", "/livez", "/join", "/ui/sign-in", "/static/<path:filename>"), _EVERYBODY),
     **dict.fromkeys(("/get_url", "/expand", "/heartbeat", "/ack", "/nack", "/release", "/replay"), _WORKER),
-    **dict.fromkeys(("/budget", "/status", "/failed", "/openapi.json", "/ui/sign-out"), _ANY),
-    **dict.fromkeys(("/add_url", "/watch", "/sources", "/success", "/failures", "/jobs", "/job", "/history"), _SUBMIT),
-    **dict.fromkeys(("/ui/add", "/ui/jobs", "/ui/job", "/ui/failures", "/ui/sources"), _SUBMIT),
-    **dict.fromkeys(("/redrive", "/cancel", "/first", "/forget", "/steer", "/login", "/actions", "/metrics"), _ADMIN),
-    **dict.fromkeys(("/", "/ui/machines", "/ui/actions", "/ui/access"), _ADMIN),
+    "/failed": _WORKER,
+    **dict.fromkeys(("/budget", "/status", "/openapi.json", "/ui/sign-out"), _ANY),
+    **dict.fromkeys(("/add_url", "/watch", "/jobs", "/job", "/ui/add", "/ui/jobs", "/ui/job"), _SUBMIT),
+    **dict.fromkeys(("/sources", "/success", "/failures", "/history", "/actions", "/metrics"), _ADMIN),
+    **dict.fromkeys(("/redrive", "/cancel", "/first", "/forget", "/steer", "/login"), _ADMIN),
+    **dict.fromkeys(("/", "/ui/machines", "/ui/failures", "/ui/sources", "/ui/actions", "/ui/access"), _ADMIN),
     **dict.fromkeys(("/ui/tokens", "/ui/revoke", "/ui/join_code"), _ADMIN),
 }
-"""Which roles may use which address, whatever the method: the only place where that is said."""
+"""Which roles may use which address, whatever the method: the only place where that is said.
+
+What a role sees there is in ``sight.py``.
+"""
 
 
 def demand_roles(app: Flask) -> None:

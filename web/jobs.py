@@ -14,6 +14,7 @@ from shapes import line, one_of
 from store import STATES
 from web.actions import names, note
 from web.messages import JOBS, bad_request, decimal, job_id, read_body, read_query
+from web.sight import demand_named, seen_job
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ class Jobs:
         find = read_query("find", line(JOB_ID_CHARACTERS), "")
         after = read_query("after", line(CURSOR_CHARACTERS), "")
         limit = read_query("limit", decimal(1, 1000), 100)
+        demand_named(find)
         with bad_request():
             items, following = self._queue.jobs(state, category, source, find, after, limit)
-        return jsonify(items=items, next=following)
+        return jsonify(items=list(map(seen_job, items)), next=following)
 
     def job(self) -> Response | tuple[Response, int]:
         """Show one job and what happened to it."""
@@ -42,7 +44,7 @@ class Jobs:
         job = self._queue.job(url) if url else None
         if job is None:
             return jsonify(error=_("url: there is no such job")), 404
-        return jsonify(job)
+        return jsonify(seen_job(job))
 
     def failures(self) -> Response:
         """Group dead and delayed jobs by what they failed of."""

@@ -17,6 +17,7 @@ from model import CURSOR_CHARACTERS, JOB_ID_CHARACTERS, Counts
 from series import HOUR, RINGS
 from sources import LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS
 from store import ROLES, STATES
+from web.guard import may
 from web.messages import (
     MAX_LEASES,
     MAX_PAGES,
@@ -429,7 +430,7 @@ ROUTES = (
     Route(
         "GET",
         "/jobs",
-        "List jobs by their places, or find some",
+        "List jobs by their places, or find some; a token of the role submit has to say which, in find",
         _page_of(_named("job")),
         query={
             "state": _words(*STATES),
@@ -511,6 +512,7 @@ ROUTES = (
                 "lease_seconds": _SECONDS,
                 "seconds_left": _or_null(_SECONDS),
                 "breakers": _list(_named("breaker")),
+                "role": _words(*ROLES),
             }
         ),
     ),
@@ -610,6 +612,46 @@ ROUTES = (
 )
 """Every request of the API that is not answered with a page."""
 
+
+class Link(NamedTuple):
+    """What may be asked next, and with what of this answer or request."""
+
+    path: str
+    body: Mapping[str, Any] | None = None
+    query: Mapping[str, str] = {}
+
+
+_VERBS = ("/ack", "/nack", "/release", "/expand")
+_LEASED = {"url": "$response.body#/0/url", "token": "$response.body#/0/token"}
+_FIRST_PAGE = {"url": "$response.body#/lease/url", "token": "$response.body#/lease/token"}
+_SAME_LEASE = {"url": "$request.body#/url", "token": "$request.body#/token"}
+_BEAT = {"worker": "$request.query.worker", "jobs": [_LEASED]}
+_SAME_JOB = Link("/job", query={"url": "$request.body#/url"})
+_FURTHER = {"after": "$response.body#/next"}
+
+LINKS: Mapping[str, tuple[Link, ...]] = {
+    "/add_url": (Link("/get_url"),),
+    "/ui/add": (Link("/job", query={"url": "$response.body#/items/0/id"}),),
+    "/get_url": (Link("/heartbeat", _BEAT), *(Link(verb, _LEASED) for verb in _VERBS)),
+    "/expand": (*(Link(verb, _FIRST_PAGE) for verb in _VERBS[:-1]), Link("/expand", _SAME_LEASE)),
+    "/ack": (Link("/ack", _SAME_LEASE), _SAME_JOB, Link("/forget", {"urls": ["$request.body#/url"]})),
+    "/nack": (Link("/nack", _SAME_LEASE), _SAME_JOB, Link("/redrive", {"urls": ["$request.body#/url"]})),
+    "/release": (Link("/release", _SAME_LEASE), Link("/first", {"urls": ["$request.body#/url"]})),
+    "/cancel": (Link("/redrive", {"urls": "$request.body#/urls"}),),
+    "/jobs": (Link("/jobs", query=_FURTHER), Link("/cancel", {"urls": ["$response.body#/items/0/url"]})),
+    "/failed": (Link("/failed", query=_FURTHER), Link("/redrive", {"code": "$response.body#/items/0/code"})),
+    "/success": (Link("/success", query=_FURTHER), Link("/job", query={"url": "$response.body#/items/0/url"})),
+    "/sources": (Link("/sources", query=_FURTHER), Link("/jobs", query={"source": "$response.body#/items/0/source"})),
+    "/heartbeat": (
+        Link("/steer", {"workers": ["$request.body#/worker"]}),
+        Link("/login", {"worker": "$request.body#/worker"}),
+    ),
+    "/ui/tokens": (Link("/ui/revoke", {"id": "$response.body#/id"}),),
+    "/ui/join_code": (Link("/join", {"code": "$response.body#/code"}),),
+    "/join": (Link("/ui/revoke", {"id": "$response.body#/id"}),),
+}
+"""How requests follow each other: a verb that is told twice, the same lease from its beginning to its end."""
+
 OF_ALL = (400, 401, 403, 421, 429, 431, 500, 503)
 """The errors that every request may get."""
 OF_POST = (411, 413, 415)
@@ -651,9 +693,12 @@ def describe() -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     statuses = sorted({*OF_ALL, *(OF_POST if route.method == "POST" else ()), *route.errors})
     answer: dict[str, Any] = {"description": "OK", "content": {route.media: {"schema": route.answer}}}
+    if route.path in LINKS:
+        answer["links"] = {_operation_id(link.path): _link(link) for link in LINKS[route.path]}
     found: dict[str, Any] = {
-        "operationId": route.path.strip("/").replace("/", "_"),
+        "operationId": _operation_id(route.path),
         "summary": route.summary,
+        "description": _for_whom(route.path),
         "responses": {
             "200": answer,
             **{str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses},
@@ -668,6 +713,23 @@ def _operation(route: Route) -> dict[str, Any]:
     elif route.path == "/get_url":
         found["security"] = [{"bearer": []}]
     return found
+
+
+def _operation_id(path: str) -> str:
+    return path.strip("/").replace("/", "_")
+
+
+def _link(link: Link) -> dict[str, Any]:
+    found: dict[str, Any] = {"operationId": _operation_id(link.path)}
+    if link.query:
+        found["parameters"] = {f"query.{name}": value for name, value in link.query.items()}
+    return found if link.body is None else {**found, "requestBody": link.body}
+
+
+def _for_whom(path: str) -> str:
+    """Return a sentence that says which roles may use an address."""
+    roles = [role for role in ("", *ROLES) if may(role, path)]
+    return "For everybody, without a token." if "" in roles else f"For these roles: {', '.join(roles)}."
 
 
 def _parameter(name: str, schema: Schema, is_needed: bool) -> dict[str, Any]:

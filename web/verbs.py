@@ -51,11 +51,11 @@ from web.messages import (
     read_body,
     read_query,
 )
+from web.sight import seen_job, seen_workers, sees_all
 
 log = logging.getLogger(__name__)
 
 MAX_STATUS_BYTES = 16 * KIB
-SEEN_OF_OTHERS = ("worker", "state", "speed_bytes_per_second", "seen_seconds")
 
 
 class Verbs:
@@ -248,11 +248,12 @@ class Verbs:
         """Show the number of jobs in each state, and the workers."""
         return jsonify(
             jobs=asdict(self._queue.counts()),
-            workers=_shown_workers(self._queue.workers()),
+            workers=seen_workers(self._queue.workers()),
             next_due_seconds=self._queue.next_due_seconds(),
             lease_seconds=self._settings.lease_seconds,
             seconds_left=self._queue.time_left_seconds(),
-            breakers=self._budgets.breakers() if access().role == "admin" else [],
+            breakers=self._budgets.breakers() if sees_all() else [],
+            role=access().role,
         )
 
     def history(self) -> Response:
@@ -267,7 +268,12 @@ class Verbs:
     def failed(self) -> Response:
         """List dead and delayed jobs."""
         code = read_query("code", line(100), None)
-        return self._listing(lambda after, limit: self._queue.failed(after, limit, code))
+
+        def seen(after: str, limit: int) -> tuple[list[Any], str | None]:
+            items, following = self._queue.failed(after, limit, code)
+            return list(map(seen_job, items)), following
+
+        return self._listing(seen)
 
     def _listing(
         self, verb: Callable[[str, int], tuple[list[dict[str, Any]], str | None]], **more: dict[str, int]
@@ -295,13 +301,6 @@ class Verbs:
     def _count(self, name: str, amount: int) -> None:
         with self._lock:
             self.totals[name] += amount
-
-
-def _shown_workers(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what who asks may see of the workers: no addresses and no codes of a login, but in an admin's role."""
-    if access().role == "admin":
-        return workers
-    return [{name: worker[name] for name in SEEN_OF_OTHERS if name in worker} for worker in workers]
 
 
 def worker_status(body: Mapping[str, Any], address: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from web.openapi import ROUTES
 
 SEED = 7
 EXAMPLES = "6"
+PHASES = "coverage,fuzzing,stateful"
 NEVER_TAKEN = {"POST /ui/sign-in", "GET /openapi.json"}
 """Nobody guesses the password, and schemathesis does not ask for what it has read already."""
 
@@ -19,9 +20,7 @@ NEVER_TAKEN = {"POST /ui/sign-in", "GET /openapi.json"}
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_no_request_meets_a_fault_or_an_answer_that_is_not_described(tmp_path: Path) -> None:
-    asked = ask(
-        tmp_path, SEED, "--max-examples", EXAMPLES, "--phases", "coverage,fuzzing", "--generation-deterministic"
-    )
+    asked = ask(tmp_path, SEED, "--max-examples", EXAMPLES, "--phases", PHASES, "--generation-deterministic")
     assert asked.is_well, asked.report
     assert "Traceback" not in asked.log, asked.log
     wrong = {path: problems("GET", path, 200, answer) for path, answer in asked.seen.items() if answer is not None}

@@ -18,7 +18,7 @@ from config import Settings
 from redisConnect import Queue
 from tests.test_jobs import BV, PAGE
 from web import create_app
-from web.openapi import ROUTES, describe
+from web.openapi import LINKS, ROUTES, describe
 
 API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 BLOCK = re.compile(r"^### `(GET|POST) (/\S*)`$|^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -94,6 +94,25 @@ def test_a_token_is_asked_for_where_the_description_says_so(settings: Settings, 
             said = operation(route.method, route.path).get("security", describe()["security"])
             offered = {value.partition(" ")[0].lower() for value in answer.headers.getlist("WWW-Authenticate")}
             assert offered == {name for one in said for name in one}, route.path
+
+
+def test_the_description_says_for_which_roles_a_request_is() -> None:
+    assert operation("POST", "/join")["description"] == "For everybody, without a token."
+    assert operation("GET", "/jobs")["description"] == "For these roles: submit, admin."
+    assert operation("POST", "/ack")["description"] == "For these roles: worker, admin."
+
+
+def test_what_may_be_asked_next_is_there_and_takes_what_is_handed_on() -> None:
+    routes = {route.path: route for route in ROUTES}
+    for path, links in LINKS.items():
+        assert operation(routes[path].method, path)["responses"]["200"]["links"].keys() == {
+            operation(routes[link.path].method, link.path)["operationId"] for link in links
+        }
+        for link in links:
+            target = routes[link.path]
+            assert set(link.query) <= set(target.query), link
+            assert set(link.body or {}) <= set((target.body or {}).get("properties", {})), link
+            assert bool(link.body) == (target.method == "POST"), link
 
 
 # ------------------------------------------------------------------------------------------ the answers

@@ -53,6 +53,16 @@ def test_a_length_that_is_no_number_is_none(text: str) -> None:
     assert (verdict.meaning, verdict.stop) == (Meaning.WHOLE, None)
 
 
+def test_a_park_that_is_as_good_as_over_is_none(client: FlaskClient) -> None:
+    """Redis takes no key that ends at once, and the heartbeat was answered as if Redis were away."""
+    for seconds, slow in ((1e-9, None), (0.0004, None), (5, {"slow_seconds": 5.0}), (1e-9, {"slow_seconds": 5.0})):
+        beat = {"worker": "w1", "jobs": [], "risk": {"kind": "-412", "seconds": seconds}}
+        answer = client.post("/heartbeat", json=beat)
+        assert answer.status_code == 200, answer.text
+        control = (answer.json or {})["control"]
+        assert control == slow or 4 < control["slow_seconds"] <= 5
+
+
 def test_a_source_cannot_be_given_pages(client: FlaskClient) -> None:
     """One that could made a job whose id is none, and no list with it in could be looked at any more."""
     client.post("/add_url", json={"urls": ["rank:1010", "https://www.bilibili.com/cheese/play/ep456"]})
