@@ -51,14 +51,16 @@ SPARE_FILES = 100
 """What the process needs beside its clients: the engine, the log."""
 SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
+SAY_AGAIN_SECONDS = 30.0
+"""An engine that is still away is named again after so long, if it is for another reason than was said."""
 
 
 def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> None:
     """Sweep expired leases and due delays each second until ``ended``, and note what the farm does.
 
-    An engine that is away or full is said once.
+    An engine that is away or full is said once for each reason: a failover may end in a primary that takes no writes.
     """
-    away = False
+    said, said_at = "", 0.0
     looked_ms: tuple[float, ...] | None = None
     while not ended.wait(period_seconds):
         try:
@@ -75,13 +77,14 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
                 log.warning(_("%s has failed for good: its workers died with it again and again"), url)
             queue.ping()  # sweeping goes on where memory is full
         except EngineError as error:
-            if not away:
+            now = time.monotonic()
+            if not said or (str(error) != said and now - said_at >= SAY_AGAIN_SECONDS):
                 log.warning("%s", error)
-            away = True
+                said, said_at = str(error), now
         else:
-            if away:
+            if said:
                 log.warning(_("Redis or Valkey is back"))
-            away = False
+            said = ""
 
 
 class Watch:
@@ -370,7 +373,9 @@ def _manage_tokens(settings: Settings, arguments: argparse.Namespace) -> int:
             server = urlsplit(settings.server_url)
             queue.note_action(BY_HAND, "code", "")
             pin = next(iter(settings.server_pins), "") or self_made_pin(settings.data_dir)
-            print(join_line(tokens.offer_join(), server.scheme, server.netloc, pin))
+            # Of a server that made its certificate here, and whose address nobody has set, only the port is known.
+            scheme = "https" if pin and is_loopback(server.hostname or "") else server.scheme
+            print(join_line(tokens.offer_join(), scheme, server.netloc, pin))
             print(_("It is good for one machine and ten minutes."), file=sys.stderr)
             if is_loopback(server.hostname or ""):
                 sentence = _(
