@@ -924,7 +924,7 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
 def test_an_engine_that_comes_back_and_takes_no_writes_is_not_called_away_for_ever(
     seconds: float, said: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the new primary after a failover with too few replicas: another reason, said once when some time has passed."""
+    """As the new primary after a failover with too few replicas: another reason, said after some time."""
     answers = iter(["it is away", "it is away", "it takes no writes", "it takes no writes"])
 
     class Refusing:
