@@ -248,7 +248,15 @@ def load(environ: Mapping[str, str], root: Path = ROOT) -> Settings:
 
 def values_of(environ: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:
     """Return the values of ``environ``, completed by ``root/.env``, as they are written."""
-    return {**{name: value or "" for name, value in dotenv_values(root / ".env").items()}, **environ}
+    path = root / ".env"
+    try:
+        written = dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else _("it is not UTF-8")
+        raise UsageError(
+            _("The settings in {path} cannot be read: {problem}").format(path=path, problem=problem)
+        ) from None
+    return {**{name: value or "" for name, value in written.items()}, **environ}
 
 
 def parse_settings(values: Mapping[str, str], root: Path = ROOT) -> Settings:

@@ -55,6 +55,8 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, R
 """What it raises to read data of another shape."""
 SWEEP_LIMIT = 100
 """A sweep that moves this many has left some behind."""
+SAY_AGAIN_SECONDS = 30.0
+"""An engine that is still away is named again after so long, if it is for another reason than was said."""
 
 
 class _Upkeep:
@@ -86,9 +88,10 @@ class _Upkeep:
 def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> None:
     """Sweep expired leases and due delays each second until ``ended``, and note what the farm does.
 
-    An engine that is away or full is said once, and so is a step that stumbles over damaged data: the others go on.
+    An engine that is away or full is said once for each reason: a failover may end in a primary that takes no writes. A
+    step that stumbles over damaged data is said once, too, and the others go on.
     """
-    away = False
+    said, said_at = "", 0.0
     steps, stumbling = _Upkeep(queue, ended).steps, set[str]()
     while not ended.wait(period_seconds):
         try:
@@ -96,13 +99,14 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
                 _take_step(step, stumbling)
             queue.ping()  # sweeping goes on where memory is full
         except EngineError as error:
-            if not away:
+            now = time.monotonic()
+            if not said or (str(error) != said and now - said_at >= SAY_AGAIN_SECONDS):
                 log.warning("%s", error)
-            away = True
+                said, said_at = str(error), now
         else:
-            if away:
+            if said:
                 log.warning(_("Redis or Valkey is back"))
-            away = False
+            said = ""
 
 
 def _take_step(step: Callable[[], object], stumbling: set[str]) -> None:
@@ -415,7 +419,9 @@ def _manage_tokens(settings: Settings, arguments: argparse.Namespace) -> int:
             server = urlsplit(settings.server_url)
             queue.note_action(BY_HAND, "code", "")
             pin = next(iter(settings.server_pins), "") or self_made_pin(settings.data_dir)
-            print(join_line(tokens.offer_join(), server.scheme, server.netloc, pin))
+            # Of a server that made its certificate here, and whose address nobody has set, only the port is known.
+            scheme = "https" if pin and is_loopback(server.hostname or "") else server.scheme
+            print(join_line(tokens.offer_join(), scheme, server.netloc, pin))
             print(_("It is good for one machine and ten minutes."), file=sys.stderr)
             if is_loopback(server.hostname or ""):
                 sentence = _(

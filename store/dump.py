@@ -252,8 +252,8 @@ def _in_buckets(queue: Queue, name: str, namespace: str, ask: Callable[[Any, int
         parts: dict[int, list[int]] = {}
         for number in numbers[start : start + _BUCKETS_AT_ONCE]:
             parts.setdefault(shard_of(Identity(namespace, number, ""), queue.shards), []).append(number)
-        for shard, numbers in parts.items():
-            yield queue.look(partial(_ask_each, ask, shard, numbers))
+        for shard, here in parts.items():
+            yield queue.look(partial(_ask_each, ask, shard, here))
 
 
 def _ask_each(ask: Callable[[Any, int, int], object], shard: int, numbers: Sequence[int], pipe: Any) -> None:

@@ -57,10 +57,20 @@ def _of_a_failover(facts: Facts) -> Iterator[str]:
     least = facts.configured.get("min-replicas-to-write", facts.configured.get("min-slaves-to-write", ""))
     if facts.fails_over and not replicas and facts.info.get("role") == "master":
         yield _("Redis has no replica: nothing can take its place, and what is on its disk is all there is. Add one")
-    if (facts.fails_over or replicas) and least == "0":
+    if facts.fails_over and replicas == 1 and least == "0":
+        yield _(
+            "A primary that is cut off from its only replica goes on accepting what will be lost."
+            " Add a second replica, then set: min-replicas-to-write 1"
+        )
+    elif (facts.fails_over or replicas) and least == "0":
         yield _(
             "A primary that is cut off from its replicas goes on accepting what will be lost."
             " Set: min-replicas-to-write 1"
+        )
+    elif facts.fails_over and replicas and least.isdigit() and int(least) >= replicas:
+        yield _(
+            "After a failover nothing can be written until the old primary is back: one replica less is fewer than"
+            " min-replicas-to-write asks for. Add a replica"
         )
     if facts.fails_over and replicas and not facts.waits:
         yield _(

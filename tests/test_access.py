@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 import web.guard
 import web.keyring
 import web_server
+from certificates import pin_of, self_made
 from config import Settings
 from errors import EngineError
 from parse_ import aid_to_bvid
@@ -664,12 +665,15 @@ def test_tokens_are_made_listed_and_taken_back_on_the_command_line(
     assert re.fullmatch(r"\S{9}@192\.0\.2\.1:8080", line := run("--join-code"))
     assert join(client, line.partition("@")[0], "\u202ew2").status_code == 200
     assert "\tw2" in run("--tokens"), "what turns a line round is not shown"
+    pin = pin_of(self_made(settings.data_dir, "0.0.0.0"))
+    monkeypatch.delenv("BILI_SERVER_URL")  # a server that speaks TLS by itself, and at an address that nobody has set
+    assert run("--join-code").endswith(f"@https://127.0.0.1:8080#{pin}")
     page_of(client, token, "w1")
     assert run("--revoke", identity).endswith("1")
     assert queue.counts().leased == 0
     assert run("--revoke", identity, status=1) == ""
     done = [one["what"] for one in queue.actions(9) if one["who"] == "web_server.py"]
-    assert done == ["revoke", "code", "token"]
+    assert done == ["revoke", "code", "code", "token"]
     with pytest.raises(SystemExit):
         web_server.main(["--token-name", "x"])
 

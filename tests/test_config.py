@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
+import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -49,6 +52,26 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("BILI_CATEGORY=fromfile\nBILI_WORKER=filed\n", "utf-8")
     settings = load({"BILI_CATEGORY": "fromenv"}, tmp_path)
     assert (settings.category, settings.worker) == ("fromenv", "filed")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are others there")
+@pytest.mark.parametrize(("content", "mode"), [(b"BILI_CATEGORY=\xff\n", 0o644), (b"", 0)])
+def test_a_dotenv_that_cannot_be_read_is_named(content: bytes, mode: int) -> None:
+    """As that of another user in ``/opt/bili``: no traceback, which systemd would repeat for ever."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, ".env")
+        path.parent.chmod(0o755)
+        path.write_bytes(content)
+        path.chmod(mode)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)  # root may read everything
+        try:
+            with pytest.raises(UsageError, match=r"\.env cannot be read: "):
+                load({}, path.parent)
+        finally:
+            if is_root:
+                os.seteuid(0)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_nothing_is_said_of_a_safe_engine() -> None:
         (facts({"maxmemory-policy": "allkeys-lru"}), "maxmemory-policy noeviction"),
         (Facts(info={"maxmemory_policy": "volatile-lru"}), "maxmemory-policy noeviction"),
         (facts({"min-replicas-to-write": "0"}), "min-replicas-to-write 1"),
+        (facts({"min-replicas-to-write": "0"}, {"connected_slaves": 1}, fails_over=True, waits=True), "second replica"),
+        (facts({}, {"connected_slaves": 1}, fails_over=True, waits=True), "Add a replica"),
         (facts({}, {"connected_slaves": 0}, fails_over=True, waits=True), "has no replica"),
         (facts(fails_over=True), "wait_replicas=1"),
         (facts(cluster={"cluster_slots_ok": "10923"}), "only 10923"),

@@ -139,6 +139,20 @@ def test_all_that_can_be_asked_is_the_same(queue: Queue, other: redis.Redis, set
     assert sorted(body(lines_of(target))) != [] and target.lease("w9", 64), "what was imported is leased"
 
 
+def test_what_lies_in_more_buckets_than_are_read_at_once_is_all_told(queue: Queue) -> None:
+    """Videos that were read, and pages that are done without a record: more of them than go into one question."""
+    numbers = range(10**9, 10**9 + 1000 * 9973, 9973)
+    urls, cids = [aid_to_bvid(number) for number in numbers], [number + 5 for number in numbers]
+    told = [{"kind": "closed", "urls": urls[:500]}, {"kind": "closed", "urls": urls[500:], "paged": urls[900:]}]
+    told += [{"kind": "done", "cids": cids[:500]}, {"kind": "done", "cids": cids[500:]}]
+    head = {"format": "bili-queue", "version": 1, "time": 0}
+    brought(queue, [json.dumps(line).encode() + b"\n" for line in (head, *told)])
+    lines = list(export(queue))
+    for kind, field, wanted in (("closed", "urls", urls), ("closed", "paged", urls[900:]), ("done", "cids", cids)):
+        found = [one for line in lines if line.get("kind") == kind for one in line.get(field, ())]
+        assert sorted(found) == sorted(wanted), (kind, field)
+
+
 def test_jobs_that_wait_keep_their_order(queue: Queue, other: redis.Redis, settings: Settings) -> None:
     videos = [aid_to_bvid(number) for number in range(1, 1400)]
     for start in range(0, len(videos), 500):

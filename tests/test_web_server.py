@@ -924,6 +924,34 @@ def test_the_tick_sweeps_until_little_is_left_and_names_what_it_buried(caplog: A
     assert caplog.text.count("these are other data") == 1
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(30.0, ["away", "back"]), (0.0, ["away", "no writes", "back"])])
+def test_an_engine_that_comes_back_and_takes_no_writes_is_not_called_away_for_ever(
+    seconds: float, said: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the new primary after a failover with too few replicas: another reason, said after some time."""
+    answers = iter(["it is away", "it is away", "it takes no writes", "it takes no writes"])
+
+    class Refusing:
+        def sweep(self) -> int:
+            if problem := next(answers, ""):
+                raise EngineError(problem)
+            ended.set()
+            return 0
+
+        def poisoned(self, after_ms: float | None = None) -> tuple[list[str], float]:
+            return [], 0.0
+
+        def ping(self) -> None:
+            pass
+
+        revisit = sample = look_at_data = finish_revoked = archive = ping
+
+    monkeypatch.setattr(web_server, "SAY_AGAIN_SECONDS", seconds)
+    ended = threading.Event()
+    web_server.tick(Refusing(), ended, 0.0)  # type: ignore[arg-type]
+    assert [one.rpartition("it takes ")[2].rpartition("is ")[2] for one in caplog.messages] == said
+
+
 # ------------------------------------------------------------------------------------------ the process
 
 
