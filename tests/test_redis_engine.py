@@ -18,7 +18,7 @@ from config import Settings
 from errors import EngineError
 from model import Failure, Page, Result
 from redisConnect import Queue, open_queue
-from store import engine
+from store import Beat, engine
 from tests.engines import ACL_USER, Cluster, Node, Sentinels, allow_acl_user, closing_all, sentinel_acl_line
 from tests.farm import free_port, wait_until
 from tests.test_faults_queue import redis_7
@@ -58,10 +58,10 @@ def use_all_verbs(queue: Queue) -> None:
     assert queue.release(other.url, other.token) == "ready"
     assert queue.first([other.url]) == 1 and queue.cancel([other.url]) == 1 and queue.redrive([other.url]) == 1
     assert queue.knows([page.url]) and queue.replay("w", [(page.url, Result("other/a.mp4", 10, 1.0, ""))]) == 0
-    queue.steer(None, {"stop": 0}, "me")
+    queue.steer(["w"], {"stop": 0}, "me")
     assert queue.obey("w", "") is not None
     queue.tell_risk(["address:1"], "risk-control", 5.0)
-    assert queue.risk_seconds(["address:1"]) > 0
+    assert queue.hear(Beat("w", [], {}, groups=["address:1"])).slow_seconds > 0
     queue.note_action("me", "cancel", BV)
     for verb in (queue.sweep, queue.revisit, queue.sample, queue.adopt, queue.ping, queue.unsafe, queue.look_at_data):
         verb()
