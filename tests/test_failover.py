@@ -334,8 +334,15 @@ def test_a_farm_of_shards_works_on_when_a_node_of_its_cluster_is_killed(tmp_path
         report = check(Evidence(relay.calls, pages, success, failed, counts, may_forget=True))
         assert [*report.lost, *report.twice, *report.unexpected, *report.died, *report.counters] == []
         assert set(finished_files(farm.downloads)) == expected
-        with contextlib.closing(open_queue(Settings(redis_url=url, shards=SHARDS))) as queue:
-            assert structure.problems(queue._redis, SHARDS) == []
+        farm.server.interrupt()
+        assert farm.server.wait() == 0
+        spread, dump = farm.start("web_server.py", "--reshard", "4"), tmp_path / "queue.jsonl"
+        assert spread.wait() == 0, spread.output()
+        with contextlib.closing(open_queue(Settings(redis_url=url, shards=4))) as queue:
+            assert structure.problems(queue._redis, 4) == []
+            assert queue.counts().done == len(expected)
+        assert farm.start("add_url.py", "--export", str(dump), BILI_SHARDS="4").wait() == 0
+        assert all(f"cid={cid}" in dump.read_text("utf-8") for cid in expected)
         text = farm.server.output() + "".join(worker.output() for worker in workers)
         assert "Traceback" not in text
 

@@ -336,6 +336,27 @@ def test_two_servers_that_get_one_request_give_one_answer(queue: Queue, connecti
     raise AssertionError("it never came to its end")
 
 
+def test_a_page_that_its_shard_has_lost_is_had_again_when_its_video_is_read_again(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    """As after a failover: the shard of the video knows that it was read, that of the page knows nothing."""
+    home = shard_of_id(BV[0], SHARDS)
+    cid = next(n for n in range(1, 99) if shard_of_id(f"{BV[0]}?p=1&cid={n}", SHARDS) not in (0, home))
+    shard = shard_of_id(f"{BV[0]}?p=1&cid={cid}", SHARDS)
+    queue.add([BV[0]])
+    lease = lease_one(queue)
+    assert queue.expand(lease.url, lease.token, pages(cid)).added == 1
+    queue.look_at_data()
+    connection.delete(*connection.keys(key("*", shard)))
+    assert "set back: 1 leases" in queue.look_at_data()
+    assert queue.add([BV[0]]).known == 1 and queue.lease("w2", 1) == ()
+    assert queue.add([BV[0]], refresh=True).known == 1
+    lease = lease_one(queue, "w2")
+    expanded = queue.expand(lease.url, lease.token, pages(cid))
+    assert expanded.added == 1 and expanded.lease is not None
+    assert structure.problems(connection, SHARDS) == []
+
+
 # ------------------------------------------------------------------------------------------ suspects
 
 
