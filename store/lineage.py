@@ -48,10 +48,13 @@ def what_changed(before: Lineage | None, now: Lineage) -> str:
             "The queue's data are gone or replaced: workers tell again what they have finished. Add the rest again"
         )
     if count := before.lost(now):
-        return _(
+        sentence = _(
             "The queue was set back: {count} leases and what came with them are unknown to its data. Workers tell again"
             " what they have finished; add again what was added in the last moment"
         ).format(count=count)
+        if len(now.epochs) > 1:  # a shard may know that a video was read, and another one nothing of its pages
+            sentence += " " + _("(with several shards: with --refresh, because pages of known videos may be missing)")
+        return sentence
     if now.servers != before.servers:
         return _("Another Redis or Valkey has the queue now, or it was started anew; no lease is missing in its data")
     return ""

@@ -27,6 +27,11 @@ BEFORE = Lineage(("e1", "f1", ""), (10, 20, 0), "a")
 def test_what_changed_is_said(now: Lineage, sentence: str) -> None:
     said = what_changed(BEFORE, now)
     assert sentence in said and bool(said) == bool(sentence)
+    assert ("--refresh" in said) == ("set back" in sentence)
+
+
+def test_of_one_shard_everything_is_set_back_together() -> None:
+    assert "--refresh" not in what_changed(Lineage(("e1",), (10,), "a"), Lineage(("e1",), (7,), "b"))
 
 
 def test_nothing_is_said_before_there_was_anything() -> None:
