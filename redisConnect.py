@@ -10,6 +10,7 @@ An answer means that the change is on disk: the engine runs with ``appendfsync a
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import random
@@ -18,7 +19,6 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,13 @@ from store import (
     COMMON_KEYS,
     STATES,
     Archive,
+    Asked,
+    Beat,
+    Beats,
     Client,
     FarmBudgets,
     FarmQueue,
+    Heard,
     Identity,
     JobViews,
     Lineage,
@@ -58,6 +62,7 @@ from store import (
     containers_of,
     dangers,
     done_key,
+    each_node,
     ended_key,
     engine_errors,
     failure_cursor,
@@ -68,16 +73,17 @@ from store import (
     key,
     ledger_item,
     look_at,
-    memory_is_full,
     move_oldest,
     nothing,
     owned,
     owner_of,
     path_pattern,
+    ping,
     place_of,
     record_item,
     record_key,
     run_script,
+    run_together,
     shard_of,
     shard_of_id,
     stored_pattern,
@@ -191,12 +197,14 @@ class Queue(FarmQueue):
             path.stem: connection.register_script(_script(path)) for path in _LUA.glob("*.lua") if path.stem != "common"
         }
         self._shards = settings.shards
+        self._tags = [f"{{bili:{shard}}}" for shard in range(self._shards)]
         self._is_moved = False
         self._common = [[key(name, shard) for name in COMMON_KEYS] for shard in range(self._shards)]
         self._archive = Archive(settings.data_dir / "archive", folded_prefix)
         self._success_limit = settings.success_limit
         self._views = JobViews(self._look, self._category, self._archive, self._shards)
         self._budgets = FarmBudgets(self._run, self._look, key, settings, draw)
+        self._beats = Beats(self._run, self._run_together, self._budgets, self._lease_ms, self._shards)
 
     def close(self) -> None:
         """Leave the engine; an embedded one ends when nobody else uses it."""
@@ -600,15 +608,12 @@ class Queue(FarmQueue):
 
         ``status`` is what the status page shows of the worker, ``titles`` what some of the jobs turned out to be.
         """
-        renewed: dict[int, list[str | int]] = {0: []}
-        for url, token, done_bytes in jobs:
-            title = (titles or {}).get(url, "")
-            args = renewed.setdefault(shard_of_id(url, self._shards), [])
-            args += [url, token, int(done_bytes), title, folded_prefix(title)]
-        lost = list(self._run("heartbeat", [], [worker, self._lease_ms, as_json(status), *renewed.pop(0)]))
-        for shard, args in renewed.items():
-            lost += self._run("renew", [], [self._lease_ms, *args], shard)
-        return lost
+        return self._beats.hear(Beat(worker, jobs, status, titles or {})).lost
+
+    @engine_errors
+    def hear(self, beat: Beat) -> Heard:
+        """The same for a worker that tells more and wants to know more."""
+        return self._beats.hear(beat)
 
     @engine_errors
     def knows(self, urls: Sequence[str]) -> bool:
@@ -794,11 +799,7 @@ class Queue(FarmQueue):
     @engine_errors
     def ping(self) -> None:
         """Raise EngineError where the engine is away, EngineFull where it takes nothing more."""
-        self._redis.ping()  # is refused already by an engine that cannot write to its disk
-        memory = self._redis.info("memory")
-        used_bytes = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
-        if memory.get("maxmemory_policy", "noeviction") == "noeviction" and 0 < memory.get("maxmemory", 0) < used_bytes:
-            raise memory_is_full(self.place)
+        each_node(self._redis, self._tags, lambda node: ping(node, self.place))
 
     @engine_errors
     def spread(self, before: int, shards: int) -> None:
@@ -810,24 +811,24 @@ class Queue(FarmQueue):
     @engine_errors
     def unsafe(self) -> list[str]:
         """Return a sentence for each way in which this engine may lose what was accepted."""
-        return dangers(look_at(self._redis, self._url))
+        found = each_node(self._redis, self._tags, lambda node: dangers(look_at(node, self._url)))
+        return list(dict.fromkeys(itertools.chain(*found)))
 
     @engine_errors
     def look_at_data(self) -> str:
         """Look whose data these are; return a sentence where they are others than the last time, else an empty one."""
-        granted = dict(self._granted)  # before the number is read: leases are given meanwhile
-        epoch, fence = self._redis.mget([key("epoch"), key("fence")])
-        found = Lineage(
-            epoch or "",
-            int(fence or 0),
-            history_id(self._redis, [f"{{bili:{shard}}}" for shard in range(self._shards)]),
-        )
+        granted = dict(self._granted)  # before the numbers are read: leases are given meanwhile
+        stand = self._looks(lambda pipe, shard: pipe.mget(key("epoch", shard), key("fence", shard)))
+        epochs, fences = zip(*((epoch or "", int(fence or 0)) for ((epoch, fence),) in stand), strict=True)
+        found = Lineage(epochs, fences, history_id(self._redis, self._tags))
         before, self._lineage = self._lineage, found
         self.data_id = found.id
         if before is not None:
-            before = replace(before, fence=max(before.fence, granted.get(before.epoch, 0)))
+            told = (granted.get(epoch, 0) for epoch in before.epochs)
+            before = replace(before, fences=tuple(map(max, before.fences, told)))
         if change := what_changed(before, found):
-            self._granted.pop(before.epoch if before else "", None)
+            for epoch in before.epochs if before else ():
+                self._granted.pop(epoch, None)
         return change
 
     @engine_errors
@@ -859,7 +860,7 @@ class Queue(FarmQueue):
     @engine_errors
     def records(self, after: str, limit: int) -> list[Success]:
         """Return records of finished pages in plain text, those behind a ``record_mark``, in their order."""
-        return list(islice(self._views.successes(after, limit), limit))
+        return list(itertools.islice(self._views.successes(after, limit), limit))
 
     def record_items(self, limit: int) -> list[tuple[str, int, dict[str, Any]]]:
         """Return the oldest records as jobs, as they are shown, with their entries and shards."""
@@ -882,6 +883,12 @@ class Queue(FarmQueue):
             raise self._moved()
         url = self._url if script in KEPT_BY_REPLICAS else None
         return run_script(self._redis, self._scripts[script], [*self._common[shard], *keys], list(args), url)
+
+    def _run_together(self, asked: Sequence[Asked], look: Callable[[Any], object]) -> list[Any]:
+        if self._is_moved:
+            raise self._moved()
+        runs = [(self._scripts[name], [*self._common[0], *keys], args) for name, keys, args in asked]
+        return run_together(self._redis, runs, look)
 
     def _look_whether_moved(self) -> None:
         """See to it that nothing is written any more where nobody would look for it."""

@@ -1,6 +1,7 @@
 -- bind: a worker's name belongs to the token that used it first. KEYS: the common ones, bound, tokens.
--- ARGV: id of the token, worker, lease_ms, how many names a token may have. Answers bound; taken (by another token), alive
--- (somebody works under that name without a token of its own), many, or gone (there is no such token).
+-- ARGV: id of the token, worker, lease_ms, how many names a token may have, '1' if that worker has leases in other shards.
+-- Answers bound; taken (by another token), alive (somebody works under that name without a token of its own), many, or
+-- gone (there is no such token).
 
 local bound_key, tokens_key = KEYS[OWN + 1], KEYS[OWN + 2]
 local id, worker, lease_ms, limit = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -13,7 +14,7 @@ local function is_alive()
     return false
   end
   local status = cjson.decode(redis.call('HGET', STATUS, worker) or '{}')
-  return status.state ~= 'ended' or redis.call('HEXISTS', HOLDS, worker) == 1
+  return status.state ~= 'ended' or ARGV[5] == '1' or redis.call('HEXISTS', HOLDS, worker) == 1
 end
 
 if redis.call('HEXISTS', tokens_key, id) == 0 then

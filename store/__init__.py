@@ -4,7 +4,8 @@ redisConnect.py is the queue that others use, and is made of what is here.
 """
 
 from store.archive import Archive
-from store.budgets import FarmBudgets
+from store.beats import Beat, Beats, Heard
+from store.budgets import Asked, FarmBudgets
 from store.data import (
     ARCHIVED_AT_ONCE,
     CANCELLED,
@@ -38,13 +39,15 @@ from store.engine import (
     Client,
     connect_embedded,
     connect_url,
+    each_node,
     engine_errors,
     history_id,
     look_at,
-    memory_is_full,
     nothing,
+    ping,
     place_of,
     run_script,
+    run_together,
 )
 from store.engine_checks import dangers
 from store.farm import FarmQueue
@@ -75,9 +78,13 @@ __all__ = [
     "STATES",
     "TOKEN_BYTES",
     "Archive",
+    "Asked",
+    "Beat",
+    "Beats",
     "Client",
     "FarmBudgets",
     "FarmQueue",
+    "Heard",
     "Identity",
     "JobViews",
     "Lineage",
@@ -99,6 +106,7 @@ __all__ = [
     "dangers",
     "digest_of",
     "done_key",
+    "each_node",
     "ended_key",
     "engine_errors",
     "export",
@@ -112,17 +120,18 @@ __all__ = [
     "key",
     "ledger_item",
     "look_at",
-    "memory_is_full",
     "move_oldest",
     "nothing",
     "owned",
     "owner_of",
     "path_pattern",
+    "ping",
     "place_of",
     "record_item",
     "record_key",
     "restore",
     "run_script",
+    "run_together",
     "shard_of",
     "shard_of_id",
     "stored_pattern",

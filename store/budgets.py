@@ -24,6 +24,8 @@ MEMBERS_LOOKED_AT = 1000
 COUNTED_LEAST_SECONDS = 15.0
 BREAKERS_AT_MOST = 50
 
+Asked = tuple[str, Sequence[str], Sequence[str | int]]
+"""A script to be run: its name, its own keys, its arguments."""
 Run = Callable[[str, Sequence[str], Sequence[str | int]], Any]
 Look = Callable[[Callable[[Any], object]], list[Any]]
 
@@ -39,9 +41,17 @@ class FarmBudgets:
 
     def ask(self, worker: str, groups: Sequence[str], told: Told) -> Budget:
         """Take note of what a worker tells of itself; return how it may ask the site until it is heard again."""
-        if told.refused:
-            self._trip(budgets.blamed(told.refused, groups), told)
-        granted, *states = self._budget(worker, groups, told)
+        *_noted, answer = [self._run(*one) for one in self.questions(worker, groups, told)]
+        return self.answered(worker, groups, told, answer)
+
+    def questions(self, worker: str, groups: Sequence[str], told: Told) -> list[Asked]:
+        """Return the scripts to be run for that: a refusal is noted, and the last one answers."""
+        noted = [self._trip(budgets.blamed(told.refused, groups), told)] if told.refused else []
+        return [*noted, self._budget(worker, groups, told)]
+
+    def answered(self, worker: str, groups: Sequence[str], told: Told, answer: str) -> Budget:
+        """Return what the answer means for the worker."""
+        granted, *states = json.loads(answer)
         budget = Budget(None if granted < 0 else granted / MILLIONTHS, holds_seconds=self._counted_seconds)
         for group, (members, *open_) in zip(groups, states, strict=True):
             if members:
@@ -53,7 +63,7 @@ class FarmBudgets:
 
     def leave(self, worker: str, groups: Sequence[str]) -> None:
         """Let a worker go that asks nothing more: what it had is there for others at once."""
-        self._budget(worker, groups, Told(), is_going=True)
+        self._run(*self._budget(worker, groups, Told(), is_going=True))
 
     def breakers(self) -> list[Breaker]:
         """Return the groups that are parked now, or of which one worker tries."""
@@ -79,14 +89,12 @@ class FarmBudgets:
 
     # -------------------------------------------------------------------------------- inside
 
-    def _budget(self, worker: str, groups: Sequence[str], told: Told, is_going: bool = False) -> list[Any]:
+    def _budget(self, worker: str, groups: Sequence[str], told: Told, is_going: bool = False) -> Asked:
         keys = [self._key(f"{what}:{group}") for group in groups for what in ("budget", "members", "breaker")]
         args: list[str | int] = [worker, round(self._counted_seconds * 1000)]
         args += [round(told.allowed * MILLIONTHS), round(told.wanted * MILLIONTHS), "1" if is_going else ""]
         args += [round(self._rate_of(group) * MILLIONTHS) for group in groups]
-        answer = json.loads(self._run("budget", keys, args))
-        assert isinstance(answer, list)
-        return answer
+        return "budget", keys, args
 
     def _rate_of(self, group: str) -> float:
         return self._rates.get(group.partition(":")[0], self._address_rate)
@@ -106,11 +114,11 @@ class FarmBudgets:
         level = budgets.fair_level(self._rate_of(group), wanted, members)
         self._run("level", [self._key(f"budget:{group}")], [int(level * MILLIONTHS)])
 
-    def _trip(self, group: str, told: Told) -> None:
+    def _trip(self, group: str, told: Told) -> Asked:
         delays = [round(1000 * seconds) for seconds in budgets.open_delays_seconds(self._draw())]
         args: list[str | int] = [group, told.refused, round(1000 * told.refused_seconds)]
         args += [round(1000 * budgets.FORGET_SECONDS), *delays]
-        self._run("trip", [self._key(f"breaker:{group}"), self._key("breakers")], args)
+        return "trip", [self._key(f"breaker:{group}"), self._key("breakers")], args
 
     def _obeyed(self, breaker: Breaker, worker: str, told: Told) -> Budget | None:
         """Return what a breaker means for a worker: it may be the one that tries, and it may have been answered."""

@@ -7,6 +7,7 @@ always a client of the same few abilities: commands, scripts, and pipelines whos
 from __future__ import annotations
 
 import functools
+import re
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ Client = redis.Redis | RedisCluster
 
 HOME = "{bili:0}"
 """The tag of the keys whose node of a cluster is asked what has no key: the time, above all."""
-OF_ALL_NODES = frozenset({"DBSIZE", "KEYS", "SCAN"})
+OF_ALL_NODES = frozenset({"SCAN"})
 """What is asked of each node of a cluster, as the driver does it."""
 PAUSE_SECONDS = 0.15
 HASTY_SECONDS, PATIENT_SECONDS = 2.5, 20.0
@@ -317,9 +318,10 @@ class _Cluster(RedisCluster):
     def __init__(self, url: EngineUrl, patience_seconds: float) -> None:
         own = _options(retries=0) | {"socket_timeout": 5}
         own.pop("retry")
+        self._patience_seconds = patience_seconds
         self._patience = _Patience(
             ConstantBackoff(PAUSE_SECONDS),
-            round(patience_seconds / PAUSE_SECONDS),
+            -1,
             (
                 redis.ConnectionError,
                 redis.TimeoutError,
@@ -355,21 +357,38 @@ class _Cluster(RedisCluster):
 
     def at_node(self, tag: str, do: Callable[[redis.Redis], _R]) -> _R:
         """Return what ``do`` returns for the node that has the keys of a tag, tried again while the cluster changes."""
+        until = time.monotonic() + self._patience_seconds
+        return self._patience.call_with_retry(
+            lambda: self._attempt(tag, do), lambda error: None, lambda error: time.monotonic() < until
+        )
 
-        def attempt() -> _R:
-            try:
-                node = self.get_node_from_key(tag)  # type: ignore[no-untyped-call]
-                return do(self.get_redis_connection(node))
-            except redis.AuthenticationError:
-                raise
-            except MovedError as error:
-                self.nodes_manager.move_slot(error)
-                raise
-            except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, SlotNotCoveredError):
-                self.nodes_manager.initialize()
-                raise
+    def _attempt(self, tag: str, do: Callable[[redis.Redis], _R]) -> _R:
+        node: ClusterNode | None = None
+        try:
+            node = self.get_node_from_key(tag)  # type: ignore[no-untyped-call]
+            return do(self.get_redis_connection(node))
+        except redis.AuthenticationError:
+            raise
+        except MovedError as error:
+            self.nodes_manager.move_slot(error)
+            raise
+        except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, SlotNotCoveredError):
+            self._read_map(node)
+            raise
 
-        return self._patience.call_with_retry(attempt, lambda error: None)
+    def _read_map(self, failed: ClusterNode | None) -> None:
+        """Ask the nodes that the user has named who has which slots, then all others, at last the one that failed.
+
+        Those that were named may be the very ones that are gone.
+        """
+        known = [(node.host, node.port) for node in self.get_nodes()]  # type: ignore[no-untyped-call]
+        self.nodes_manager.initialize(
+            additional_startup_nodes_info=known, last_failed_node_name=failed.name if failed else None
+        )
+
+    def tag_of_each_node(self, tags: Sequence[str]) -> list[str]:
+        """Return one of some tags for each node that has any of them."""
+        return list({self.get_node_from_key(tag).name: tag for tag in tags}.values())  # type: ignore[no-untyped-call]
 
 
 class _NodePipeline(redis.client.Pipeline):
@@ -465,11 +484,51 @@ def _run_and_wait(client: Any, call: tuple[str, str], keys: Sequence[str], args:
     return answer
 
 
+def run_together(
+    client: Any, runs: Sequence[tuple[Any, Sequence[str], Sequence[Any]]], look: Callable[[Any], object]
+) -> list[Any]:
+    """Run registered scripts, and what ``look`` puts into a pipeline, in one round trip; return all answers.
+
+    All keys have the tag HOME. Whoever else asks may get in between; where one fails the others are done all the same.
+    """
+
+    def ask() -> list[Any]:
+        with client.pipeline(transaction=False) as pipe:
+            for script, keys, args in runs:
+                pipe.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+            look(pipe)
+            return list(pipe.execute())
+
+    try:
+        return ask()
+    except NoScriptError:  # nobody has run them there yet; those that were known are only repeated
+        for script, _keys, _args in runs:
+            client.script_load(script.script)
+        return ask()
+
+
 # ------------------------------------------------------------------------------------------ what it says of itself
 
 
-def look_at(client: Client, url: EngineUrl | None = None) -> Facts:
-    """Return what an engine tells of itself; what it hides is left out."""
+def each_node(client: Client, tags: Sequence[str], ask: Callable[[redis.Redis], _R]) -> list[_R]:
+    """Return what each server answers that has keys of some tags; but in a cluster there is one."""
+    if isinstance(client, _Cluster):
+        return [client.at_node(tag, ask) for tag in client.tag_of_each_node(tags)]
+    assert isinstance(client, redis.Redis)
+    return [ask(client)]
+
+
+def ping(node: redis.Redis, place: str) -> None:
+    """Raise EngineFull where a server takes nothing more; whatever the driver raises where it does not answer."""
+    node.ping()  # is refused already by one that cannot write to its disk
+    memory: Any = node.info("memory")
+    used_bytes = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
+    if memory.get("maxmemory_policy", "noeviction") == "noeviction" and 0 < memory.get("maxmemory", 0) < used_bytes:
+        raise _memory_is_full(place)
+
+
+def look_at(client: redis.Redis, url: EngineUrl | None = None) -> Facts:
+    """Return what a server tells of itself; what it hides is left out."""
     configured: dict[str, str] = {}
     for pattern in ("append*", "maxmemory-policy", "min-replicas-to-write"):
         configured |= _told(functools.partial(client.config_get, pattern))
@@ -498,10 +557,7 @@ def _told(ask: Callable[[], Any]) -> dict[str, Any]:
 
 def history_id(client: Client, tags: Sequence[str] = (HOME,)) -> str:
     """Return how the servers of some tags name the history of their data: another one after a failover or a start."""
-    if isinstance(client, _Cluster):
-        told = [client.at_node(tag, lambda node: node.info("replication")) for tag in tags]
-    else:
-        told = [client.info("replication")]
+    told = each_node(client, tags, lambda node: node.info("replication"))
     return " ".join(sorted({str(one.get("master_replid", "")) for one in told}))
 
 
@@ -521,8 +577,7 @@ def engine_errors(verb: Callable[Concatenate[_Place, _P], _R]) -> Callable[Conca
     return guarded
 
 
-def memory_is_full(place: str) -> EngineFull:
-    """Return the error of an engine that takes nothing more."""
+def _memory_is_full(place: str) -> EngineFull:
     return EngineFull(
         _(
             "The memory of Redis or Valkey ({place}) is full: it takes no new jobs. Raise its maxmemory. What was"
@@ -533,8 +588,8 @@ def memory_is_full(place: str) -> EngineFull:
 
 def _as_engine_error(error: Exception, place: str) -> EngineError:
     if isinstance(error, redis.OutOfMemoryError):
-        return memory_is_full(place)
-    if str(error).startswith("MISCONF"):
+        return _memory_is_full(place)
+    if re.search(r"\bMISCONF\b", str(error)):  # in a pipeline there are words before it
         return EngineFull(
             _(
                 "Redis or Valkey ({place}) cannot write to its disk, and refuses every change until it can:"

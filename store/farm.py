@@ -109,14 +109,6 @@ class FarmQueue:
             pipe.execute()
 
     @engine_errors
-    def risk_seconds(self, marks: Sequence[str]) -> float:
-        """Return for how long yet the site wants less from one of these; 0 where nothing is known."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for mark in marks:
-                pipe.pttl(risk_key(mark))
-            return float(max(0, *pipe.execute())) / 1000
-
-    @engine_errors
     def budget(self, worker: str, groups: Sequence[str], told: Told) -> Budget:
         """Take note of how a worker asks the site; return how it may, until it is heard again (see budgets.py)."""
         return self._budgets.ask(worker, groups, told)
@@ -288,13 +280,13 @@ class FarmQueue:
 
     @engine_errors
     def steer(
-        self, workers: Sequence[str] | None, working: Mapping[str, Any], who: str, login: str = ""
+        self, workers: Iterable[str], working: Mapping[str, Any], who: str, login: str = ""
     ) -> tuple[list[str], list[str]]:
-        """Have workers set keys of their working.json, or begin the login of that id; None are all that are known.
+        """Have workers set keys of their working.json, or begin the login of that id.
 
         Return those that will hear of it with their next heartbeat, and those that nobody heard of within a day.
         """
-        named = self._redis.zrange(key("workers"), 0, -1) if workers is None else list(dict.fromkeys(workers))
+        named = list(dict.fromkeys(workers))
         order = [secrets.token_hex(8), as_json(working), login, who]
         unknown: dict[str, None] = {}
         for start in range(0, len(named), STEERED_AT_ONCE):
@@ -317,8 +309,6 @@ class FarmQueue:
     @engine_errors
     def obey(self, worker: str, obeyed: str) -> dict[str, Any] | None:
         """Take note of the order that a worker has obeyed last; return the one that waits for it, None for none."""
-        if not self._redis.hexists(key("orders"), worker):  # nearly always
-            return None
         return _order(self._run("obey", [key("orders")], [worker, obeyed]))
 
     @engine_errors

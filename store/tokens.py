@@ -140,7 +140,11 @@ class Tokens:
         ``taken`` by another token, ``alive`` without one, ``many`` names already, ``gone`` is the token itself.
         """
         keys = [key("bound"), key("tokens")]
-        return str(self._queue.run("bind", keys, [identity, worker, lease_ms, NAMES_AT_MOST]))
+        has_more = "1" if any(self._holds(worker, shard) for shard in range(1, self._queue.shards)) else ""
+        return str(self._queue.run("bind", keys, [identity, worker, lease_ms, NAMES_AT_MOST, has_more]))
+
+    def _holds(self, worker: str, shard: int) -> bool:
+        return bool(self._queue.look(lambda pipe: pipe.hexists(key("holds", shard), worker))[0])
 
     def revoke(self, identity: str) -> tuple[Token | None, int]:
         """Let a token be none any more; return what it was, and how many leases came back.

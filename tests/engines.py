@@ -120,7 +120,7 @@ class Sentinels:
         for number in (1, 2, 3):
             name, config = f"sentinel{number}", "\n".join(watched)
             self.sentinels.append(Node(folder / name, "--sentinel", password=sentinel_password, config=config))
-        wait_until("the replica follows", lambda: replica.client.info("replication")["master_link_status"] == "up", 20)
+        wait_until("the replica follows", lambda: is_following(replica), 20)
         wait_until("the sentinels know each other", lambda: all(map(self._knows_all, self.sentinels)), 20)
 
     def _knows_all(self, sentinel: Node) -> bool:
@@ -154,39 +154,64 @@ class Sentinels:
 
 
 class Cluster:
-    """Three nodes with a third of the slots each, no replicas."""
+    """Three nodes with a third of the slots each; with replicas, another three follow them in their order."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, has_replicas: bool = False) -> None:
         self.nodes: list[Node] = []
+        self.replicas: list[Node] = []
         try:
-            self._start(folder, arguments or DURABLE)
+            self._start(folder, arguments or DURABLE, has_replicas)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, folder: Path, arguments: Sequence[str]) -> None:
+    def _start(self, folder: Path, arguments: Sequence[str], has_replicas: bool) -> None:
         ranges = ((0, 5460), (5461, 10922), (10923, 16383))
         buses = []
-        for number in (1, 2, 3):
+        for number in range(1, 7 if has_replicas else 4):
             buses.append(free_port())
-            own = f"cluster-enabled yes\ncluster-port {buses[-1]}\ncluster-node-timeout 1000"
-            self.nodes.append(Node(folder / f"node{number}", *arguments, config=own))
+            own = f"cluster-enabled yes\ncluster-port {buses[-1]}\ncluster-node-timeout {DOWN_MS}"
+            own += "\nrepl-diskless-sync-delay 0\ncluster-replica-validity-factor 0"
+            kind = self.nodes if number <= len(ranges) else self.replicas
+            kind.append(Node(folder / f"node{number}", *arguments, config=own))
         for number, (node, slots) in enumerate(zip(self.nodes, ranges, strict=True), 1):
             node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", number)
             node.client.execute_command("CLUSTER ADDSLOTSRANGE", *slots)
-        for node, bus in zip(self.nodes[1:], buses[1:], strict=True):
+        for node, bus in zip(self._all[1:], buses[1:], strict=True):
             self.nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus)
         wait_until("the cluster is whole", self.is_whole, 30)
+        for node, replica in zip(self.nodes, self.replicas, strict=False):
+            replica.client.execute_command("CLUSTER REPLICATE", node.client.execute_command("CLUSTER MYID"))
+        wait_until("the replicas follow", lambda: all(map(is_following, self.replicas)), 30)
+
+    @property
+    def _all(self) -> list[Node]:
+        return [*self.nodes, *self.replicas]
 
     def is_whole(self) -> bool:
         """Tell whether each node sees all slots served, and all nodes."""
-        told = [node.client.execute_command("CLUSTER INFO") for node in self.nodes]
-        return all(one["cluster_state"] == "ok" and one["cluster_known_nodes"] == "3" for one in told)
+        told = [node.client.execute_command("CLUSTER INFO") for node in self._all]
+        count = str(len(told))
+        return all(one["cluster_state"] == "ok" and one["cluster_known_nodes"] == count for one in told)
 
     def node_of(self, key: str) -> Node:
-        """Return the node that has a key."""
+        """Return the node that has a key at first."""
         slot = int(self.nodes[0].client.execute_command("CLUSTER KEYSLOT", key))
         return self.nodes[min(slot // 5461, 2)]
+
+    def cut_off(self, node: Node) -> None:
+        """Let the replica of a node follow it no more: what is changed from now on is on that node alone."""
+        replica = self.replicas[self.nodes.index(node)]
+        replica.client.config_set("masteruser", "nobody")
+        replica.client.config_set("masterauth", "nothing")
+        node.client.execute_command("CLIENT KILL TYPE replica")
+        wait_until("the replica is alone", lambda: not is_following(replica), 20)
+
+    def fail_over(self, dead: Node) -> Node:
+        """Return the replica that took the place of a dead node, once it has."""
+        replica = self.replicas[self.nodes.index(dead)]
+        wait_until("the replica is the primary", lambda: replica.client.info("replication")["role"] == "master", 30)
+        return replica
 
     @property
     def url(self) -> str:
@@ -195,8 +220,13 @@ class Cluster:
 
     def close(self) -> None:
         """End everything."""
-        for node in self.nodes:
+        for node in self._all:
             node.close()
+
+
+def is_following(replica: Node) -> bool:
+    """Tell whether a replica has what its primary has."""
+    return bool(replica.client.info("replication").get("master_link_status") == "up")
 
 
 @contextlib.contextmanager

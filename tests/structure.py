@@ -28,10 +28,15 @@ class Shard(NamedTuple):
         return f"{{bili:{self.number}}}:{name}"
 
 
+def _names(at: Shard, pattern: str) -> set[str]:
+    """Return the names of the keys of a shard that are like this, wherever it lies in a cluster."""
+    return set(at.redis.scan_iter(match=at.key(pattern), count=1000))
+
+
 def _sets(at: Shard) -> dict[str, list[Any]]:
     """Return the members of all buckets of ``seen:c``, ``done`` and so on; of ``record`` pairs of cid and entry."""
     kinds = ("seen", "closed", "done", "record")
-    names = [name for name in at.redis.keys(at.key("*:*")) if name.split(":")[2] in kinds]
+    names = [name for name in _names(at, "*:*") if name.split(":")[2] in kinds]
     with at.redis.pipeline(transaction=False) as pipe:
         for name in names:
             if name.split(":")[2] == "record":
@@ -107,7 +112,7 @@ def _problems_in(at: Shard, shards: int) -> list[str]:
 def _strays(at: Shard, jobs: list[str], shards: int) -> list[str]:
     """Each job, and each bucket, is in the shard that its identity belongs to."""
     wrong = [f"{url} is in shard {at.number}" for url in jobs if shard_of_id(url, shards) != at.number]
-    for name in at.redis.keys(at.key("*:*")):
+    for name in _names(at, "*:*"):
         kind, *namespace, number = name.removeprefix(at.key("")).split(":")[:3]
         if kind in ("seen", "closed", "paged", "done", "record"):
             identity = Identity(namespace[0] if namespace else "c", int(number), "")
@@ -241,7 +246,7 @@ def _orders(at: Shard) -> list[str]:
 def _budgets(at: Shard) -> list[str]:
     """What the members of a group may use together is summed up, and each is to be let go at a time."""
     wrong = []
-    for name in at.redis.keys(at.key("budget:*")):
+    for name in _names(at, "budget:*"):
         fields, group = at.redis.hgetall(name), name.removeprefix(at.key("budget:"))
         counted = {field[2:]: int(text.split()[0]) for field, text in fields.items() if field.startswith("w ")}
         if int(fields.get("sum", 0)) != sum(counted.values()):

@@ -27,7 +27,7 @@ from parse_ import aid_to_bvid
 from redisConnect import Queue
 from store import ROLES as ROLE_NAMES
 from store import Tokens, owner_of
-from store.data import key
+from store.data import key, shard_of_id
 from store.engine import connect_url
 from store.tokens import NAMES_AT_MOST, new_join_code, plain_join_code
 from web import create_app, join_line
@@ -270,8 +270,15 @@ def test_a_name_belongs_to_the_token_that_used_it_first(guarded: FlaskClient, ma
     lease(guarded, TOKEN, "w1")
 
 
-def test_nobody_takes_the_name_of_a_worker_that_is_at_work(guarded: FlaskClient, make: Make) -> None:
-    token = make("worker")[0]
+@pytest.mark.parametrize("shards", [1, 6])
+def test_nobody_takes_the_name_of_a_worker_that_is_at_work(
+    connection: redis.Redis, settings: Settings, engine_options: dict[str, Any], shards: int
+) -> None:
+    assert shard_of_id(VIDEO, 6) != 0  # while workers are known in shard 0
+    settings = replace(settings, token=TOKEN, shards=shards)
+    queue = Queue(connect_url(engine_options["url"])[0] if engine_options["url"] else connection, settings)
+    guarded = create_app(settings, queue).test_client()
+    token, _record = Tokens(queue).make("worker", "", time.time())
     post(guarded, "/add_url", {"urls": [VIDEO]}, TOKEN)
     (held,) = lease(guarded, TOKEN, "old", instance="1")
     assert "at work" in lease(guarded, token, "old", 403, instance="2", have=VIDEO)["error"]

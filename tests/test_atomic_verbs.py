@@ -111,7 +111,7 @@ VERBS: dict[str, tuple[Callable[[Queue], Any], Callable[[Queue, Any], Any]]] = {
     ),
     "steer and obey": (
         lambda queue: [queue.heartbeat(worker, [], {}) for worker in ("w1", "w2")],
-        lambda queue, _: [queue.steer(None, {"stop": 0}, "somebody"), queue.obey("w1", "")],
+        lambda queue, _: [queue.steer(("w1", "w2"), {"stop": 0}, "somebody"), queue.obey("w1", "")],
     ),
     "budget and trip": (
         lambda queue: [queue.budget(worker, WAYS, Told(wanted=9.0)) for worker in ("w1", "w2", "w3")],

@@ -26,8 +26,9 @@ from errors import EngineError, StaleToken
 from model import Lease, Page, Result
 from parse_ import aid_to_bvid, bvid_to_aid
 from redisConnect import Queue, open_queue
+from store.data import key, shard_of_id
 from tests import structure
-from tests.engines import Cluster, Sentinels, closing_all
+from tests.engines import Cluster, Node, Sentinels, closing_all
 from tests.farm import ROOT, Farm, finished_files, wait_until
 from tests.history import Evidence, check
 from tests.relay import Relay
@@ -202,10 +203,11 @@ def pages_of(*names: str) -> dict[str, frozenset[int]]:
     return {video(name).bvid: frozenset(page.cid for page in video(name).pages) for name in names}
 
 
-def is_accepted(server: str, urls: list[str]) -> bool:
+def is_accepted(server: str, urls: list[str], refresh: bool = False) -> bool:
     """Tell whether a server takes some videos now."""
     with contextlib.suppress(requests.RequestException):
-        return requests.post(f"{server}/add_url", json={"urls": urls}, timeout=20).status_code == 200
+        asked = {"urls": urls, "refresh": refresh}
+        return requests.post(f"{server}/add_url", json=asked, timeout=20).status_code == 200
     return False
 
 
@@ -274,6 +276,75 @@ def test_what_a_failover_loses_is_told_again_by_the_worker_that_has_it(tmp_path:
         wait_until("nothing is left", lambda: farm.counts() == {**farm.counts(), "ready": 0, "leased": 0})
         assert farm.sent_bytes() == sent
         assert structure.problems(replica.client) == []
+
+
+SHARDS = 6
+
+
+def scripts_run(node: Node) -> int:
+    """Return how many scripts a server has run."""
+    stats = node.client.info("commandstats")
+    return sum(int(stats[name]["calls"]) for name in ("cmdstat_eval", "cmdstat_evalsha") if name in stats)
+
+
+def test_a_farm_of_shards_works_on_when_a_node_of_its_cluster_is_killed(tmp_path: Path, site: SiteProcess) -> None:
+    """It is the node of shard 0, the only one that the address names, and its replica was cut off before."""
+    with closing_all(Cluster(tmp_path / "engine", has_replicas=True)) as (engine,), contextlib.ExitStack() as stack:
+        dead = engine.node_of(key("ready"))
+        url = f"redis+cluster://127.0.0.1:{dead.port}"
+        farm = Farm(
+            tmp_path, site, REDIS_URL=url, BILI_SHARDS=str(SHARDS), BILI_LEASE_SECONDS="6", BILI_AFFINITY_SECONDS="1"
+        )
+        stack.callback(farm.close)
+        relay = stack.enter_context(Relay(farm.port))
+        farm.settings["BILI_SERVER_URL"] = relay.url()
+        pages, told_again = pages_of(*NAMES), video("plain")
+        (lost,) = (f"{told_again.bvid}?p=1&cid={page.cid}" for page in told_again.pages)
+        assert engine.node_of(key("ready", shard_of_id(lost, SHARDS))) is dead
+        assert engine.node_of(key("ready", shard_of_id(told_again.bvid, SHARDS))) is not dead
+
+        def ask_for(*urls: str, refresh: bool = False) -> None:
+            wait_until("it is accepted", lambda: is_accepted(relay.url(), list(urls), refresh))
+
+        workers = [farm.worker(BILI_WORKER=f"w{number}") for number in (1, 2)]
+        ask_for(*(video(name).bvid for name in ("same-title-a", "same-title-b", "emoji-title")))
+        wait_until("some are done", lambda: farm.counts()["done"] >= 2)
+        assert all(scripts_run(node) > 10 for node in engine.nodes)
+        engine.cut_off(dead)
+        ask_for(told_again.bvid, video("five-pages").bvid)
+        wait_until("one is done", lambda: lost in {one["url"] for one in farm.everything("/success")})
+        dead.kill()
+        engine.fail_over(dead)
+        farm.server.says("The queue was set back")
+        dead.start()
+        # What the dead node alone knew of is asked for again; containers that others know are to be read again.
+        ask_for(*pages, refresh=True)
+        expected = frozenset().union(*pages.values())
+
+        def is_done() -> bool:
+            counts = farm.counts()
+            return counts["done"] == len(expected) and not counts["ready"] + counts["leased"]
+
+        wait_until("all are done", is_done)
+        success, failed, counts = farm.everything("/success"), farm.everything("/failed"), farm.counts()
+        assert sum("The queue had lost" in worker.output() for worker in workers)
+        for worker in workers:
+            worker.interrupt()
+            assert worker.wait() == 0, worker.output()
+        report = check(Evidence(relay.calls, pages, success, failed, counts, may_forget=True))
+        assert [*report.lost, *report.twice, *report.unexpected, *report.died, *report.counters] == []
+        assert set(finished_files(farm.downloads)) == expected
+        farm.server.interrupt()
+        assert farm.server.wait() == 0
+        spread, dump = farm.start("web_server.py", "--reshard", "4"), tmp_path / "queue.jsonl"
+        assert spread.wait() == 0, spread.output()
+        with contextlib.closing(open_queue(Settings(redis_url=url, shards=4))) as queue:
+            assert structure.problems(queue._redis, 4) == []
+            assert queue.counts().done == len(expected)
+        assert farm.start("add_url.py", "--export", str(dump), BILI_SHARDS="4").wait() == 0
+        assert all(f"cid={cid}" in dump.read_text("utf-8") for cid in expected)
+        text = farm.server.output() + "".join(worker.output() for worker in workers)
+        assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("form", ["cluster", "acl"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ import redis
 import trustme
 
 from config import Settings
-from errors import EngineError
+from errors import EngineError, EngineFull
 from model import Failure, Page, Result
 from redisConnect import Queue, open_queue
-from store import engine
+from store import Beat, engine, key
 from tests.engines import ACL_USER, Cluster, Node, Sentinels, allow_acl_user, closing_all, sentinel_acl_line
 from tests.farm import free_port, wait_until
 from tests.test_faults_queue import redis_7
@@ -58,10 +59,10 @@ def use_all_verbs(queue: Queue) -> None:
     assert queue.release(other.url, other.token) == "ready"
     assert queue.first([other.url]) == 1 and queue.cancel([other.url]) == 1 and queue.redrive([other.url]) == 1
     assert queue.knows([page.url]) and queue.replay("w", [(page.url, Result("other/a.mp4", 10, 1.0, ""))]) == 0
-    queue.steer(None, {"stop": 0}, "me")
+    queue.steer(["w"], {"stop": 0}, "me")
     assert queue.obey("w", "") is not None
     queue.tell_risk(["address:1"], "risk-control", 5.0)
-    assert queue.risk_seconds(["address:1"]) > 0
+    assert queue.hear(Beat("w", [], {}, groups=["address:1"])).slow_seconds > 0
     queue.note_action("me", "cancel", BV)
     for verb in (queue.sweep, queue.revisit, queue.sample, queue.adopt, queue.ping, queue.unsafe, queue.look_at_data):
         verb()
@@ -277,9 +278,27 @@ def test_what_is_wrong_with_sentinels_is_named(tmp_path: Path, caplog: pytest.Lo
 @pytest.mark.slow
 def test_what_is_wrong_with_a_cluster_is_named(tmp_path: Path) -> None:
     with closing_all(Cluster(tmp_path)) as (engine,):
-        with opened(engine.url) as queue:
+        with opened(f"{engine.url}?socket_timeout=1", shards=6) as queue:
             use_all_verbs(queue)
             assert not [one for one in queue.unsafe() if "slots" in one]
+            node = engine.node_of(key("ready", 2))
+            assert node is not engine.node_of(key("ready"))
+            node.client.config_set("maxmemory-policy", "allkeys-lru")
+            assert [one for one in queue.unsafe() if "noeviction" in one]
+            node.client.config_set("maxmemory-policy", "noeviction")
+            node.client.config_set("maxmemory", 1)
+            with pytest.raises(EngineFull):
+                queue.ping()
+            node.client.config_set("maxmemory", 0)
+            assert node.process is not None
+            node.process.send_signal(signal.SIGSTOP)  # it neither answers nor refuses
+            began = time.monotonic()
+            with pytest.raises(EngineError):
+                queue.counts()
+            assert time.monotonic() - began < 10
+            node.process.send_signal(signal.SIGCONT)
+            wait_until("it is whole again", engine.is_whole, 20)
+            assert queue.counts().delayed == 1
             home = engine.node_of("{bili:0}:ready")
             other = next(node for node in engine.nodes if node is not home)
             other.kill()
@@ -292,7 +311,7 @@ def test_what_is_wrong_with_a_cluster_is_named(tmp_path: Path) -> None:
                 queue.counts()
             other.start()
             wait_until("it is whole", engine.is_whole, 20)
-            assert queue.counts().dead == 0
+            assert queue.counts().delayed == 1
         url = engine.url
     assert "cannot be used now" in refused(url)
 

@@ -300,6 +300,10 @@ def test_a_heartbeat_that_tells_how_the_site_is_asked_hears_how_it_may_be(
     assert post(client, "/heartbeat", {**beat, "site": None})["budget"] is None
     budget = {"requests_per_second": 1.9, "parked_seconds": 0.0, "holds_seconds": 60.0, "probes": False, "kind": ""}
     assert post(client, "/heartbeat", beat)["budget"] == budget
+    writes = connection.info("stats")["total_reads_processed"]
+    assert post(client, "/heartbeat", beat)["budget"] == budget
+    # The question itself, and the one that asks how many there were.
+    assert connection.info("stats")["total_reads_processed"] == writes + 2, "a heartbeat is one round trip"
     assert post(client, "/budget", {**beat, "egress": "fibre", "account": "digest"})["requests_per_second"] == 0.95
     assert post(client, "/budget", {**beat, "worker": "w2"})["requests_per_second"] == pytest.approx(0.05)
     (worker,) = (client.get("/status").json or {})["workers"]

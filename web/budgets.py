@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from flask import Response, jsonify
 
-from budgets import Breaker, address_group, blamed, groups_of, read_told
+from budgets import Breaker, Told, address_group, blamed, groups_of, read_told
 from errors import EngineFull
 from redisConnect import Queue
 from web.actions import egress
@@ -33,39 +33,36 @@ class Budgets:
         self.demand_ways(body)
         if access().role == "submit":
             _speak_for_oneself(body)
-        return jsonify(self._budget(body, may_probe=True))
+        told = read_told(body["site"], may_probe=True)
+        return jsonify(asdict(self._queue.budget(body["worker"], stated_groups(body), told)))
 
     def demand_ways(self, body: Mapping[str, Any]) -> None:
         """Refuse a token that has named too many lines and accounts."""
         self._keyring.demand_ways(*(f"{name}:{body[name]}" for name in ("egress", "account") if name in body))
 
-    def of_beat(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return how a worker may ask the site until its next heartbeat; None for one that tells nothing of it."""
-        if "site" not in body:
-            return None
+    def told_in(self, body: Mapping[str, Any]) -> Told | None:
+        """Return how a worker asks the site, as its heartbeat tells; None for one that tells nothing of it, or ends."""
         state = body.get("state", {})
-        if state.get("state") == "ended":
-            self._queue.leave_budget(body["worker"], _groups(body))
+        if "site" not in body or state.get("state") == "ended":
             return None
         is_draining = state.get("working", {}).get("drain") == 1
-        return self._budget(body, may_probe=state.get("state") in _LEASING and not is_draining)
+        return read_told(body["site"], state.get("state") in _LEASING and not is_draining)
 
-    def control(self, body: Mapping[str, Any]) -> dict[str, float] | None:
-        """Return what a worker should do because the site asked one of its address or account for less."""
-        groups, risk = _groups(body), body.get("risk", {"kind": "", "seconds": 0.0})
+    def note_risk(self, body: Mapping[str, Any], groups: Sequence[str]) -> None:
+        """Remember that the site asked one of these groups for less."""
+        risk = body.get("risk", {"kind": "", "seconds": 0.0})
         if risk["seconds"]:
             with suppress(EngineFull):  # leases are kept all the same
                 self._queue.tell_risk(groups, risk["kind"], risk["seconds"])
-        seconds = self._queue.risk_seconds(groups)
-        return {"slow_seconds": seconds} if seconds else None
+
+    def note_end(self, body: Mapping[str, Any], groups: Sequence[str]) -> None:
+        """Let a worker go that says goodbye."""
+        if "site" in body and body.get("state", {}).get("state") == "ended":
+            self._queue.leave_budget(body["worker"], groups)
 
     def breakers(self) -> list[dict[str, Any]]:
         """Return the groups that are parked, as the status has them."""
         return [told_breaker(one) for one in self._queue.breakers()]
-
-    def _budget(self, body: Mapping[str, Any], may_probe: bool) -> dict[str, Any]:
-        told = read_told(body["site"], may_probe)
-        return asdict(self._queue.budget(body["worker"], _groups(body), told))
 
 
 def _speak_for_oneself(body: dict[str, Any]) -> None:
@@ -76,11 +73,12 @@ def _speak_for_oneself(body: dict[str, Any]) -> None:
     """
     body["worker"] = f"{body['worker']} ({access().token_id})"
     refused = body["site"].get("refused")
-    if refused and blamed(refused["kind"], _groups(body)) != address_group(egress()):
+    if refused and blamed(refused["kind"], stated_groups(body)) != address_group(egress()):
         del body["site"]["refused"]
 
 
-def _groups(body: Mapping[str, Any]) -> tuple[str, ...]:
+def stated_groups(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the groups of who has sent this: its address, or the line that it names, and its account."""
     return groups_of(egress(), body.get("egress", ""), body.get("account", ""))
 
 

@@ -34,7 +34,7 @@ class Steering:
             raise BadRequest(_('workers are expected, or "all": true'))
         working = body["working"]
         known = self._queue.working_of(body.get("workers"))
-        steered, unknown = self._queue.steer(body.get("workers"), working, egress())
+        steered, unknown = self._queue.steer(known, working, egress())
         if steered:
             log.info(_("ordered %s: %s"), ", ".join(steered), _shown(working))
             note(self._queue, "steer", f"{names(steered)}: {_shown(working)}")

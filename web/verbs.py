@@ -27,8 +27,9 @@ from redisConnect import Queue
 from series import HOUR, RINGS
 from shapes import flag, line, list_of, one_of, record
 from sources import lease_fields, listed_page, sort_out
+from store import Beat
 from web.actions import egress, names, note
-from web.budgets import Budgets
+from web.budgets import Budgets, stated_groups
 from web.kept import Kept
 from web.keyring import Keyring, access
 from web.messages import (
@@ -120,16 +121,19 @@ class Verbs:
         jobs = [(job["url"], job["token"], _done_bytes(job)) for job in own]
         titles = {job["url"]: job["progress"]["title"] for job in own if job.get("progress", {}).get("title")}
         lost = [job["url"] for job in body["jobs"] if not self._keyring.owns(job["token"])]
-        lost += self._queue.heartbeat(body["worker"], jobs, worker_status(body, egress()), titles)
-        if lost:
+        status, groups = worker_status(body, egress()), stated_groups(body)
+        self._budgets.note_risk(body, groups)
+        heard = self._queue.hear(Beat(body["worker"], jobs, status, titles, groups, self._budgets.told_in(body)))
+        self._budgets.note_end(body, groups)
+        if lost := [*lost, *heard.lost]:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._worker_count() / 200)
         answer: dict[str, Any] = {
             "lost": lost,
-            "control": self._budgets.control(body),
+            "control": {"slow_seconds": heard.slow_seconds} if heard.slow_seconds else None,
             "heartbeat_seconds": min(self._settings.lease_seconds / 3, pace),
-            "order": self._order(body),
-            "budget": self._budgets.of_beat(body),
+            "order": self._order(body) if heard.has_order else None,
+            "budget": asdict(heard.budget) if heard.budget else None,
         }
         if self._queue.data_id:
             answer["data"] = self._queue.data_id
