@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import DiskFull
 from model import CHUNK_BYTES, KIB, MIB
 from transfer import part_file
 from transfer.part_file import Chunk, Identity, PartFile, discard_old_parts, discard_parts, unfinished_jobs
@@ -77,6 +78,33 @@ def test_the_part_of_another_stream_is_never_gone_on_with(tmp_path: Path, other:
     part.prepare()
     assert part.held_bytes == 0
     part.close()
+
+
+def test_a_stream_of_unknown_size_leaves_the_reserve_of_the_disk(tmp_path: Path) -> None:
+    """Only its end tells how much comes, and a mirror need not come to one."""
+    room = [part_file.RESERVE_BYTES + CHUNK_BYTES]
+    part = PartFile.open(tmp_path, Identity("BV1?cid=5", 5, "v80-7"), None)
+    part.prepare(lambda _folder: room[0])
+    part.write(part.take(CHUNK_BYTES), CONTENT[:CHUNK_BYTES])
+    room[0] -= 1
+    with pytest.raises(DiskFull):
+        part.write(part.take(CHUNK_BYTES), CONTENT[:CHUNK_BYTES])
+    part.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+@pytest.mark.parametrize("ending", ["m4s", "journal"])
+def test_a_link_in_the_place_of_a_part_is_not_written_through(tmp_path: Path, ending: str) -> None:
+    """Whoever may write in the folder could have a worker write over any file of its user."""
+    folder, foreign = tmp_path / "parts", tmp_path / "foreign"
+    folder.mkdir()
+    foreign.write_bytes(b"precious")
+    (folder / f"5-v80-7-{len(SMALL)}.{ending}").symlink_to(foreign)
+    part = a_part(folder, len(SMALL))
+    part.write(part.take(CHUNK_BYTES), SMALL)
+    assert part.is_complete and part.path.read_bytes() == SMALL
+    part.close()
+    assert foreign.read_bytes() == b"precious" and not any(path.is_symlink() for path in folder.iterdir())
 
 
 def test_a_part_that_lacks_one_byte_is_not_complete(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ async def client() -> AsyncIterator[MediaClient]:
         *("127.0.0.1", "127.255.0.1", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
         *("169.254.169.254", "100.64.0.1", "100.100.100.200", "192.0.0.192", "224.0.0.1", "255.255.255.255"),
         *("::", "::1", "fe80::1", "fe80::1%eth0", "fd00:ec2::254", "fec0::1", "ff02::1"),
+        *("fc00:4000::1", "fc12::1", "fcff::1", "fdff::1", "::ffff:0:127.0.0.1", "::ffff:0:c0a8:101"),
         *("::ffff:127.0.0.1", "::ffff:a00:1", "::127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::7f00:1"),
         *("2002:7f00:1::", "2002:c0a8:101::1", "2001:0:0:0:0:0:80ff:fffe"),
         *("", "localhost", "127.1", "2130706433", "0x7f000001", "a.bilivideo.com"),
@@ -297,6 +298,14 @@ async def test_a_mirror_cannot_promise_a_reply_for_ever() -> None:
         assert "not HTTP" in await refusal(client, f"http://127.0.0.1:{mirror.port}/1")
 
 
+async def test_a_password_in_a_setting_is_in_no_header_for_a_mirror() -> None:
+    named = media_allowed((), ("127.0.0.1",))
+    own = Settings(web_url="http://me:canary-password@127.0.0.1:1/site")
+    async with canary(answer=GOOD) as mirror, MediaClient(own, named, {}) as client:
+        assert await fetched(client, f"http://127.0.0.1:{mirror.port}/1") == BODY
+    assert b"Referer: http://127.0.0.1:1/site/" in mirror.asked[0] and b"canary" not in mirror.asked[0]
+
+
 # ------------------------------------------------------------------------------------------ a server that lies
 
 
@@ -362,6 +371,7 @@ NONSENSE: tuple[Any, ...] = (
         [{**FIELDS, "url": value}]
         for value in ("BV17x411w7KC?p=1&cid=-1", "BV17x411w7KC\n", "ep0", "$(id)", "-y", "x}{y")
     ),
+    *([{**FIELDS, "url": url, "walk": {}}] for url in ("BV17x411w7KC", "ep5?cid=7", "cheese:ep5", "cheese:ep5?cid=7")),
     *([{**FIELDS, "lease_seconds": value}] for value in (0, 1e9, True, "60", None, [60])),
     [FIELDS] * 65,
     [FIELDS] * 5,
