@@ -25,6 +25,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+import add_url
 import queue_client
 from config import MEDIA_SUFFIXES, Settings
 from errors import ServerError
@@ -542,6 +543,46 @@ async def test_the_token_goes_to_the_server_alone(liar: tuple[Liar, QueueClient]
     assert elsewhere.connections == 0
     assert {one["Authorization"] for one in server.asked} == {"Bearer canary-token"}
     assert not any("Cookie" in one for one in server.asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *({"items": [{}]}, {"items": [{"url": 7, "bytes": "y", "state": ["a"]}]}, {"items": [], "next": "\ud800"}),
+        *({"items": [{"source": "x", "listed": 1}]}, {"jobs": {"ready": "x"}}, {"jobs": {"ready": 1}, "workers": 7}),
+        {"items": [{"url": "BV17x411w7KC", "state": "done", "bytes": 10**400}]},
+    ],
+    ids=json.dumps,
+)
+def test_what_no_sane_server_lists_is_one_sentence_of_the_scripts(answer: Any, settings: Settings) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    own = replace(settings, server_urls=(f"http://127.0.0.1:{server.server_port}",), token="canary-token")
+    try:
+        sink = add_url.ServerSink(own)
+        with contextlib.suppress(ServerError), add_url.believed(sink):
+            add_url.find(sink, own, "BV17x411w7KC", False)
+        with contextlib.suppress(ServerError), add_url.believed(sink):
+            add_url.list_sources(sink, False)
+        with contextlib.suppress(ServerError):
+            show_status(own, as_json=False)
+        sink.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_neither_do_the_scripts_take_it_elsewhere(settings: Settings) -> None:
