@@ -31,7 +31,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from errors import DiskFull
 from i18n import _
-from model import CHUNK_BYTES, MIB
+from model import CHUNK_BYTES, MIB, STREAM_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,10 @@ def unseal(line: bytes) -> dict[str, object]:
     checksum, _space, text = line.partition(b" ")
     if not text or checksum != xxhash.xxh3_64_hexdigest(text).encode():
         return {}
-    record = json.loads(text)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):  # sealed by whoever else writes in the folder
+        return {}
     return record if isinstance(record, dict) else {}
 
 
@@ -122,11 +125,12 @@ def read_journal(content: bytes) -> Journal | None:
     claims: dict[int, dict[int, str]] = {}
     for record in map(unseal, lines):
         match record:
-            case {"held": [int(start), int(stop)], "digest": str(digest)}:
+            case {"held": [int(start), int(stop)], "digest": str(digest)} if 0 <= start < stop <= STREAM_BYTES:
                 claims.setdefault(start, {})[stop] = digest
-            case {"size": int(size_bytes)}:
-                pass
-    return Journal(Identity(job, cid, name), size_bytes if isinstance(size_bytes, int) else None, claims)
+            case {"size": int(told)}:
+                size_bytes = told
+    is_known = isinstance(size_bytes, int) and 0 <= size_bytes <= STREAM_BYTES
+    return Journal(Identity(job, cid, name), size_bytes if is_known else None, claims)
 
 
 def _journal_at(path: Path) -> Journal | None:
@@ -261,8 +265,16 @@ def _linux_fallocate(descriptor: int, size_bytes: int) -> bool:
     raise OSError(problem, os.strerror(problem))
 
 
+def _remove_links(*paths: Path) -> None:
+    """Remove what is a link in the place of a part: never ours, and what we write would come to where it leads."""
+    for path in paths:
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
 def _lock(path: Path) -> BaseFileLock | None:
     """Return the lock, held, or None if someone has it; the kernel frees it even at kill -9."""
+    _remove_links(path)
     lock = FileLock(path, blocking=False, thread_local=False)
     try:
         lock.acquire()
@@ -312,9 +324,7 @@ class PartFile:
         self._taken: list[Chunk] = []
         self._closed = False
         self._free_bytes: Callable[[Path], int] = free_disk_bytes
-        for path in (self._journal_path, self.path):
-            if path.is_symlink():  # never ours: what we write would come to where somebody has it lead
-                path.unlink()
+        _remove_links(self._journal_path, self.path)
         journal = _journal_at(self._journal_path)
         # The journal is there before the data: data that no journal knows of would never be deleted.
         self._journal = os.open(self._journal_path, _FLAGS | os.O_APPEND, 0o644)
