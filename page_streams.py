@@ -45,8 +45,9 @@ class PageStreams:
 
     @property
     def planned_bytes(self) -> int:
-        """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
-        return streams_bytes(self.choice, self._seconds)
+        """How large the chosen streams are together, by what the site says; 0 where it says nothing, or what none is."""
+        planned = streams_bytes(self.choice, self._seconds)
+        return planned if planned <= STREAM_BYTES else 0  # else a wrong figure would park each worker that reads it
 
     @property
     def _seconds(self) -> float:
