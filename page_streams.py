@@ -47,7 +47,7 @@ class PageStreams:
     def planned_bytes(self) -> int:
         """How large the chosen streams are together, by what the site says; 0 where it says nothing, or what none is."""
         planned = streams_bytes(self.choice, self._seconds)
-        return planned if planned <= STREAM_BYTES else 0  # else a wrong figure would park each worker that reads it
+        return planned if planned <= STREAM_BYTES else 0  # or each worker that read it would park itself
 
     @property
     def _seconds(self) -> float:
