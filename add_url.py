@@ -51,7 +51,7 @@ from finding import find_jobs, job_table, meant
 from i18n import _
 from log_setup import note, start_logging
 from model import Added, Budget, Failure, Lease
-from parse_ import SiteHosts, parse_job_id, parse_ranking, parse_target, plain_video
+from parse_ import BROKEN, SiteHosts, parse_job_id, parse_ranking, parse_target, plain_video
 from plain_text import json_text
 from queue_files import move_whole
 from redisConnect import Queue, open_queue
@@ -271,8 +271,8 @@ class ServerSink:
             if error.status != 404:
                 raise
             return None
-        except (KeyError, TypeError, ValueError):
-            raise self._nonsense() from None
+        except BROKEN:
+            raise self.nonsense() from None
 
     def close(self) -> None:
         """Close the connections."""
@@ -315,7 +315,7 @@ class ServerSink:
     def _refusal(self, reply: requests.Response, reason: str) -> ServerError:
         status, retry_after = reply.status_code, reply.headers.get("Retry-After", "")
         if status == 200:
-            return self._nonsense()
+            return self.nonsense()
         if status == 401:
             sentence = _("the server {url} refuses BILI_TOKEN: it must be the same as there")
             return Unauthorized(sentence.format(url=place(self._url)), status)
@@ -327,18 +327,30 @@ class ServerSink:
 
     def _integer(self, answer: Mapping[str, Any], name: str) -> int:
         if type(value := answer.get(name)) is not int:
-            raise self._nonsense()
+            raise self.nonsense()
         return value
 
     def _items(self, answer: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         items = answer.get(name, [])
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise self._nonsense()
+            raise self.nonsense()
         return items
 
-    def _nonsense(self) -> ServerError:
+    def nonsense(self) -> ServerError:
+        """Return what is to be said of a server that answers what none of ours does."""
         sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
         return ServerError(sentence.format(url=place(self._url)))
+
+
+@contextmanager
+def believed(sink: Sink) -> Iterator[None]:
+    """Say in one sentence that a server lists what cannot be; what the queue itself lists is believed."""
+    try:
+        yield
+    except BROKEN as error:
+        if isinstance(sink, ServerSink):
+            raise sink.nonsense() from error
+        raise
 
 
 @contextmanager
@@ -853,16 +865,19 @@ def perform(settings: Settings, options: argparse.Namespace, tally: Tally) -> No
             tally.rejected = move_whole(sink, settings, options, tell=print, say=say)
             return
         if options.retry_failed:
-            print(f"retried {retry_failed(sink, options.match)}")
+            with believed(sink):
+                print(f"retried {retry_failed(sink, options.match)}")
             return
         if options.find:
-            options.missing = not find(sink, settings, options.find, options.json)
+            with believed(sink):
+                options.missing = not find(sink, settings, options.find, options.json)
             return
         if options.unwatch or options.sources:
             if options.unwatch:
                 unwatch(sink, settings, options, tally)
             if options.sources:
-                list_sources(sink, options.json)
+                with believed(sink):
+                    list_sources(sink, options.json)
             return
         if not (options.targets or options.file):
             names = ", ".join(category.name for category in ranked_categories(options.category))

@@ -47,7 +47,7 @@ from parse_ import (
 from retry import full_jitter_seconds
 from source_ids import LESSON, find_source
 from sources import LessonSearch, ListRequest
-from visitor import TICKET_PATH, browser_marks, page_origin, parse_ticket, ticket_request
+from visitor import TICKET_PATH, browser_marks, page_origin, page_referer, parse_ticket, ticket_request
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def make_session(settings: Settings, environ: Mapping[str, str] = os.environ) ->
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls_context(environ)),
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"},
+        headers={"User-Agent": USER_AGENT, "Referer": page_referer(settings.web_url)},
         timeout=_TIMEOUT,
         trust_env=bool(getproxies()),  # where there is none, each request would look for one, in a thread of its own
     )
@@ -501,7 +501,7 @@ class BiliClient:
     async def _headers(self, url: str, as_visitor: bool) -> dict[str, str]:
         headers = {
             "User-Agent": USER_AGENT,
-            "Referer": self._settings.web_url + "/",
+            "Referer": page_referer(self._settings.web_url),
             "Accept": "*/*",
             "Accept-Encoding": "gzip",
         }

@@ -26,6 +26,7 @@ from delivery import Deliveries
 from download_stream_file import StreamFile, Wire, download_stream
 from errors import (
     CircumstanceError,
+    DamagedStream,
     DiskFull,
     JobError,
     NameTaken,
@@ -778,6 +779,10 @@ class Scheduler:
             for file in files.values():
                 file.discard()
             discard_parts(self._parts, page.cid)
+        except DamagedStream:
+            for file in files.values():  # else each later attempt here would join the same bytes
+                file.discard()
+            raise
         finally:
             for file in files.values():
                 file.close()

@@ -490,13 +490,13 @@ class _Download:
         now = self._clock()
         if (part := self._part) is None:
             chunk = None
-            asked = Asked(0, CHUNK_BYTES, self._source.size_bytes, whole_is_fine=True)
+            asked = Asked(0, CHUNK_BYTES, self._source.size_bytes, True, self._source.most_bytes)
         else:
             connections = self._wire.connections.share(self._source.job)
             size = range_bytes(part.waiting_bytes, connections, mirror.speed(now), mirror.first_byte_seconds)
             chunk = part.take(size)
             nothing_yet = part.held_bytes == 0 and not self._is_proved
-            asked = Asked(chunk.at, chunk.stop, part.size_bytes, whole_is_fine=nothing_yet)
+            asked = Asked(chunk.at, chunk.stop, part.size_bytes, nothing_yet, self._source.most_bytes)
         request = _Request(mirror, asked, chunk, now, Pace(self._wire.patience, now), at=asked.start, last_at=now)
         self._requests.add(request)
         mirror.begin()
@@ -620,6 +620,8 @@ class _Download:
         assert verdict is not None and request.chunk is not None
         if verdict.stop is not None and len(rest) > verdict.stop - request.at:
             raise Refused(Verdict(Meaning.WRONG, cause=_("more bytes than it announced")))
+        if part.size_bytes is None and request.at + len(rest) > request.asked.most_bytes:
+            raise Refused(Verdict(Meaning.WRONG, cause=_("more bytes than this stream can have")))
         while rest:
             chunk = request.chunk
             if not chunk.missing_bytes:

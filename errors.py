@@ -13,7 +13,8 @@
         │   ├── SiteError          the site answered nonsense, or not at all
         │   ├── TransferError      a stream could not be had from any mirror
         │   └── MergeError         ffmpeg or a check of its output failed
-        │       └── NameTaken      a file stands under the name by now: look again whose it is
+        │       ├── NameTaken      a file stands under the name by now: look again whose it is
+        │       └── DamagedStream  what came is not the stream: fetch it anew
         ├── NotYet                 there is too little now: delayed, no attempt counted, nobody parks
         ├── PermanentError         it will never work for this account: dead at once
         └── CircumstanceError      not the job's fault: no attempt counted, the worker parks
@@ -108,6 +109,10 @@ class NameTaken(MergeError):
     """The file cannot get its name: another one has it, and is never overwritten."""
 
     default_code = "name-taken"
+
+
+class DamagedStream(MergeError):
+    """What was downloaded is no whole stream of its kind: a mirror has sent something else."""
 
 
 class NotYet(JobError):

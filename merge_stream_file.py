@@ -39,7 +39,7 @@ from typing import IO, BinaryIO
 
 import xxhash
 
-from errors import DiskFull, MergeError, NameTaken, StaleToken, UsageError
+from errors import DamagedStream, DiskFull, MergeError, NameTaken, StaleToken, UsageError
 from i18n import _
 from merging import (
     NICENESS,
@@ -161,7 +161,7 @@ async def merge(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool] = 
     """
     try:
         return await _merge(ffmpeg, plan, may_publish)
-    except NameTaken:
+    except (NameTaken, DamagedStream):
         raise
     except MergeError as error:
         bare = without_extras(plan)

@@ -14,6 +14,8 @@ MIB = 1024 * KIB
 
 CHUNK_BYTES = 10 * MIB
 """A chunk is what one Range request asks for; the size is the reference's own."""
+STREAM_BYTES = 2**40
+"""No stream of a page is larger, whatever is said of it: a day of 8K is less."""
 MERGED_TOGETHER = 4
 """Small files that one ffmpeg makes at most: more gain little, and the first one waits for the last."""
 
@@ -429,6 +431,8 @@ class StreamSource:
     size_bytes: int | None = None
     """As announced by the site; a wish to be proved by Content-Range, not a fact."""
     deadline: int | None = None
+    most_bytes: int = STREAM_BYTES
+    """It cannot be larger, by what the site says of it: a mirror that has more has something else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,21 @@ from typing import Any
 from bili_client import BiliClient
 from errors import TransferError
 from i18n import _
-from model import Choice, Page, Playinfo, Stream, StreamSource, Video, Wishes
+from model import MIB, STREAM_BYTES, Choice, Page, Playinfo, Stream, StreamSource, Video, Wishes
 from stream_choice import choose_streams, extension, streams_bytes
 
 _WORDS = {"video": _("video"), "audio": _("audio")}
 """The parts of a page, for people."""
+
+MOST_TIMES, MOST_BESIDES_BYTES = 8, 1024 * MIB
+"""A stream may have so many times what the site says of it, and so much more: that is an average, or a guess."""
+
+
+def most_bytes(announced_bytes: float) -> int:
+    """Return what a stream cannot be larger than, by its size as the site says it; 0 where it says nothing."""
+    if not announced_bytes:
+        return STREAM_BYTES
+    return min(STREAM_BYTES, round(MOST_TIMES * announced_bytes) + MOST_BESIDES_BYTES)
 
 
 class PageStreams:
@@ -35,8 +45,13 @@ class PageStreams:
 
     @property
     def planned_bytes(self) -> int:
-        """How large the chosen streams are together, by what the site says; 0 where it says nothing."""
-        return streams_bytes(self.choice, self.playinfo.duration_seconds or self._page.duration_seconds)
+        """How large the chosen streams are together, by what the site says; 0 where it says nothing, or what none is."""
+        planned = streams_bytes(self.choice, self._seconds)
+        return planned if planned <= STREAM_BYTES else 0  # or each worker that read it would park itself
+
+    @property
+    def _seconds(self) -> float:
+        return self.playinfo.duration_seconds or self._page.duration_seconds
 
     @property
     def extension(self) -> str:
@@ -55,6 +70,7 @@ class PageStreams:
                     urls=segment.urls,
                     size_bytes=segment.size_bytes,
                     deadline=self.playinfo.deadline,
+                    most_bytes=most_bytes(segment.size_bytes),
                 )
                 for segment in choice.segments
             }
@@ -68,6 +84,7 @@ class PageStreams:
             name=f"{stream.kind[0]}{stream.id}-{stream.codecid}",
             urls=stream.urls,
             deadline=self.playinfo.deadline,
+            most_bytes=most_bytes(stream.bandwidth * self._seconds / 8),
         )
 
     def refresher(self, part: str) -> Callable[[], Coroutine[Any, Any, StreamSource]]:

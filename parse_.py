@@ -269,6 +269,8 @@ MAX_TITLE_CHARACTERS = 1000
 MAX_DESCRIPTION_CHARACTERS = 8000
 MAX_URL_CHARACTERS = 8192
 MAX_MIRRORS = 16
+MAX_SEGMENTS = 256
+"""Of a joined stream: each is a file that is open while it is downloaded, and six minutes of a video at least."""
 
 _Parameters = ParamSpec("_Parameters")
 _Record = TypeVar("_Record")
@@ -337,9 +339,12 @@ def _integer(node: object, highest: int = MAX_CID) -> int:
     return node
 
 
+_LONGEST_SECONDS = 1e9
+
+
 def _seconds(node: object, per_second: int = 1) -> float:
     """Return a duration as seconds, 0 where there is none or no sane one."""
-    if isinstance(node, bool) or not isinstance(node, int | float) or not 0 <= node <= 1e12:
+    if isinstance(node, bool) or not isinstance(node, int | float) or not 0 <= node <= _LONGEST_SECONDS * per_second:
         return 0.0
     return node / per_second
 
@@ -644,10 +649,12 @@ def _playinfo(answer: _Object) -> Playinfo:
             raise _code_error(-10403, "")
         raise SiteError(_("the site offers no streams of this page"))
     dash = _object(info.get("dash"))
-    videos = _streams("video", dash.get("video"))
-    audios = _streams("audio", _audio_nodes(dash))
+    listed = _objects(dash.get("video")), _audio_nodes(dash)
+    videos, audios = _streams("video", listed[0]), _streams("audio", listed[1])
     segments = () if videos or audios else _segments(info.get("durl"))
-    if not (videos or audios or segments):
+    # Of one kind all are unusable: else a video would be recorded without its picture, or without its sound.
+    is_half = bool(videos) != bool(audios) and all(listed)
+    if is_half or not (videos or audios or segments):
         raise SiteError(_("the site offers no streams of this page"))
     duration = _seconds(info.get("timelength"), 1000) or _seconds(dash.get("duration"))
     mirrors = [*(stream.urls for stream in (*videos, *audios)), *(segment.urls for segment in segments)]
@@ -720,9 +727,9 @@ def _audio_nodes(dash: _Object) -> list[_Object]:
     return [*_objects(dash.get("audio")), *_objects(_object(dash.get("dolby")).get("audio")), *_objects([flac])]
 
 
-def _streams(kind: str, nodes: object) -> tuple[Stream, ...]:
+def _streams(kind: str, nodes: list[_Object]) -> tuple[Stream, ...]:
     streams = []
-    for node in _objects(nodes):
+    for node in nodes:
         codecs = node.get("codecs")
         codecs = codecs[:64] if isinstance(codecs, str) else ""
         stream = Stream(
@@ -764,6 +771,8 @@ def _segments(nodes: object) -> tuple[Segment, ...]:
     """Return the pieces of a durl stream in order; one that is missing or unreadable makes all of it useless."""
     if not isinstance(nodes, list):
         return ()
+    if len(nodes) > MAX_SEGMENTS:
+        raise _nonsense()
     segments = [
         Segment(
             order=_integer(node.get("order")) or place,

@@ -25,7 +25,7 @@ from errors import JobError, NoWayOut, SiteError
 from i18n import _
 from model import MIB
 from shapes import Check, line, number, record
-from visitor import page_origin
+from visitor import page_origin, page_referer
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,24 @@ ANSWER_LIMIT_BYTES = MIB
 WAITING, SCANNED, EXPIRED, DONE = 86101, 86090, 86038, 0
 
 _LOGIN = "/x/passport-login/web"
-_LINK = line(2000, 1)
-_CODE = record({"url": _LINK, "qrcode_key": line(200, 1)})
+LINK_CHARACTERS = 1000
+"""More of them make no QR code that can be scanned from a screen."""
+
+
+def _link(value: Any) -> str:
+    text: str = line(LINK_CHARACTERS, 1)(value)
+    if not text.isascii():
+        raise ValueError(_("a link is expected"))
+    return text
+
+
+_CODE = record({"url": _link, "qrcode_key": line(200, 1)})
 _POLL = record({"code": number(0, 10**6, whole=True)}, refresh_token=line(2048))
 _INFO = record({"timestamp": number(1, 2**53, whole=True)})
 _REFRESHED = record({"refresh_token": line(2048, 1)})
+
+_CSRF_OF_PAGE = re.compile(r'id="1-name"[^>]{0,200}>([0-9A-Za-z]{1,128})<')
+"""Bounded: else a page of nothing but beginnings is searched for a minute, and the worker stands still."""
 
 _SITE_EXPONENT, _SITE_MODULUS = (
     65537,
@@ -108,7 +121,7 @@ class Passport:
         """Ask for other cookies in the place of these, which stay good until ``confirm``."""
         path = f"{self._settings.web_url}/correspond/1/{correspond_path(at_ms)}"
         status, page, _cookies = await self._fetch("GET", path, kept)
-        if status != 200 or (found := re.search(r'id="1-name"[^>]*>([0-9A-Za-z]{1,128})<', page)) is None:
+        if status != 200 or (found := _CSRF_OF_PAGE.search(page)) is None:
             raise SiteError(_("the site did not say how to renew the login"))
         form = {"csrf": _csrf(kept), "refresh_csrf": found[1], "source": "main_web"}
         form["refresh_token"] = kept.refresh_token
@@ -156,7 +169,7 @@ class Passport:
         form: Mapping[str, str] | None = None,
     ) -> tuple[int, str, Mapping[str, str]]:
         web_url = self._settings.web_url
-        headers = {"User-Agent": USER_AGENT, "Referer": f"{web_url}/", "Origin": page_origin(web_url)}
+        headers = {"User-Agent": USER_AGENT, "Referer": page_referer(web_url), "Origin": page_origin(web_url)}
         if kept is not None and (cookie := kept.cookie_header(url)):
             headers["Cookie"] = cookie
         # What aiohttp raises holds the request with its cookie: it must end here, not in a traceback.

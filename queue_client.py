@@ -46,6 +46,7 @@ from parse_ import parse_job_id
 from server_choice import ServerChoice, is_there, together, with_place
 from server_trust import Pinned, problem_with
 from shapes import Check, flag, line, list_of, number, record
+from source_ids import LESSON, find_source
 from sources import WALK, read_lease
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ log = logging.getLogger(__name__)
 PAGES_PER_CALL = 200
 TITLE_CHARACTERS = 200
 """Of a page; so a call stays far below the server's limit in any script."""
+CODE_CHARACTERS = 100
+"""Of a failure; the server refuses longer ones, and a site may answer with any number."""
 RESULTS_PER_CALL = 100
 DELAYED_CALLS = 40
 """So many parts of the list of delayed jobs are read at most: it is for people, and a server may never end it."""
@@ -64,6 +67,8 @@ OBEYED_SECONDS = 0.5
 STOP_SECONDS = 2.0
 TOTAL_SECONDS = 20.0
 CONNECT_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 600.0
+"""A server that wants to be left alone for longer is asked again all the same: it, or a proxy, may have been wrong."""
 LOOP_STALL_SECONDS = 600.0
 """A worker whose loop made no turn for so long is not alive, whatever its heartbeat thread says."""
 
@@ -270,7 +275,7 @@ class QueueClient:
             "url": lease.url,
             "token": lease.token,
             "class": failure.kind,
-            "code": failure.code,
+            "code": failure.code[:CODE_CHARACTERS],
             "reason": failure.reason,
             "title": failure.title,
         }
@@ -447,7 +452,7 @@ def _category(value: Any) -> str:
 
 _COUNT = number(0, 2**63 - 1, whole=True)
 _SECONDS = number(0, 365 * 86400)
-_LEASE = record(
+_LEASE_FIELDS = record(
     {
         "url": _job_id,
         "token": line(200, 1),
@@ -457,8 +462,18 @@ _LEASE = record(
     },
     walk=WALK,
 )
-_LEASES = list_of(_LEASE, 64)
-_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_LEASE, ended=flag)
+
+
+def _lease(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _LEASE_FIELDS(value)
+    source = find_source(found["url"])
+    if "walk" in found and (source is None or source.kind == LESSON):
+        raise ValueError(_("how far {id} is read is told, but it is no source").format(id=found["url"]))
+    return found
+
+
+_LEASES = list_of(_lease, 64)
+_EXPANDED = record({"added": _COUNT, "known": _COUNT}, lease=_lease, ended=flag)
 _CONTROL = record({}, slow_seconds=_SECONDS)
 _BUDGET = record(
     {"parked_seconds": _SECONDS, "holds_seconds": _SECONDS},
@@ -486,7 +501,7 @@ _FAILED = record({"items": list_of(_FAILURE, 1000)}, next=line(CURSOR_CHARACTERS
 
 def _header_seconds(text: str | None) -> float | None:
     try:
-        return float(_SECONDS(float(text or "")))
+        return min(float(_SECONDS(float(text or ""))), LONGEST_WAIT_SECONDS)
     except ValueError:
         return None
 

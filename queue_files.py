@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -16,7 +17,7 @@ from adopt_files import Asked, Standing, Unknown, standing_files
 from config import Settings
 from errors import UsageError
 from i18n import _
-from model import JobId
+from model import MIB, JobId
 from parse_ import parse_job_id
 from plain_text import one_line
 from redisConnect import Queue
@@ -37,6 +38,9 @@ from store import (
 )
 
 Say = Callable[[str], None]
+
+LONGEST_LINE_BYTES = 64 * MIB
+"""Of an import: a ledger with a million entries has less. A file that unfolds to one endless line is read in parts."""
 
 
 def move_whole(queue: Queue, settings: Settings, options: argparse.Namespace, tell: Say, say: Say) -> int:
@@ -119,7 +123,7 @@ def import_queue(queue: Queue, name: str, say: Say, restored: Restored) -> None:
     """Bring what an export has written into the queue, and say what was wrong with it."""
     try:
         with _read(name) as file:
-            restore(queue, file, restored)
+            restore(queue, iter(partial(file.readline, LONGEST_LINE_BYTES), b""), restored)
     except (OSError, EOFError) as error:  # gzip says so of a file that is cut
         sentence = _("{file} cannot be read to its end: {problem}")
         raise UsageError(sentence.format(file=name, problem=getattr(error, "strerror", "") or error)) from error

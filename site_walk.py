@@ -42,7 +42,7 @@ from retry import full_jitter_seconds
 from server_trust import Unproven, pinned_certificate, trusting_only
 from site_standing import SiteStanding
 from sources import ListRequest, parse_source
-from visitor import browser_marks
+from visitor import browser_marks, page_referer
 
 MAX_HOPS = 3
 MAX_BODY_BYTES = 8 * MIB
@@ -196,7 +196,7 @@ class Site:
         self.has_account = account.load(settings) is not None
         """It is never used here, but workers have it."""
         self._session = new_session()
-        self._session.headers.update({"User-Agent": USER_AGENT, "Referer": settings.web_url + "/"})
+        self._session.headers.update({"User-Agent": USER_AGENT, "Referer": page_referer(settings.web_url)})
         self._marks = browser_marks(random.random)
         self._rankings: dict[int, str] = {}
         self._identity: tuple[tuple[str, str] | None, dict[str, str]] | None = None

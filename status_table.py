@@ -24,6 +24,7 @@ from budgets import read_breaker, spoken
 from config import Settings
 from errors import ServerError, ServerUnreachable, Unauthorized
 from i18n import _, translated
+from parse_ import BROKEN
 from plain_text import harmless, json_text, size_text, span_text, speed_text
 from server_choice import ServerChoice, together
 from site_walk import body, new_session, place, problem
@@ -45,12 +46,16 @@ WITHOUT_END = 1000
 def show_status(settings: Settings, as_json: bool) -> None:
     """Print what the server tells of the farm; raise ServerError where it tells nothing."""
     with closing(_Server(settings)) as server:
-        status = gathered(server)
+        try:
+            status = gathered(server)
+            pieces = [] if as_json else [*tables(status, time.time())]
+        except BROKEN as error:
+            raise ServerError(_("{url} is no queue server of this project").format(url=place(server.url))) from error
     console = Console(width=None if sys.stdout.isatty() else WITHOUT_END, markup=False, highlight=False, emoji=False)
     if as_json:
         console.print(json_text(status), soft_wrap=True)
         return
-    for piece in tables(status, time.time()):
+    for piece in pieces:
         console.print(piece)
 
 

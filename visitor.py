@@ -27,7 +27,12 @@ _TICKET_KEY = b"XgwSnGZ1p"
 def page_origin(web_url: str) -> str:
     """Return the header Origin of calls that the site's pages make to its other hosts."""
     parts = urlsplit(web_url)
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def page_referer(web_url: str) -> str:
+    """Return the header Referer of all calls; mirrors get it too, so a password in a setting is not part of it."""
+    return f"{page_origin(web_url)}{urlsplit(web_url).path.rstrip('/')}/"
 
 
 def ticket_request(unix_seconds: int) -> dict[str, str]:

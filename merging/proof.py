@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from errors import DiskFull, JobError, MergeError, PermanentError
+from errors import DamagedStream, DiskFull, JobError, MergeError, PermanentError
 from i18n import _
 from merging import matroska, mp4_boxes
 from merging.command import COVERS, MAX_CHAPTERS, is_matroska, one_line, without_extras
@@ -147,6 +147,8 @@ def _named_input(path: str) -> Iterator[tuple[BinaryIO, int]]:
     try:
         with Path(path).open("rb") as file:
             yield file, os.fstat(file.fileno()).st_size
+    except MergeError as error:
+        raise DamagedStream(f"{Path(path).name}: {error}", error.code) from error
     except JobError as error:
         raise type(error)(f"{Path(path).name}: {error}", error.code) from error
     except OSError as error:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import shapes
+from config import category_problem
 from errors import UsageError
 from i18n import _
 from model import JobId
@@ -422,6 +424,25 @@ def _check_first(line: Any) -> None:
         raise UsageError(sentence.format(version=line["version"], known=VERSION))
 
 
+def _category(value: Any) -> str:
+    text: str = _TEXT(value)
+    if text and (problem := category_problem(text)):
+        raise ValueError(problem)
+    return text
+
+
+_TIMES, _TEXT = shapes.number(0, 2**53), shapes.line(4096)
+_TRIES = shapes.record(
+    {"attempts": _TIMES, "deaths": _TIMES},
+    **dict.fromkeys(("environment", "waits", "bytes", "first_death", "time"), _TIMES),
+    **dict.fromkeys(("title", "code", "reason", "worker", "instance", "expansion"), _TEXT),
+    died=shapes.list_of(_TEXT, 1000),
+    errors=shapes.list_of(shapes.list_of(lambda value: value, 10), 1000),
+)
+_ORIGIN = shapes.record({}, category=_category, source=_TEXT, wishes=shapes.record({}))
+"""What scripts and workers make something of: one job that has it otherwise would stop all that are leased with it."""
+
+
 class _Pending:
     """Lines of one kind that wait for their batch to fill; the kinds keep their order."""
 
@@ -481,13 +502,16 @@ class _Pending:
 
     def _job(self, line: Line) -> None:
         job = parse_job_id(line["url"])
-        state, tries = line["state"], dict(line.get("tries", {}))
+        state, tries, origin = line["state"], dict(line.get("tries", {})), dict(line.get("origin", {}))
+        if tries:
+            _TRIES(tries)
+        _ORIGIN(origin)
         if state not in ("ready", "delayed", "dead"):
             raise ValueError(_("{state} is no state of a job").format(state=repr(state)))
         if title := tries.get("title"):
             tries["folded"] = folded_prefix(str(title))
         args: list[str | int] = [line["url"], identity_of(job).member, state, int(line.get("at", 0))]
-        args += [as_json(value) if value else "" for value in (tries, dict(line.get("origin", {})))]
+        args += [as_json(value) if value else "" for value in (tries, origin)]
         keys = [self._bucket("seen", identity_of(job)), ended_key(job, self._shards)]
         self._put("job", identity_of(job), keys, args)
 

@@ -345,6 +345,27 @@ async def test_a_merge_that_fails_costs_no_byte_and_the_job_is_named_until_it_is
     assert PAGE not in worker.scheduler._unfinished and not worker.parts()
 
 
+async def test_what_is_no_stream_is_thrown_away_and_fetched_anew(
+    queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror may send anything of the right length; each attempt joined the same bytes until the job was dead."""
+
+    async def spoiled(ffmpeg: str, plan: MergePlan, may_publish: Callable[[], bool]) -> Any:
+        monkeypatch.undo()
+        size_bytes = Path(plan.video).stat().st_size
+        Path(plan.video).write_bytes(b"#EXTM3U\n".ljust(size_bytes, b"\0"))
+        return await download_scheduler.merge(ffmpeg, plan, may_publish)
+
+    monkeypatch.setattr(download_scheduler, "merge", spoiled)
+    queue.add([PLAIN.bvid])
+    worker = await start_worker()
+    await until("failed", lambda: queue.counts() == Counts(0, 0, 1, 0, 0))
+    await until("its end was told", lambda: worker.scheduler.board.failed == 1)
+    assert not worker.parts()
+    queue.redrive([PAGE])
+    await until("done", lambda: worker.scheduler.board.done == 1)
+
+
 @pytest.mark.parametrize("other_hangs", [False, True])
 async def test_a_stream_that_fails_ends_the_other_one_which_keeps_its_bytes_and_its_lock_is_free(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, other_hangs: bool

@@ -304,6 +304,18 @@ async def test_cut_again_and_again_it_goes_on_from_the_last_byte(rig: Rig) -> No
         assert a.sent_bytes == len(SMALL)
 
 
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+async def test_a_body_that_says_no_length_fills_no_disk(rig: Rig, framing: str) -> None:
+    """It ends where the stream can have no more; a liar is then left, and another mirror has the stream."""
+    async with asyncio.timeout(20), mirrors(CONTENT, 2) as [liar, good]:
+        source = replace(source_of(liar), most_bytes=CHUNK_BYTES)
+        liar.faults = Faults(ignores_ranges=True, framing=framing)
+        assert "more bytes than this stream can have" in str(await rig.failure(source))
+        assert sum(path.stat().st_blocks * 512 for path in rig.folder.iterdir()) <= CHUNK_BYTES + MIB
+        good.content = SMALL
+        assert (await rig.start(replace(source, urls=(liar.url, good.url)))).path.stat().st_size == len(SMALL)
+
+
 @pytest.mark.parametrize("faults", [Faults(cut_after=0), Faults(stall_after=0), Faults(status=500)], ids=repr)
 async def test_without_any_byte_it_gives_up(tmp_path: Path, faults: Faults) -> None:
     patience = replace(QUICK, stall_seconds=0.05, fruitless_rounds=3)

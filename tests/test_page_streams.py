@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from errors import TransferError
-from model import Page, Playinfo, Stream, Video, Wishes
-from page_streams import PageStreams
+from model import MIB, STREAM_BYTES, Page, Playinfo, Stream, Video, Wishes
+from page_streams import PageStreams, most_bytes
 
 PAGE = "BV1xx411c7mD?p=1&cid=5"
 
@@ -38,3 +38,22 @@ async def test_the_streams_of_a_page_that_lose_their_addresses_together_ask_once
     with pytest.raises(TransferError, match="audio no longer") as caught:
         await audio()
     assert caught.value.kind == "transient"
+
+
+@pytest.mark.parametrize(
+    ("announced", "most"), [(0, STREAM_BYTES), (1, 1024 * MIB + 8), (1e9, 8 * 10**9 + 1024 * MIB), (1e30, STREAM_BYTES)]
+)
+def test_how_large_a_stream_may_be_is_known_by_what_the_site_says(announced: float, most: int) -> None:
+    assert most_bytes(announced) == most
+
+
+@pytest.mark.parametrize(("bandwidth", "planned"), [(1000, 375 * 10**9), (2**53 - 1, 0)])
+async def test_a_figure_that_no_video_has_is_no_reason_to_wait_for_room(bandwidth: int, planned: int) -> None:
+    class Site:
+        async def playinfo(self, _video: Video, _page: Page) -> Playinfo:
+            return Playinfo(3e9, (Stream("video", 80, 7, "avc1", bandwidth, ("https://mirror.example/1",)),))
+
+    record = Video("BV1xx411c7mD", 2, "", (Page(1, 5, ""),))
+    streams = PageStreams(Site(), record, record.pages[0], PAGE, Wishes())  # type: ignore[arg-type]
+    await streams.ask()
+    assert streams.planned_bytes == planned

@@ -510,9 +510,10 @@ def test_durl_in_three_segments() -> None:
         lambda durl: durl[1].update(order=1),
         lambda durl: durl[1].update(url="", backup_url=None),
         lambda durl: durl.__setitem__(1, None),
+        lambda durl: durl.extend({**durl[0], "order": order} for order in range(4, 258)),
     ],
 )
-def test_a_durl_with_a_hole_is_refused(change: Callable[[Any], object]) -> None:
+def test_a_durl_with_a_hole_or_without_an_end_is_refused(change: Callable[[Any], object]) -> None:
     with pytest.raises(SiteError):
         parse_playurl(changed("playurl_durl.json", lambda a: change(a["data"]["durl"])))
 
@@ -562,6 +563,19 @@ def test_streams_without_a_usable_address_are_not_offered() -> None:
         answer["data"]["dash"] = {
             "video": [{"id": 80, "codecid": 7, "baseUrl": "ftp://x/", "backupUrl": ["https://a b", 5]}]
         }
+
+    with pytest.raises(SiteError, match="no streams"):
+        parse_playurl(changed("playurl_dash.json", change))
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_a_video_whose_picture_or_sound_cannot_be_had_is_not_offered_without_it(kind: str) -> None:
+    """It would be recorded as done, for good."""
+
+    def change(answer: Any) -> None:
+        for stream in answer["data"]["dash"][kind]:
+            stream |= dict.fromkeys(("baseUrl", "base_url"), "file:///etc/passwd") | {"backupUrl": 7, "backup_url": []}
+        answer["data"]["dash"] |= {"flac": None, "dolby": None}
 
     with pytest.raises(SiteError, match="no streams"):
         parse_playurl(changed("playurl_dash.json", change))

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import DiskFull
 from model import CHUNK_BYTES, KIB, MIB
 from transfer import part_file
 from transfer.part_file import Chunk, Identity, PartFile, discard_old_parts, discard_parts, unfinished_jobs
@@ -77,6 +78,33 @@ def test_the_part_of_another_stream_is_never_gone_on_with(tmp_path: Path, other:
     part.prepare()
     assert part.held_bytes == 0
     part.close()
+
+
+def test_a_stream_of_unknown_size_leaves_the_reserve_of_the_disk(tmp_path: Path) -> None:
+    """Only its end tells how much comes, and a mirror need not come to one."""
+    room = [part_file.RESERVE_BYTES + CHUNK_BYTES]
+    part = PartFile.open(tmp_path, Identity("BV1?cid=5", 5, "v80-7"), None)
+    part.prepare(lambda _folder: room[0])
+    part.write(part.take(CHUNK_BYTES), CONTENT[:CHUNK_BYTES])
+    room[0] -= 1
+    with pytest.raises(DiskFull):
+        part.write(part.take(CHUNK_BYTES), CONTENT[:CHUNK_BYTES])
+    part.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+@pytest.mark.parametrize("ending", ["m4s", "journal", "lock"])
+def test_a_link_in_the_place_of_a_part_is_not_written_through(tmp_path: Path, ending: str) -> None:
+    """Whoever may write in the folder could have a worker write over any file of its user."""
+    folder, foreign = tmp_path / "parts", tmp_path / "foreign"
+    folder.mkdir()
+    foreign.write_bytes(b"precious")
+    (folder / f"5-v80-7-{len(SMALL)}.{ending}").symlink_to(foreign)
+    part = a_part(folder, len(SMALL))
+    part.write(part.take(CHUNK_BYTES), SMALL)
+    assert part.is_complete and part.path.read_bytes() == SMALL
+    part.close()
+    assert foreign.read_bytes() == b"precious" and not any(path.is_symlink() for path in folder.iterdir())
 
 
 def test_a_part_that_lacks_one_byte_is_not_complete(tmp_path: Path) -> None:
@@ -244,8 +272,29 @@ def test_unfinished_jobs_are_listed_newest_first_and_broken_journals_skipped(tmp
     (tmp_path / "9-v-1.journal").write_bytes(b"\xff\x00 nonsense")
     (tmp_path / "8-v-1.journal").write_bytes(b"")
     (tmp_path / "7-v-1.journal").mkdir()
+    for n, sealed in enumerate([b"[" * 100_000, b"no json", b"5"], 10):  # a checksum is no proof of who wrote it
+        line = part_file.xxhash.xxh3_64_hexdigest(sealed).encode() + b" " + sealed
+        (tmp_path / f"{n}-v-1.journal").write_bytes(line)
+        with (tmp_path / "0-v-10.journal").open("ab") as file:
+            file.write(b"\n" + line)
+    os.utime(tmp_path / "0-v-10.journal", (0, 0))
     assert list(unfinished_jobs(tmp_path).items()) == [("BV2?cid=2", 20), ("BV1?cid=1", 10)]
     assert unfinished_jobs(tmp_path / "nowhere") == {}
+
+
+def test_what_no_part_can_have_is_not_believed_of_a_journal(tmp_path: Path) -> None:
+    held = [[-5, 10], [10, 5], [2**70, 2**71], [0, 2**62]]
+    records: list[dict[str, object]] = [{"held": one, "digest": "x"} for one in held] + [{"size": -7}]
+    journal = tmp_path / "5-v80-7-9.journal"
+    head = {"format": 1, "job": "BV1?cid=5", "cid": 5, "name": "v80-7", "size": 9}
+    journal.write_bytes(b"\n".join(map(part_file.seal, [head, *records])))
+    found = part_file.read_journal(journal.read_bytes())
+    assert found is not None and (found.size_bytes, found.claims) == (None, {})
+    part = PartFile.find(tmp_path, Identity("BV1?cid=5", 5, "v80-7"))
+    assert part is not None
+    part.prepare()
+    assert part.held_bytes == 0
+    part.close()
 
 
 def a_finished_part(folder: Path, cid: int) -> PartFile:

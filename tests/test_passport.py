@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -294,7 +296,17 @@ async def test_the_keeper_looks_at_the_start_and_when_there_is_another_login(
 # ------------------------------------------------------------------------------------------ a host that misbehaves
 
 
-@pytest.mark.parametrize("text", ["", "<html>", "[]", "7", '{"code":0}', '{"code":0,"data":{"url":7}}', "[" * 99_999])
+NO_LINK = ("https://passport.bilibili.com/" + "x" * 3000, "https://passport.bilibili.com/中", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "<html>", "[]", "7", '{"code":0}', '{"code":0,"data":{"url":7}}', "[" * 99_999),
+        *(json.dumps({"code": 0, "data": {"code": -1, "url": url, "qrcode_key": "k"}}) for url in NO_LINK),
+    ],
+    ids=lambda text: text[:60],
+)
 async def test_a_host_that_answers_nonsense_is_the_site_s_fault(tmp_path: Path, text: str) -> None:
     async def nonsense(request: web.Request) -> web.StreamResponse:
         return web.Response(text=text)
@@ -314,6 +326,13 @@ async def test_a_host_that_answers_nonsense_is_the_site_s_fault(tmp_path: Path, 
                 await client.poll(passport.Code("link", "key"))
     finally:
         await runner.cleanup()
+
+
+def test_a_page_of_beginnings_does_not_hold_the_worker() -> None:
+    """A search for what never ends went on for a minute: no job and no signal was looked after meanwhile."""
+    began = time.process_time()
+    assert passport._CSRF_OF_PAGE.search('id="1-name"' * (passport.ANSWER_LIMIT_BYTES // 11)) is None
+    assert time.process_time() - began < 10
 
 
 async def test_a_host_that_is_away_is_no_way_out(tmp_path: Path) -> None:

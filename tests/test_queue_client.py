@@ -88,6 +88,16 @@ async def test_an_empty_answer_says_when_to_ask_again(server: Server, client: Qu
     assert (leased.leases, leased.retry_after_seconds) == ((), 4.0)
 
 
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("31536000", 600.0), ("1e12", 2.0), ("-5", 2.0), ("NaN", 2.0), ("inf", 2.0), ("soon", 2.0)]
+)
+async def test_no_server_sends_a_worker_to_sleep_for_days(
+    said: str, seconds: float, server: Server, client: QueueClient
+) -> None:
+    server.answers["/get_url"] = [lambda _r: web.json_response([], headers={"Retry-After": said})]
+    assert (await client.lease(1)).retry_after_seconds == seconds
+
+
 async def test_a_request_without_an_answer_is_repeated_word_for_word(server: Server, client: QueueClient) -> None:
     server.answers["/get_url"] = status(503, **{"Retry-After": "30"})
     with pytest.raises(ServerUnreachable):
@@ -191,6 +201,8 @@ async def test_a_failure_is_told_with_its_class_and_the_wait_that_it_needs(serve
     told = {"url": HELD.url, "token": HELD.token, "class": "environment", "code": "disk-full", "reason": "make room"}
     assert server.asked[0][1] == {**told, "title": "t", "retry_after_seconds": 90.0}
     assert "retry_after_seconds" not in server.asked[1][1] and server.asked[1][1]["class"] == "transient"
+    await client.nack(HELD, Failure("transient", str(-(10**4000)), "a code that the server would refuse"))
+    assert len(server.asked[2][1]["code"]) == 100
 
 
 async def test_no_server_at_all_is_one_sentence(settings: Settings) -> None:

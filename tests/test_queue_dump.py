@@ -222,6 +222,18 @@ def test_archived_records_go_with_it(
         *(b"[]", b"{", b'"x"', b'{"kind":"job"}', b'{"kind":"job","url":"rubbish","state":"ready"}', b'{"kind":"odd"}'),
         *(b'{"kind":"record","entry":"x"}', b'{"kind":"done","cids":["x"]}'),
         b'{"kind":"closed","urls":["BV1xx411c7mD?p=1&cid=3"]}',
+        *(
+            b'{"kind":"job","url":"BV17x411w7KC","state":"ready",' + fields + b"}"
+            for fields in (
+                *(b'"origin":{"category":"../../x"}', b'"origin":{"category":5}', b'"origin":{"wishes":7}'),
+                *(
+                    b'"tries":{"attempts":"x","deaths":0}',
+                    b'"tries":{"attempts":-5,"deaths":0}',
+                    b'"tries":{"deaths":1}',
+                ),
+                *(b'"tries":{"attempts":0,"deaths":{}}', b'"tries":{"attempts":0,"deaths":0,"errors":{"x":1}}'),
+            )
+        ),
     ],
 )
 def test_a_line_that_is_none_is_named_and_the_others_come(queue: Queue, line: bytes) -> None:

@@ -25,6 +25,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+import add_url
 import queue_client
 from config import MEDIA_SUFFIXES, Settings
 from errors import ServerError
@@ -142,6 +143,7 @@ async def client() -> AsyncIterator[MediaClient]:
         *("127.0.0.1", "127.255.0.1", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1"),
         *("169.254.169.254", "100.64.0.1", "100.100.100.200", "192.0.0.192", "224.0.0.1", "255.255.255.255"),
         *("::", "::1", "fe80::1", "fe80::1%eth0", "fd00:ec2::254", "fec0::1", "ff02::1"),
+        *("fc00:4000::1", "fc12::1", "fcff::1", "fdff::1", "::ffff:0:127.0.0.1", "::ffff:0:c0a8:101"),
         *("::ffff:127.0.0.1", "::ffff:a00:1", "::127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::7f00:1"),
         *("2002:7f00:1::", "2002:c0a8:101::1", "2001:0:0:0:0:0:80ff:fffe"),
         *("", "localhost", "127.1", "2130706433", "0x7f000001", "a.bilivideo.com"),
@@ -297,6 +299,14 @@ async def test_a_mirror_cannot_promise_a_reply_for_ever() -> None:
         assert "not HTTP" in await refusal(client, f"http://127.0.0.1:{mirror.port}/1")
 
 
+async def test_a_password_in_a_setting_is_in_no_header_for_a_mirror() -> None:
+    named = media_allowed((), ("127.0.0.1",))
+    own = Settings(web_url="http://me:canary-password@127.0.0.1:1/site")
+    async with canary(answer=GOOD) as mirror, MediaClient(own, named, {}) as client:
+        assert await fetched(client, f"http://127.0.0.1:{mirror.port}/1") == BODY
+    assert b"Referer: http://127.0.0.1:1/site/" in mirror.asked[0] and b"canary" not in mirror.asked[0]
+
+
 # ------------------------------------------------------------------------------------------ a server that lies
 
 
@@ -362,6 +372,7 @@ NONSENSE: tuple[Any, ...] = (
         [{**FIELDS, "url": value}]
         for value in ("BV17x411w7KC?p=1&cid=-1", "BV17x411w7KC\n", "ep0", "$(id)", "-y", "x}{y")
     ),
+    *([{**FIELDS, "url": url, "walk": {}}] for url in ("BV17x411w7KC", "ep5?cid=7", "cheese:ep5", "cheese:ep5?cid=7")),
     *([{**FIELDS, "lease_seconds": value}] for value in (0, 1e9, True, "60", None, [60])),
     [FIELDS] * 65,
     [FIELDS] * 5,
@@ -532,6 +543,46 @@ async def test_the_token_goes_to_the_server_alone(liar: tuple[Liar, QueueClient]
     assert elsewhere.connections == 0
     assert {one["Authorization"] for one in server.asked} == {"Bearer canary-token"}
     assert not any("Cookie" in one for one in server.asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *({"items": [{}]}, {"items": [{"url": 7, "bytes": "y", "state": ["a"]}]}, {"items": [], "next": "\ud800"}),
+        *({"items": [{"source": "x", "listed": 1}]}, {"jobs": {"ready": "x"}}, {"jobs": {"ready": 1}, "workers": 7}),
+        {"items": [{"url": "BV17x411w7KC", "state": "done", "bytes": 10**400}]},
+    ],
+    ids=json.dumps,
+)
+def test_what_no_sane_server_lists_is_one_sentence_of_the_scripts(answer: Any, settings: Settings) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    own = replace(settings, server_urls=(f"http://127.0.0.1:{server.server_port}",), token="canary-token")
+    try:
+        sink = add_url.ServerSink(own)
+        with contextlib.suppress(ServerError), add_url.believed(sink):
+            add_url.find(sink, own, "BV17x411w7KC", False)
+        with contextlib.suppress(ServerError), add_url.believed(sink):
+            add_url.list_sources(sink, False)
+        with contextlib.suppress(ServerError):
+            show_status(own, as_json=False)
+        sink.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_neither_do_the_scripts_take_it_elsewhere(settings: Settings) -> None:

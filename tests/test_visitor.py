@@ -9,7 +9,13 @@ import re
 import pytest
 
 from errors import SiteError
-from visitor import browser_marks, parse_ticket, ticket_request
+from visitor import browser_marks, page_origin, page_referer, parse_ticket, ticket_request
+
+
+def test_where_a_page_is_is_told_without_what_is_nobody_s_business() -> None:
+    assert page_referer("https://www.bilibili.com") == "https://www.bilibili.com/"
+    assert page_referer("http://me:secret@[::1]:8080/site/?token=secret#x") == "http://[::1]:8080/site/"
+    assert page_origin("http://me:secret@127.0.0.1:8080/site") == "http://127.0.0.1:8080"
 
 
 def test_the_ticket_is_asked_for_with_the_signature_of_the_site_s_script() -> None:

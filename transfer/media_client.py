@@ -40,6 +40,7 @@ from transfer.range_client import (
     Taker,
 )
 from transfer.range_reply import Meaning, Verdict
+from visitor import page_referer
 
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -100,7 +101,7 @@ class MediaClient:
         And so is each address that a name leads to, save behind a proxy, which finds them by itself.
         """
         self.allowed = allowed
-        headers = {"User-Agent": USER_AGENT, "Referer": settings.web_url + "/", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": USER_AGENT, "Referer": page_referer(settings.web_url), "Accept-Encoding": "identity"}
         tls = cache(partial(tls_context, environ))  # reading the certificates takes longer than a small video
         self._direct = RangeClient(
             tls, {**headers, "Accept": "*/*"}, connect_seconds, may_be_at=lambda *place: self.allowed.may_be_at(*place)

@@ -31,7 +31,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from errors import DiskFull
 from i18n import _
-from model import CHUNK_BYTES, MIB
+from model import CHUNK_BYTES, MIB, STREAM_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,10 @@ def unseal(line: bytes) -> dict[str, object]:
     checksum, _space, text = line.partition(b" ")
     if not text or checksum != xxhash.xxh3_64_hexdigest(text).encode():
         return {}
-    record = json.loads(text)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):  # sealed by whoever else writes in the folder
+        return {}
     return record if isinstance(record, dict) else {}
 
 
@@ -122,11 +125,12 @@ def read_journal(content: bytes) -> Journal | None:
     claims: dict[int, dict[int, str]] = {}
     for record in map(unseal, lines):
         match record:
-            case {"held": [int(start), int(stop)], "digest": str(digest)}:
+            case {"held": [int(start), int(stop)], "digest": str(digest)} if 0 <= start < stop <= STREAM_BYTES:
                 claims.setdefault(start, {})[stop] = digest
-            case {"size": int(size_bytes)}:
-                pass
-    return Journal(Identity(job, cid, name), size_bytes if isinstance(size_bytes, int) else None, claims)
+            case {"size": int(told)}:
+                size_bytes = told
+    is_known = isinstance(size_bytes, int) and 0 <= size_bytes <= STREAM_BYTES
+    return Journal(Identity(job, cid, name), size_bytes if is_known else None, claims)
 
 
 def _journal_at(path: Path) -> Journal | None:
@@ -261,8 +265,16 @@ def _linux_fallocate(descriptor: int, size_bytes: int) -> bool:
     raise OSError(problem, os.strerror(problem))
 
 
+def _remove_links(*paths: Path) -> None:
+    """Remove what is a link in the place of a part: never ours, and what we write would come to where it leads."""
+    for path in paths:
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
 def _lock(path: Path) -> BaseFileLock | None:
     """Return the lock, held, or None if someone has it; the kernel frees it even at kill -9."""
+    _remove_links(path)
     lock = FileLock(path, blocking=False, thread_local=False)
     try:
         lock.acquire()
@@ -291,6 +303,8 @@ def _release(lock: BaseFileLock, *unwanted: Path) -> bool:
 
 # ------------------------------------------------------------------------------------------ the part
 
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
 
 class PartFile:
     """A stream's file, locked. Call ``prepare`` before anything but ``close``: in a thread, unless it is new.
@@ -309,16 +323,18 @@ class PartFile:
         """What is missing and nobody has taken, in order."""
         self._taken: list[Chunk] = []
         self._closed = False
+        self._free_bytes: Callable[[Path], int] = free_disk_bytes
+        _remove_links(self._journal_path, self.path)
         journal = _journal_at(self._journal_path)
+        # The journal is there before the data: data that no journal knows of would never be deleted.
+        self._journal = os.open(self._journal_path, _FLAGS | os.O_APPEND, 0o644)
         if journal is None or not journal.identity.is_stream(identity) or journal.size_bytes != size_bytes:
             journal = Journal(identity, size_bytes, {})
-            self._journal_path.write_bytes(seal({"format": FORMAT, "size": size_bytes, **_as_record(identity)}))
+            os.ftruncate(self._journal, 0)
+            os.write(self._journal, seal({"format": FORMAT, "size": size_bytes, **_as_record(identity)}))
         self._claims = journal.claims
         self.is_new = self._is_worthless = not journal.claims
-        # The journal is there before the data: data that no journal knows of would never be deleted.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        self._journal = os.open(self._journal_path, flags | os.O_APPEND, 0o644)
-        self._data = os.open(self.path, flags, 0o644)
+        self._data = os.open(self.path, _FLAGS, 0o644)
 
     # ---------------------------------------------------------------------------- opening and closing
 
@@ -362,10 +378,11 @@ class PartFile:
 
         It has a file handle of its own: it may be left behind in its thread when its caller is cancelled.
         """
-        with _disk(self.path), self.path.open("r+b") as file:
+        self._free_bytes = free_bytes
+        with _disk(self.path), open(self.path, "r+b", opener=lambda path, _mode: os.open(path, _FLAGS)) as file:
             self._gaps.extend(self._verified(file))
             if not (self._closed or self.is_complete):
-                self._take_room(file, free_bytes)
+                self._take_room(file)
 
     def _verified(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """Yield the gaps between the ranges that the file proves, and count what is held."""
@@ -398,21 +415,24 @@ class PartFile:
                 proved = stop
         return proved
 
-    def _take_room(self, file: BinaryIO, free_bytes: Callable[[Path], int]) -> None:
+    def _take_room(self, file: BinaryIO) -> None:
         status = os.fstat(file.fileno())
         wanted_bytes = self.size_bytes if self.size_bytes is not None else self.held_bytes + CHUNK_BYTES
         has_bytes = min(status.st_size, getattr(status, "st_blocks", sys.maxsize) * 512)
         if wanted_bytes > has_bytes:
-            needed, free = wanted_bytes - has_bytes + RESERVE_BYTES, free_bytes(self.path.parent)
-            if free < needed:
-                raise DiskFull(
-                    _("{folder} has {free} MiB free, but {needed} MiB are needed: make room there").format(
-                        folder=self.path.parent, free=free // MIB, needed=-(-needed // MIB)
-                    )
-                )
+            self._check_free(wanted_bytes - has_bytes)
         if self.size_bytes is not None and (wanted_bytes > has_bytes or status.st_size != self.size_bytes):
             _allocate(file, self.size_bytes)
             os.ftruncate(file.fileno(), self.size_bytes)
+
+    def _check_free(self, size_bytes: int) -> None:
+        needed, free = size_bytes + RESERVE_BYTES, self._free_bytes(self.path.parent)
+        if free < needed:
+            raise DiskFull(
+                _("{folder} has {free} MiB free, but {needed} MiB are needed: make room there").format(
+                    folder=self.path.parent, free=free // MIB, needed=-(-needed // MIB)
+                )
+            )
 
     def close(self) -> None:
         """Write down how far each chunk is and free the lock; a part without any byte is deleted."""
@@ -541,6 +561,7 @@ class PartFile:
         self._mark(chunk)
         self._taken.remove(chunk)
         if self.size_bytes is None:
+            self._check_free(CHUNK_BYTES)  # nobody knows how much will come
             self._gaps.append((chunk.stop, chunk.stop + CHUNK_BYTES))
 
     def _mark(self, chunk: Chunk) -> None:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import ipaddress
 
-_NETWORKS = tuple(
+_PROXIES = ipaddress.IPv6Network("fc00::/18")
+"""By these, as by 198.18.0.0/15, proxies of a whole machine answer for every name: they are let through on purpose."""
+
+_OWN_IPV6 = tuple(ipaddress.IPv6Network("fc00::/7").address_exclude(_PROXIES))
+"""Everybody's own, as 10.0.0.0/8 is."""
+
+_NETWORKS = _OWN_IPV6 + tuple(
     ipaddress.ip_network(text)
     for text in (
         *("0.0.0.0/8", "127.0.0.0/8", "::/128", "::1/128"),  # this machine
-        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8", "fec0::/10"),  # at home, in an office
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fec0::/10"),  # at home, in an office
         "100.64.0.0/10",  # behind a provider's NAT, or of a mesh of machines
         *("169.254.0.0/16", "fe80::/10"),  # this cable; a cloud says there what its machines may know
         *("192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4", "ff00::/8"),  # nobody's own
     )
 )
-"""Left out on purpose: 198.18.0.0/15 and fc00::/18, by which proxies of a whole machine answer for every name."""
 
 
 def is_address(host: str) -> bool:
@@ -43,8 +48,10 @@ def is_public(text: str) -> bool:
     return not any(address in network for network in _NETWORKS if network.version == address.version)
 
 
-_WITH_IPV4_AT_THE_END = tuple(ipaddress.IPv6Network(text) for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
-"""As it was written once, and for gateways from IPv6 to IPv4 (RFC 6052, RFC 8215)."""
+_WITH_IPV4_AT_THE_END = tuple(
+    ipaddress.IPv6Network(text) for text in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
+"""As it was written once, and for gateways from IPv6 to IPv4 (RFC 2765, RFC 6052, RFC 8215)."""
 
 
 def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 
 from i18n import _
+from model import STREAM_BYTES
 
 
 class Meaning(Enum):
@@ -31,13 +32,15 @@ ACCEPTED = frozenset({Meaning.RANGE, Meaning.WHOLE, Meaning.END})
 class Asked:
     """What a request asks for: ``[start, stop)`` of a stream of ``total_bytes``, None where that is not known.
 
-    ``whole_is_fine`` where a reply with the whole stream could be used: nothing of it is on disk yet.
+    ``whole_is_fine`` where a reply with the whole stream could be used: nothing of it is on disk yet. No stream like
+    this one can have more than ``most_bytes``.
     """
 
     start: int
     stop: int
     total_bytes: int | None = None
     whole_is_fine: bool = False
+    most_bytes: int = STREAM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,14 @@ class Verdict:
 
 def judge(status: int, headers: Mapping[str, str], asked: Asked, now: float = 0.0) -> Verdict:
     """Return what a reply means; ``headers`` must ignore case, ``now`` is the Unix time for dates in them."""
+    verdict = _judge(status, headers, asked, now)
+    if verdict.total_bytes is not None and verdict.total_bytes > asked.most_bytes:
+        # Else the disk would be called too small for it, and the worker would wait for room.
+        return Verdict(Meaning.WRONG, cause=_("a size that this stream cannot have"))
+    return verdict
+
+
+def _judge(status: int, headers: Mapping[str, str], asked: Asked, now: float) -> Verdict:
     if status in (200, 206):
         return _judge_disguise(headers) or (_judge_range if status == 206 else _judge_whole)(headers, asked)
     if status == 416:
