@@ -414,6 +414,8 @@ def test_no_path_breaks_the_choice_of_a_language(queue: Queue, settings: Setting
 
 
 def test_who_has_no_token_makes_no_page_anew(queue: Queue, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KEPT_SECONDS", "LONGEST_SECONDS"):
+        monkeypatch.setattr(web.kept, name, 600.0)
     made: list[str] = []
     look = queue.counts
     monkeypatch.setattr(queue, "counts", lambda: made.append("") or look())
