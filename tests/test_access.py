@@ -330,6 +330,8 @@ def test_who_has_bili_token_may_speak_for_every_lease(guarded: FlaskClient, make
     (page,) = lease(guarded, TOKEN, "w2")
     assert owner_of(page["token"]) == ""
     post(guarded, "/release", of(page), make("worker")[0], 409)
+    told = {"worker": "w3", "results": [{"url": page["url"], "path": "a/b.mp4", "bytes": 1, "seconds": 1}]}
+    assert post(guarded, "/replay", told, make("worker")[0]) == {"recorded": 0, "known": 1}
 
 
 def test_what_machines_tell_of_themselves_is_for_admins(guarded: FlaskClient, make: Make) -> None:
