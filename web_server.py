@@ -91,7 +91,7 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
     An engine that is away or full is said once for each reason: a failover may end in a primary that takes no writes. A
     step that stumbles over damaged data is said once, too, and the others go on.
     """
-    said, said_at = "", 0.0
+    named, named_at = "", 0.0
     steps, stumbling = _Upkeep(queue, ended).steps, set[str]()
     while not ended.wait(period_seconds):
         try:
@@ -100,13 +100,13 @@ def tick(queue: Queue, ended: threading.Event, period_seconds: float = 1.0) -> N
             queue.ping()  # sweeping goes on where memory is full
         except EngineError as error:
             now = time.monotonic()
-            if not said or (str(error) != said and now - said_at >= SAY_AGAIN_SECONDS):
+            if not named or (str(error) != named and now - named_at >= SAY_AGAIN_SECONDS):
                 log.warning("%s", error)
-                said, said_at = str(error), now
+                named, named_at = str(error), now
         else:
-            if said:
+            if named:
                 log.warning(_("Redis or Valkey is back"))
-            said = ""
+            named = ""
 
 
 def _take_step(step: Callable[[], object], stumbling: set[str]) -> None:
