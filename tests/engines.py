@@ -20,6 +20,8 @@ from tests.farm import ROOT, free_port, wait_until
 SERVICE = "queue"
 DOWN_MS = 500
 """So soon a silent primary is taken for dead: a test waits for it."""
+CLUSTER_DOWN_MS = 1500
+"""The same in a cluster, whose nodes must not lose sight of each other on a machine that is busy."""
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 
 ACL_USER = "bili"
@@ -170,7 +172,7 @@ class Cluster:
         buses = []
         for number in range(1, 7 if has_replicas else 4):
             buses.append(free_port())
-            own = f"cluster-enabled yes\ncluster-port {buses[-1]}\ncluster-node-timeout {DOWN_MS}"
+            own = f"cluster-enabled yes\ncluster-port {buses[-1]}\ncluster-node-timeout {CLUSTER_DOWN_MS}"
             own += "\nrepl-diskless-sync-delay 0\ncluster-replica-validity-factor 0"
             kind = self.nodes if number <= len(ranges) else self.replicas
             kind.append(Node(folder / f"node{number}", *arguments, config=own))
