@@ -45,7 +45,7 @@ class PageStreams:
 
     @property
     def planned_bytes(self) -> int:
-        """How large the chosen streams are together, by what the site says; 0 where it says nothing, or what none is."""
+        """How large the chosen streams are together, by what the site says; 0 where it says nothing that can be."""
         planned = streams_bytes(self.choice, self._seconds)
         return planned if planned <= STREAM_BYTES else 0  # or each worker that read it would park itself
 

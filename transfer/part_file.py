@@ -129,8 +129,9 @@ def read_journal(content: bytes) -> Journal | None:
                 claims.setdefault(start, {})[stop] = digest
             case {"size": int(told)}:
                 size_bytes = told
-    is_known = isinstance(size_bytes, int) and 0 <= size_bytes <= STREAM_BYTES
-    return Journal(Identity(job, cid, name), size_bytes if is_known else None, claims)
+    if not isinstance(size_bytes, int) or not 0 <= size_bytes <= STREAM_BYTES:
+        size_bytes = None
+    return Journal(Identity(job, cid, name), size_bytes, claims)
 
 
 def _journal_at(path: Path) -> Journal | None:
