@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from config import Settings, is_loopback, parse_settings, read_pin
+from config import Settings, is_loopback, parse_settings, pins_problem, read_pin
 from errors import ServerError, ServerUnreachable, Unauthorized, UsageError
 from i18n import _
 from plain_text import harmless
@@ -175,13 +175,19 @@ def read_membership(settings: Settings) -> Membership | None:
 def with_membership(settings: Settings, values: Mapping[str, str]) -> Settings:
     """Return the settings with what is kept of the joined server, where ``values``, as they were set, have nothing.
 
-    A token goes only to the server that gave it: where the settings name another one, nothing of it is used.
+    A token goes only to the server that gave it: where the settings name another one, nothing of it is used. Raise
+    UsageError where the server that is left has no certificate to compare a pin with.
     """
     kept = read_membership(settings)
-    if kept is None or (values.get("BILI_SERVER_URL", "").strip() and settings.server_urls != (kept.server_url,)):
-        return settings
-    pins = settings.server_pins or ((kept.pin,) if kept.pin else ())
-    return replace(settings, server_urls=(kept.server_url,), token=settings.token or kept.token, server_pins=pins)
+    if kept is not None and (
+        not values.get("BILI_SERVER_URL", "").strip() or settings.server_urls == (kept.server_url,)
+    ):
+        pins = settings.server_pins or ((kept.pin,) if kept.pin else ())
+        token = settings.token or kept.token
+        settings = replace(settings, server_urls=(kept.server_url,), token=token, server_pins=pins)
+    if settings.server_pins and (problems := pins_problem(settings.server_urls)):
+        raise UsageError(problems[0])
+    return settings
 
 
 def shadowed(values: Mapping[str, str]) -> str:

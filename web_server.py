@@ -24,9 +24,10 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from certificates import Certificate, notes, self_made, self_made_pin
-from config import MAX_SHARDS, Settings, is_loopback, load
+from config import MAX_SHARDS, Settings, is_loopback, load, values_of
 from errors import EngineError, EngineFull, ServerError, UsageError
 from i18n import _
+from joining import with_membership
 from log_setup import start_logging
 from notices import notices
 from notify import Notifier
@@ -517,6 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load(os.environ)
         if arguments.status:
+            settings = with_membership(settings, values_of(os.environ))
             if note := clear_text_note(settings):
                 print(note, file=sys.stderr)
             show_status(settings, arguments.json)

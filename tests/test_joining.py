@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import run
+import web_server
 from certificates import self_made
-from config import Settings
+from config import Settings, parse_settings
 from errors import DownloaderError, UsageError
 from joining import Invitation, Membership, join, membership_path, read_invitation, read_membership, with_membership
 from tests.sealed import CODE, TOKEN, Sealed, serving
@@ -96,6 +97,9 @@ def test_a_machine_joins_and_later_starts_know_it(
     assert run.main(["--extras"]) == 0
     assert (started[0].server_urls, started[0].token) == ((server.url,), TOKEN)
     assert started[0].server_pins == (server.pin,)
+    monkeypatch.setattr(web_server, "show_status", lambda settings, _as_json: started.append(settings))
+    assert web_server.main(["--status"]) == 0
+    assert started[1] == started[0]
 
 
 def test_a_worker_is_called_as_the_settings_say(
@@ -214,6 +218,17 @@ def test_settings_of_the_environment_win(mine: Settings) -> None:
     joined = with_membership(named, {})
     assert (joined.token, joined.server_pins) == ("own", ("0" * 64,))
     assert "bili_worker_x" not in repr(with_membership(mine, {}))
+
+
+def test_a_pin_of_the_settings_needs_a_server_with_a_certificate(mine: Settings) -> None:
+    pinned = parse_settings({"BILI_SERVER_PIN": "0" * 64, "BILI_DATA_DIR": str(mine.data_dir)})
+    with pytest.raises(UsageError, match="BILI_SERVER_PIN"):
+        with_membership(pinned, {})
+    keep(mine)
+    assert with_membership(pinned, {}).server_pins == ("0" * 64,)
+    keep(mine, server_url="http://192.0.2.1:8080", pin="")
+    with pytest.raises(UsageError, match="BILI_SERVER_PIN"):
+        with_membership(pinned, {})
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "https://other.example", "https://farm.example,https://b"])
