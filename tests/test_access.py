@@ -401,6 +401,30 @@ def test_who_may_only_add_sees_the_jobs_that_he_can_name_and_nothing_of_the_farm
     assert [(one["url"], one["worker"]) for one in failed] == [(FAILED, "")]
 
 
+def test_a_token_asks_no_end_of_questions_and_disturbs_nobody(guarded: FlaskClient, make: Make) -> None:
+    submit, worker = make("submit")[0], make("worker")[0]
+    statuses = [guarded.get("/jobs?find=none", headers=bearer(submit)).status_code for _turn in range(100)]
+    assert statuses[:60] == [200] * 60 and statuses[-1] == 429
+    refused = guarded.get("/jobs?find=none", headers=bearer(submit))
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert post(guarded, "/add_url", {"urls": [VIDEO]}, submit)["added"] == 1
+    assert guarded.get("/jobs?find=none", headers=bearer(TOKEN)).status_code == 200
+    for address in ("/get_url?worker=w1", "/status"):
+        statuses = [guarded.get(address, headers=bearer(worker)).status_code for _turn in range(100)]
+        assert statuses == [200] * 100
+
+
+def test_questions_come_back_with_time() -> None:
+    now = [0.0]
+    questions = web.guard.Questions(lambda: now[0])
+    assert [questions.wait_seconds("a") for _turn in range(61)] == [0] * 60 + [1]
+    assert questions.wait_seconds("b") == 0
+    now[0] += 0.2
+    assert [questions.wait_seconds("a") for _turn in range(3)] == [0, 0, 1]
+    now[0] += 3600
+    assert [questions.wait_seconds("a") for _turn in range(61)] == [0] * 60 + [1]
+
+
 # ------------------------------------------------------------------------------------------ taking back
 
 

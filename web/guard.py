@@ -161,6 +161,33 @@ class Lockout:
             return 0
 
 
+class Questions:
+    """How often somebody may ask for what is made of many jobs, by the id of a token that was made.
+
+    What workers do all the time is not counted, nor what an admin asks: that costs little, and he has the farm anyway.
+    """
+
+    PER_SECOND = 10.0
+    AT_ONCE = 60.0
+    MAX_KNOWN = 1000
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait_seconds(self, token_id: str) -> int:
+        """Count a question; return 0 where it may be asked, else how long to wait until the next one may be."""
+        now = self._clock()
+        with self._lock:
+            left, at = self._left.pop(token_id, (self.AT_ONCE, now))
+            left = min(self.AT_ONCE, left + (now - at) * self.PER_SECOND)
+            self._left[token_id] = (left - 1 if left >= 1 else left, now)
+            while len(self._left) > self.MAX_KNOWN:
+                self._left.popitem(last=False)
+        return 0 if left >= 1 else math.ceil((1 - left) / self.PER_SECOND)
+
+
 class Guard:
     """Looks at every request before its route does."""
 
@@ -171,6 +198,10 @@ class Guard:
     """Of who may not see what the farm does."""
     BEARER_PATHS = frozenset({"/get_url"})
     """Not with what a browser remembers, a password or a session: any page can make it send a GET with that."""
+    PACED = frozenset({"submit", "worker"})
+    """Who may ask no more questions than Questions says."""
+    UNCOUNTED = frozenset({"/get_url", "/status"})
+    """What workers ask all the time, and many of them with one token."""
 
     def __init__(self, settings: Settings, sessions: Sessions, tokens: Tokens, keyring: Keyring) -> None:
         self._is_open = not settings.token
@@ -179,6 +210,7 @@ class Guard:
         self._keyring = keyring
         self._hosts = frozenset({"localhost", *settings.hosts})
         self._lockout = Lockout(tokens, sessions, "token")
+        self._questions = Questions()
 
     def check(self) -> Response | None:
         """Raise the HTTP error of a request that may not go on; note who asks."""
@@ -195,7 +227,13 @@ class Guard:
             raise Forbidden(_("the role of this token ({role}) may not do that").format(role=g.access.role))
         if environ["REQUEST_METHOD"] == "POST" and request.routing_exception is None:  # 404 or 405, whatever is sent
             self._check_body()
+        elif g.access.role in self.PACED and path not in self.UNCOUNTED:
+            self._check_pace(g.access.token_id)
         return None
+
+    def _check_pace(self, token_id: str) -> None:
+        if wait := self._questions.wait_seconds(token_id):
+            raise TooManyRequests(_("this token asks too often: wait a moment"), retry_after=wait)
 
     def _check_host(self, environ: Mapping[str, Any]) -> None:
         """Hold off DNS rebinding: a foreign name that points here makes a browser believe it is the same site."""
