@@ -46,6 +46,7 @@ from errors import (
 )
 from model import (
     MIB,
+    STREAM_BYTES,
     Counts,
     Expanded,
     Failure,
@@ -824,7 +825,7 @@ async def test_a_job_that_does_not_fit_fetches_nothing_and_waits_for_room(
     site: RunningSite, queue: Queue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_scheduler.retry, "park_seconds", lambda failures: 0.3)
-    monkeypatch.setattr(page_streams, "streams_bytes", lambda *_about: 10**15)
+    monkeypatch.setattr(page_streams, "streams_bytes", lambda *_about: STREAM_BYTES)
     queue.add([PLAIN.bvid])
     worker = await start_worker()
     await until("parked", lambda: worker.scheduler.board.state == "parked")
