@@ -301,7 +301,7 @@ def bytes_of(connection: redis.Redis) -> dict[str, int]:
 
 
 def lease_microseconds(connection: redis.Redis, queue: Queue) -> float:
-    """Return what a lease costs the engine, of many in a row; all are given back then, so that the queue stays as it is.
+    """Return what a lease costs the engine, of many in a row; they are given back then, and the queue is as it was.
 
     Nothing else is asked between them: the answer to INFO alone makes the allocator begin anew.
     """
