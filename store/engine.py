@@ -492,19 +492,18 @@ def run_together(
     All keys have the tag HOME. Whoever else asks may get in between; where one fails the others are done all the same.
     """
 
-    def ask() -> list[Any]:
+    def ask(command: str) -> list[Any]:
         with client.pipeline(transaction=False) as pipe:
             for script, keys, args in runs:
-                pipe.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+                text = script.sha if command == "EVALSHA" else script.script
+                pipe.execute_command(command, text, len(keys), *keys, *args)
             look(pipe)
             return list(pipe.execute())
 
     try:
-        return ask()
+        return ask("EVALSHA")
     except NoScriptError:  # nobody has run them there yet; those that were known are only repeated
-        for script, _keys, _args in runs:
-            client.script_load(script.script)
-        return ask()
+        return ask("EVAL")  # with their text, because what is loaded may be flushed before it is used
 
 
 # ------------------------------------------------------------------------------------------ what it says of itself
