@@ -492,18 +492,23 @@ def run_together(
     All keys have the tag HOME. Whoever else asks may get in between; where one fails the others are done all the same.
     """
 
-    def ask(command: str) -> list[Any]:
+    def ask(by_text: bool = False) -> list[Any]:
         with client.pipeline(transaction=False) as pipe:
             for script, keys, args in runs:
-                text = script.sha if command == "EVALSHA" else script.script
-                pipe.execute_command(command, text, len(keys), *keys, *args)
+                call = ("EVAL", script.script) if by_text else ("EVALSHA", script.sha)
+                pipe.execute_command(*call, len(keys), *keys, *args)
             look(pipe)
             return list(pipe.execute())
 
     try:
-        return ask("EVALSHA")
+        return ask()
     except NoScriptError:  # nobody has run them there yet; those that were known are only repeated
-        return ask("EVAL")  # with their text, because what is loaded may be flushed before it is used
+        for script, _keys, _args in runs:
+            client.script_load(script.script)
+    try:
+        return ask()
+    except NoScriptError:  # flushed again between loading and calling
+        return ask(by_text=True)
 
 
 # ------------------------------------------------------------------------------------------ what it says of itself
