@@ -486,11 +486,11 @@ def _one_of(*words: str) -> Callable[[str, Path], str]:
     return parse
 
 
-def pins_problem(server_urls: Iterable[str]) -> list[str]:
-    """Return what is wrong with addresses of servers where pins are to be compared with their certificates."""
+def pins_problem(server_urls: Iterable[str]) -> str:
+    """Return what is wrong with addresses of servers whose certificates are to be compared with pins; else nothing."""
     if all(url.startswith("https:") for url in server_urls):
-        return []
-    return [_("BILI_SERVER_PIN is the pin of a certificate: every address in BILI_SERVER_URL must be https://")]
+        return ""
+    return _("BILI_SERVER_PIN is the pin of a certificate: every address in BILI_SERVER_URL must be https://")
 
 
 def _contradictions(found: Mapping[str, object]) -> list[str]:
@@ -498,8 +498,8 @@ def _contradictions(found: Mapping[str, object]) -> list[str]:
     if found.get("audio") == "none" and found.get("streams") == "audio":
         return [_("BILI_STREAMS=audio wants sound, BILI_AUDIO=none wants none")]
     server_urls = found.get("server_urls")  # where none is set, the one that was joined may have a certificate
-    if found.get("server_pins") and isinstance(server_urls, tuple):
-        return pins_problem(server_urls)
+    if found.get("server_pins") and isinstance(server_urls, tuple) and (problem := pins_problem(server_urls)):
+        return [problem]
     wishes = Settings(**{name: found[name] for name in ("quality", "min_quality") if name in found}).wishes  # type: ignore[arg-type]
     if wishes.min_qn > wishes.qn:
         return [_("BILI_MIN_QUALITY is above BILI_QUALITY: no video could be both")]

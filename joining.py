@@ -185,8 +185,8 @@ def with_membership(settings: Settings, values: Mapping[str, str]) -> Settings:
         pins = settings.server_pins or ((kept.pin,) if kept.pin else ())
         token = settings.token or kept.token
         settings = replace(settings, server_urls=(kept.server_url,), token=token, server_pins=pins)
-    if settings.server_pins and (problems := pins_problem(settings.server_urls)):
-        raise UsageError(problems[0])
+    if settings.server_pins and (problem := pins_problem(settings.server_urls)):
+        raise UsageError(problem)
     return settings
 
 

@@ -172,6 +172,11 @@ def test_wishes_are_names_or_the_numbers_of_the_site() -> None:
         ({"BILI_STREAMS": "audio", "BILI_AUDIO": "none"}, ("BILI_STREAMS", "BILI_AUDIO")),
         ({"BILI_QUALITY": "720p", "BILI_MIN_QUALITY": "1080p"}, ("BILI_MIN_QUALITY", "BILI_QUALITY")),
         ({"BILI_SERVER_PIN": "0" * 64, "BILI_SERVER_URL": "https://a, http://b"}, ("BILI_SERVER_PIN", "https://")),
+        (
+            {"BILI_SERVER_PIN": "0" * 64, "BILI_SERVER_URL": "https://a"}
+            | {"BILI_MIN_QUALITY": "4k", "BILI_QUALITY": "720p"},
+            ("BILI_MIN_QUALITY",),
+        ),
     ],
 )
 def test_wishes_that_no_video_can_fulfil_are_refused(values: dict[str, str], names: tuple[str, ...]) -> None:
