@@ -487,16 +487,16 @@ class _Download:
 
     def _begin(self, mirror: Mirror) -> _Request:
         """Take what is missing, as much as one connection should fetch."""
-        now = self._clock()
+        now, most_bytes = self._clock(), self._source.most_bytes
         if (part := self._part) is None:
             chunk = None
-            asked = Asked(0, CHUNK_BYTES, self._source.size_bytes, True, self._source.most_bytes)
+            asked = Asked(0, CHUNK_BYTES, self._source.size_bytes, whole_is_fine=True, most_bytes=most_bytes)
         else:
             connections = self._wire.connections.share(self._source.job)
             size = range_bytes(part.waiting_bytes, connections, mirror.speed(now), mirror.first_byte_seconds)
             chunk = part.take(size)
             nothing_yet = part.held_bytes == 0 and not self._is_proved
-            asked = Asked(chunk.at, chunk.stop, part.size_bytes, nothing_yet, self._source.most_bytes)
+            asked = Asked(chunk.at, chunk.stop, part.size_bytes, whole_is_fine=nothing_yet, most_bytes=most_bytes)
         request = _Request(mirror, asked, chunk, now, Pace(self._wire.patience, now), at=asked.start, last_at=now)
         self._requests.add(request)
         mirror.begin()

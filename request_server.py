@@ -307,7 +307,7 @@ class RequestServer:
         self._requests = queue.SimpleQueue()
         self._connections: dict[_Connection, None] = {}
         self._knocks: dict[_Knock, None] = {}
-        self._answers: deque[tuple[asyncio.Future[Answer], Answer | None, threading.Event]] = deque()
+        self._answers: deque[tuple[asyncio.Future[Answer], Answer | None, threading.Event | None]] = deque()
         self._is_woken = False
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -451,7 +451,8 @@ class RequestServer:
         self.leave(connection)
         connection.gone.set()
         if connection.transport is not None:
-            connection.transport.abort()
+            with suppress(AttributeError):  # with TLS, Python 3.11.2 has let go of all when a transport was closed
+                connection.transport.abort()
 
     # ------------------------------------------------------------------------------------ from a request to an answer
 
@@ -497,19 +498,21 @@ class RequestServer:
             connection.is_begun = True
             # whoever has gone asks no more: nothing is changed for nobody
             answer = None if connection.gone.is_set() else _answer_of(self._application, environ)
-            is_taken = threading.Event()
+            is_large = answer is not None and len(answer[2]) > LARGE_BYTES
+            is_taken = threading.Event() if is_large else None
             self._answers.append((promise, answer, is_taken))
             if not self._is_woken:
                 self._is_woken = True
                 self._tell(self._send_answers)
-            if answer is not None and len(answer[2]) > LARGE_BYTES:
+            if is_taken is not None:
                 is_taken.wait(GRACE_SECONDS)  # else answers were made quicker than they are sent, and none was counted
 
     def _send_answers(self) -> None:
         self._is_woken = False  # before the first look: what is appended from now on wakes the loop again
         while self._answers:
             promise, answer, is_taken = self._answers.popleft()
-            is_taken.set()
+            if is_taken is not None:
+                is_taken.set()
             if promise.done():
                 continue
             if answer is None:
