@@ -146,9 +146,12 @@ def changed(text: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-def serves_tls(port: int) -> bool:
+def serves_tls(port: int, ca_file: Path) -> bool:
+    """Tell whether a proxy has its certificate already: Caddy listens before that, and refuses each handshake."""
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        context = ssl.create_default_context(cafile=ca_file)
+        with socket.create_connection(("127.0.0.1", port), 1) as plain:
+            context.wrap_socket(plain, server_hostname="localhost").close()
     except OSError:
         return False
     return True
@@ -183,7 +186,7 @@ def nginx(
     command = [program, "-p", str(folder), "-c", str(main), "-e", str(folder / "error.log")]
     subprocess.run([*command, "-t", "-q"], check=True)
     process = subprocess.Popen(command)
-    wait_until("nginx serves", lambda: serves_tls(port), 20)
+    wait_until("nginx serves", lambda: serves_tls(port, certificates / "ca.pem"), 20)
     front = Front(farm, *servers, port, certificates / "ca.pem")
     yield front
     process.terminate()
@@ -395,7 +398,7 @@ def caddy(farm: Farm, servers: tuple[list[Script], list[int]], tmp_path: Path) -
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd=folder)
     ca_file = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
-    wait_until("Caddy serves", lambda: ca_file.exists() and serves_tls(port), 60)
+    wait_until("Caddy serves", lambda: serves_tls(port, ca_file), 60)
     yield Front(farm, *servers, port, ca_file)
     process.terminate()
     process.wait(20)
