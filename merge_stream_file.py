@@ -8,8 +8,7 @@ scratch folder is on another disk than the output, the proved file is copied ove
 A name is given to a file only where it is free: what stands there is finished work, and is never overwritten.
 
 At most one ffmpeg runs for each processor, and makes several small files where they wait for it (`merging/turns.py`).
-On
-Linux ffmpegs are started by a process of their own, `merging/starter.py`.
+On Linux they are started by a process of their own, `merging/starter.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -576,7 +577,7 @@ async def _run(arguments: list[str], timeout_seconds: float, names: tuple[str, .
     output = _Output(names)
     progress = _Progress()
     log.debug("%s", arguments)
-    child = await _start(arguments, processor)
+    child = _start(arguments, processor)
     try:
         async with asyncio.timeout(timeout_seconds):
             status = await child.result(progress.feed, output.feed)
@@ -625,30 +626,51 @@ Feed = Callable[[bytes], None]
 
 
 class _Spawned:
-    """An ffmpeg that is our own child, where there is no starter; it may outlive us if we are killed."""
+    """An ffmpeg that is our own child, where there is no starter; it may outlive us if we are killed.
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    Threads of its own wait for it. asyncio's own children are of no use here: until Python 3.11.4 whoever is cancelled
+    while one is started may wait for ever.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._threads = ThreadPoolExecutor(3, "ffmpeg")
+        self._waits: list[asyncio.Future[object]] = []
 
     async def result(self, stdout: Feed, stderr: Feed) -> int:
         """Hand on what it writes, and return its exit status, as a negative number that of the signal it died of."""
+        loop = asyncio.get_running_loop()
         assert self._process.stdout is not None and self._process.stderr is not None
-        await asyncio.gather(_feed(self._process.stdout, stdout), _feed(self._process.stderr, stderr))
-        return await self._process.wait()
+        for what in (
+            partial(_feed, self._process.stdout, stdout),
+            partial(_feed, self._process.stderr, stderr),
+            self._process.wait,
+        ):
+            self._waits.append(loop.run_in_executor(self._threads, what))
+        await asyncio.gather(*self._waits)
+        return self._process.returncode
 
     async def end(self) -> None:
         """Kill what still runs of its process group, and wait until it is gone."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
+        if len(self._waits) < 3 or any(wait.cancelled() or not wait.done() for wait in self._waits):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 if sys.platform == "win32":
                     self._process.kill()
                 else:
                     os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._process.wait()
+        self._threads.shutdown()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
 
 
-async def _feed(stream: asyncio.StreamReader, feed: Feed) -> None:
-    while data := await stream.read(STDERR_BYTES):
+def _feed(stream: IO[bytes], feed: Feed) -> None:
+    """Hand on what comes, in a thread of its own, until its end."""
+    while data := os.read(stream.fileno(), STDERR_BYTES):
         feed(data)
 
 
@@ -764,9 +786,9 @@ class _Starter:
 _STARTER = _Starter()
 
 
-async def _start(arguments: list[str], processor: int) -> _Started | _Spawned:
+def _start(arguments: list[str], processor: int) -> _Started | _Spawned:
     try:
-        return _start_by_starter(arguments, processor) if sys.platform == "linux" else await _spawn(arguments)
+        return _start_by_starter(arguments, processor) if sys.platform == "linux" else _spawn(arguments)
     except OSError as error:
         raise MergeError(_("cannot start {path}: {problem}").format(path=arguments[0], problem=error)) from error
 
@@ -789,17 +811,16 @@ def _start_by_starter(arguments: list[str], processor: int) -> _Started:
     return _Started(line, stdout, stderr)
 
 
-async def _spawn(arguments: list[str]) -> _Spawned:
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+def _spawn(arguments: list[str]) -> _Spawned:
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
     if sys.platform == "win32":
         flags = subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP
-        process = await asyncio.create_subprocess_exec(
-            *arguments, stdin=null, stdout=pipe, stderr=pipe, creationflags=flags | subprocess.CREATE_NO_WINDOW
+        return _Spawned(
+            subprocess.Popen(
+                arguments, stdin=null, stdout=pipe, stderr=pipe, creationflags=flags | subprocess.CREATE_NO_WINDOW
+            )
         )
-    else:
-        process = await asyncio.create_subprocess_exec(
-            *arguments, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-        with contextlib.suppress(OSError):  # it has ended already
-            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    process = subprocess.Popen(arguments, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True)
+    with contextlib.suppress(OSError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
     return _Spawned(process)
