@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 MIN_TOKEN_CHARACTERS = 16
 """Beyond loopback. The right token always opens, so that its length is what keeps it from being guessed."""
 MAX_CONNECTIONS = 10_000
-THREADS = 8
+THREADS = 4
+"""They wait for the engine side by side; more of them wait for Python's lock, and leases go slower (docs/scale.md)."""
 BACKLOG = 2048
 """So many may knock at once; Linux cuts it to its own limit, 4096 as a rule."""
 BY_HAND = "web_server.py"

@@ -10,6 +10,7 @@ import functools
 import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -51,6 +52,40 @@ PAUSE_SECONDS = 0.15
 HASTY_SECONDS, PATIENT_SECONDS = 2.5, 20.0
 """For so long, roughly, a failover is waited for within one verb: by a server, whose clients ask again; by a script."""
 WAIT_MS = 2000
+
+
+class _Client(redis.Redis):
+    """Runs a script with less ado than the driver, which locks, polls and measures around each command.
+
+    The connection stays out of the driver's pool for the next one. Whether it is still good shows when it is used: the
+    connection's own retry dials again, and each script may be repeated.
+    """
+
+    def __init__(self, connection_pool: redis.ConnectionPool) -> None:
+        super().__init__(connection_pool=connection_pool)
+        self._idle: deque[Any] = deque()
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        if args[0] != "EVALSHA":
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self.connection_pool.get_connection()
+
+        def exchange() -> Any:
+            connection.send_command(*args)
+            return connection.read_response()
+
+        try:
+            return connection.retry.call_with_retry(exchange, lambda _error: connection.disconnect())
+        except redis.ResponseError:  # it has answered
+            raise
+        except BaseException:  # else the next one would read what this one has asked for
+            connection.disconnect()
+            raise
+        finally:
+            self._idle.append(connection)
 
 
 class _Placed(Protocol):
@@ -96,7 +131,7 @@ def connect_url(text: str, is_patient: bool = False) -> tuple[Client, EngineUrl]
 def _connect_one(url: EngineUrl) -> redis.Redis:
     options = {**_options(retries=1), **_login(url), **url.options, "db": url.database}
     if url.kind == "socket":
-        return redis.Redis(
+        return _Client(
             connection_pool=redis.ConnectionPool(
                 connection_class=redis.UnixDomainSocketConnection, path=url.path, **options
             )
@@ -108,7 +143,7 @@ def _connect_one(url: EngineUrl) -> redis.Redis:
         port=server.port,
         **options,
     )
-    return redis.Redis(connection_pool=pool)
+    return _Client(connection_pool=pool)
 
 
 def connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
@@ -131,7 +166,7 @@ def connect_embedded(data_dir: Path) -> tuple[redis.Redis, Callable[[], None]]:
     pool = redis.ConnectionPool(
         connection_class=Connection, path=address.path, password=address.password, **_options(retries=20)
     )
-    return redis.Redis(connection_pool=pool), engine.close
+    return _Client(connection_pool=pool), engine.close
 
 
 def place_of(client: Client) -> str:

@@ -320,6 +320,37 @@ def test_a_server_that_is_no_cluster_is_named(node: Node) -> None:
     assert "cluster support disabled" in refused(f"redis+cluster://127.0.0.1:{node.port}")
 
 
+def test_a_script_that_was_interrupted_leaves_no_answer_for_the_next_one(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _url = engine.connect_url(f"redis://127.0.0.1:{node.port}")
+    script = client.register_script("return ARGV[1]")
+
+    def interrupted(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.closing(client):
+        assert script(args=["first"]) == "first"
+        with monkeypatch.context() as patch:
+            patch.setattr(redis.Connection, "read_response", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                script(args=["second"])
+        assert script(args=["third"]) == "third"
+
+
+def test_scripts_share_a_connection_and_an_error_of_one_does_not_cost_it(node: Node) -> None:
+    client, _url = engine.connect_url(f"redis://127.0.0.1:{node.port}")
+    script = client.register_script("return redis.call(ARGV[1], '{bili:0}x')")
+    with contextlib.closing(client):
+        assert script(args=["GET"]) is None
+        before = node.client.info("stats")["total_connections_received"]
+        for _unused in range(20):
+            assert script(args=["STRLEN"]) == 0
+            with pytest.raises(redis.ResponseError):
+                script(args=["NO-SUCH-COMMAND"])
+        assert node.client.info("stats")["total_connections_received"] == before
+
+
 @pytest.mark.slow
 def test_retries_end(node: Node) -> None:
     node.kill()

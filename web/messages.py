@@ -175,8 +175,8 @@ def read_body(check: Check) -> Any:
 
 def read_query(name: str, check: Check, default: Any) -> Any:
     """Return one checked parameter of the address, or answer 400 with what is wrong with it."""
-    value = request.args.get(name)
-    return _checked(check, value, name) if value else default
+    values = request.args.getlist(name)  # get() would make an error page for each that is missing
+    return _checked(check, values[0], name) if values and values[0] else default
 
 
 def _checked(check: Check, value: Any, name: str) -> Any:
