@@ -44,6 +44,7 @@ if sys.platform != "win32":
 
 from errors import EngineError, EngineFull
 from i18n import _
+from one_processor import everywhere
 
 SCRIPT = Path(__file__).resolve()
 DISK_RESERVE_BYTES = 16 * 2**20
@@ -231,6 +232,7 @@ class EmbeddedValkey:
                 os.write(sink, config)
             finally:
                 os.close(sink)
+            stack.enter_context(everywhere())
             subprocess.run(
                 [sys.executable, "-S", str(SCRIPT), "keeper", str(self._folder_fd), str(lock), binary],
                 stdin=source,

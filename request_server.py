@@ -32,6 +32,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from i18n import _
 from model import MIB
+from one_processor import OneProcessor
 
 log = logging.getLogger(__name__)
 
@@ -311,6 +312,7 @@ class RequestServer:
         self._is_woken = False
         self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._processor = OneProcessor()
 
     @property
     def places(self) -> list[tuple[str, int]]:
@@ -345,6 +347,7 @@ class RequestServer:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._turned = asyncio.Event()
+        self._processor.join()
         http = web.Server(self._answer, request_factory=self._request)
         context = self._ssl_context
         for _unused in range(self._threads):
@@ -360,12 +363,14 @@ class RequestServer:
         try:
             while not self._ended.is_set():
                 await self._next_turn()
+                self._processor.turn()
                 for late in [one for one in self._connections if one.is_late]:
                     self._drop(late)
             for door in doors:
                 door.close()
             await self._drain()
         finally:
+            self._processor.part()
             for _unused in range(self._threads):
                 self._requests.put(None)
             for connection in list(self._connections):
@@ -493,6 +498,7 @@ class RequestServer:
         return answer
 
     def _work(self) -> None:
+        self._processor.join()
         while (request := self._requests.get()) is not None:
             connection, environ, promise = request
             connection.is_begun = True

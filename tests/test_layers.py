@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "i18n", "model", "source_ids"}),
-    frozenset({"create_folder", "engine_url", "merging", "places", "plain_text", "private_file"}),
+    frozenset({"create_folder", "engine_url", "merging", "one_processor", "places", "plain_text", "private_file"}),
     frozenset(
         {"account", "board", "budgets", "config", "embedded_valkey", "live_lines", "notices", "pace", "parse_"}
         | {"pipeline", "result_log", "retry", "series", "server_choice", "shapes", "stream_choice", "visitor"}
