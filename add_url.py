@@ -30,8 +30,6 @@ from typing import Any, Protocol, cast
 from urllib.parse import urlencode
 from uuid import uuid4
 
-import requests
-
 from add_options import check_options, make_parser, ranked_categories
 from budgets import groups_of, read_told
 from config import CATEGORIES, Category, Settings, load
@@ -57,7 +55,7 @@ from queue_files import move_whole
 from redisConnect import Queue, open_queue
 from server_choice import ServerChoice, is_there, together
 from server_trust import clear_text_note
-from site_walk import Site, body, new_session, persist, place, problem, shown
+from site_walk import Answer, Site, answer_of, new_session, persist, place, problem, shown
 from source_ids import LESSON, RANKING, Source, find_source
 from sources import (
     SourceWalk,
@@ -300,20 +298,19 @@ class ServerSink:
 
     def _call_once(self, method: str, path: str, content: object) -> dict[str, Any]:
         try:
-            with self._session.request(method, self._url + path, json=content, timeout=(10, 60), stream=True) as reply:
-                text = body(reply)
+            reply = answer_of(self._session, method, self._url + path, json=content, timeout=(10, 60))
         except (OSError, ValueError) as error:
             raise ServerUnreachable(problem(error, self._url)) from error
         try:
-            answer = json.loads(text)
+            answer = json.loads(reply.text)
         except (ValueError, RecursionError):
             answer = None
-        if reply.status_code == 200 and isinstance(answer, dict):
+        if reply.status == 200 and isinstance(answer, dict):
             return answer
         raise self._refusal(reply, str(answer.get("error", "")) if isinstance(answer, dict) else "")
 
-    def _refusal(self, reply: requests.Response, reason: str) -> ServerError:
-        status, retry_after = reply.status_code, reply.headers.get("Retry-After", "")
+    def _refusal(self, reply: Answer, reason: str) -> ServerError:
+        status, retry_after = reply.status, reply.headers.get("Retry-After", "")
         if status == 200:
             return self.nonsense()
         if status == 401:

@@ -23,7 +23,7 @@ from i18n import _
 from plain_text import harmless
 from private_file import write_private
 from shapes import line, one_of, record
-from site_walk import body, new_session, problem
+from site_walk import answer_of, new_session, problem
 
 DEFAULT_PORT = 8080
 TIMEOUT = (10, 30)
@@ -115,17 +115,16 @@ def _ask(invitation: Invitation, worker: str) -> Answer:
     with closing(new_session("", not is_here, [invitation.pin] if invitation.pin else [])) as session:
         try:
             told = {"code": invitation.code, "worker": worker}
-            with session.post(f"{url}/join", json=told, timeout=TIMEOUT, stream=True) as reply:
-                text = body(reply)
+            reply = answer_of(session, "POST", f"{url}/join", json=told, timeout=TIMEOUT)
         except (OSError, ValueError) as error:
             sentence = _("{problem}: is web_server.py running there, and is the address the one that was shown?")
             raise ServerUnreachable(sentence.format(problem=problem(error, url))) from None
     try:
-        answer = json.loads(text)
-        return dict(_ANSWER(answer)) if reply.status_code == 200 else _refuse(reply.status_code, answer, url)
+        answer = json.loads(reply.text)
+        return dict(_ANSWER(answer)) if reply.status == 200 else _refuse(reply.status, answer, url)
     except (ValueError, RecursionError):
         sentence = _("{url} is no queue server that can be joined: the address is wrong, or a proxy is between")
-        raise ServerError(sentence.format(url=url), reply.status_code) from None
+        raise ServerError(sentence.format(url=url), reply.status) from None
 
 
 def _refuse(status: int, answer: Any, url: str) -> NoReturn:

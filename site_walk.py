@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import random
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from hashlib import sha256
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import requests
@@ -45,7 +47,10 @@ from sources import ListRequest, parse_source
 from visitor import browser_marks, page_referer
 
 MAX_HOPS = 3
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_BODY_BYTES = 8 * MIB
+ANSWER_SECONDS = 120.0
+"""For so long an answer may come, however it comes."""
 TRIES = 3
 BUDGET_SECONDS = 2.0
 """So often the queue is asked how the site may be asked, as long as it is."""
@@ -157,8 +162,47 @@ def place(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def body(reply: requests.Response) -> str:
-    """Return the text of an answer; ValueError for one that is too long, counted after decompression."""
+class Answer(NamedTuple):
+    """What somebody has answered: all of it is here, and its connection is free."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+def answer_of(
+    session: requests.Session,
+    method: str,
+    url: str,
+    is_wanted: Callable[[int], bool] = lambda _status: True,
+    **options: Any,
+) -> Answer:
+    """Return an answer, with its text where ``is_wanted`` says so of its status.
+
+    Raise ValueError for a text that is too long, counted after decompression; OSError for what requests raises, and for
+    an answer that comes so slowly that the limits of requests, for each piece of it, are never met.
+    """
+    found: Future[Answer] = Future()
+
+    def ask() -> None:
+        try:
+            with session.request(method, url, stream=True, **options) as reply:
+                text = _text(reply) if is_wanted(reply.status_code) else ""
+                found.set_result(Answer(reply.status_code, reply.headers, text))
+        except BaseException as error:
+            found.set_exception(error)
+
+    # It may wait for as long as the other side likes: nobody waits for it then, also not at the end of the program.
+    threading.Thread(target=ask, name="ask", daemon=True).start()
+    try:
+        return found.result(ANSWER_SECONDS)
+    except TimeoutError as error:
+        if found.done():
+            raise
+        raise requests.exceptions.Timeout(url) from error
+
+
+def _text(reply: requests.Response) -> str:
     content = bytearray()
     for piece in reply.iter_content(64 * 1024):
         content += piece
@@ -252,16 +296,12 @@ class Site:
 
     def _text(self, path: str, headers: Mapping[str, str] | None = None, base: str = "") -> str:
         url = (base or self.hosts.api_url) + path
-        with self._ask("GET", url, headers) as reply:
-            if reply.status_code in (403, 412, 429):
-                sentence = _("the site asks to slow down (HTTP {status})").format(status=reply.status_code)
-                raise self._told(RiskControl(sentence, reply.status_code))
-            if reply.status_code != 200:
-                raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
-            try:
-                text = body(reply)
-            except (OSError, ValueError) as error:
-                raise SiteError(problem(error, url)) from error
+        status, _headers, text = self._ask("GET", url, headers)
+        if status in (403, 412, 429):
+            sentence = _("the site asks to slow down (HTTP {status})").format(status=status)
+            raise self._told(RiskControl(sentence, status))
+        if status != 200:
+            raise SiteError(_("the site answers HTTP {status}").format(status=status))
         self._note_answer(answer_code(text))
         return text
 
@@ -315,10 +355,10 @@ class Site:
 
     def _location(self, link: str) -> str:
         for method in ("HEAD", "GET"):  # some answer HEAD with 404 or 405
-            with self._ask(method, link) as reply:
-                if reply.is_redirect:
-                    return reply.headers["Location"]
-        raise ValueError(_("the short link leads nowhere (HTTP {status})").format(status=reply.status_code))
+            status, headers, _text = self._ask(method, link)
+            if status in REDIRECTS and "Location" in headers:
+                return headers["Location"]
+        raise ValueError(_("the short link leads nowhere (HTTP {status})").format(status=status))
 
     def _told(self, error: RiskControl) -> RiskControl:
         """Return a refusal of which all who share our line have been told."""
@@ -345,16 +385,15 @@ class Site:
                 return
             time.sleep(min(wait_seconds, BUDGET_SECONDS))
 
-    def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> requests.Response:
+    def _ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Answer:
         return persist(lambda: self._ask_once(method, url, headers), SiteError)
 
-    def _ask_once(self, method: str, url: str, headers: Mapping[str, str] | None) -> requests.Response:
+    def _ask_once(self, method: str, url: str, headers: Mapping[str, str] | None) -> Answer:
         self._turn()
         try:
-            reply = self._session.request(method, url, headers=headers, timeout=10, stream=True)
+            answer = answer_of(self._session, method, url, lambda status: status == 200, headers=headers, timeout=10)
         except (OSError, ValueError) as error:
             raise SiteError(problem(error, url)) from error
-        if reply.status_code >= 500:
-            reply.close()
-            raise SiteError(_("the site answers HTTP {status}").format(status=reply.status_code))
-        return reply
+        if answer.status >= 500:
+            raise SiteError(_("the site answers HTTP {status}").format(status=answer.status))
+        return answer

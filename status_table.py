@@ -27,7 +27,7 @@ from i18n import _, translated
 from parse_ import BROKEN
 from plain_text import harmless, json_text, size_text, span_text, speed_text
 from server_choice import ServerChoice, together
-from site_walk import body, new_session, place, problem
+from site_walk import answer_of, new_session, place, problem
 from sources import facts
 
 STATES = ("ready", "leased", "delayed", "done", "dead")
@@ -87,23 +87,22 @@ class _Server:
     def _get(self, path: str) -> dict[str, Any]:
         url = place(self.url)
         try:
-            with self._session.get(self.url + path, timeout=TIMEOUT, stream=True) as reply:
-                text = body(reply)
+            reply = answer_of(self._session, "GET", self.url + path, timeout=TIMEOUT)
         except (OSError, ValueError) as error:
             sentence = _("{problem}: is web_server.py running there? BILI_SERVER_URL says where it is looked for")
             raise ServerUnreachable(sentence.format(problem=problem(error, self.url))) from None
         try:
-            answer = json.loads(text)
+            answer = json.loads(reply.text)
         except (ValueError, RecursionError):
             answer = None
-        if reply.status_code == 401:
+        if reply.status == 401:
             raise Unauthorized(_("the server {url} refuses BILI_TOKEN: it must be the same as there").format(url=url))
         reason = answer.get("error") if isinstance(answer, dict) else None
-        if reply.status_code != 200 and isinstance(reason, str):
+        if reply.status != 200 and isinstance(reason, str):
             sentence = _("the server {url} answers HTTP {status} {reason}")
-            kind = ServerUnreachable if reply.status_code >= 500 else ServerError
-            raise kind(sentence.format(url=url, status=reply.status_code, reason=harmless(reason)), reply.status_code)
-        if reply.status_code != 200 or not isinstance(answer, dict):
+            kind = ServerUnreachable if reply.status >= 500 else ServerError
+            raise kind(sentence.format(url=url, status=reply.status, reason=harmless(reason)), reply.status)
+        if reply.status != 200 or not isinstance(answer, dict):
             sentence = _("{url} is no queue server of this project: BILI_SERVER_URL is wrong, or a proxy is between")
             raise ServerError(sentence.format(url=url))
         return answer

@@ -21,12 +21,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import requests
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 import add_url
 import queue_client
+import site_walk
 from config import MEDIA_SUFFIXES, Settings
 from errors import ServerError
 from log_setup import LineFormatter
@@ -487,6 +489,37 @@ async def test_an_answer_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) 
                 await QueueClient(settings, session, "w", "i", draw=lambda: 0.0).heartbeat([], {})
         listener.close()
         assert sent < 32 * MIB, name
+
+
+@pytest.mark.parametrize("name", ["head", "body", "chunks"])
+async def test_an_answer_that_comes_drop_by_drop_is_left(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each drop comes long before the limit of requests, which is for one of them."""
+    monkeypatch.setattr(site_walk, "ANSWER_SECONDS", 0.5)
+    first, drop = {
+        "head": (b"HTTP/1.1 200 OK\r\nX-Long: ", b"y"),
+        "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" "),
+        "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    }[name]
+
+    ended, closed = asyncio.Event(), asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        while not ended.is_set():
+            writer.write(drop)
+            await asyncio.sleep(0.05)
+        writer.close()
+        closed.set()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    with contextlib.closing(site_walk.new_session()) as session:
+        with pytest.raises(requests.exceptions.Timeout) as told:
+            await asyncio.wait_for(asyncio.to_thread(site_walk.answer_of, session, "GET", url, timeout=5), 5)
+        assert "does not answer in time" in site_walk.problem(told.value, url)
+    ended.set()
+    await closed.wait()
+    listener.close()
 
 
 async def test_a_list_without_an_end_is_left(liar: tuple[Liar, QueueClient]) -> None:
