@@ -797,9 +797,9 @@ class Queue(FarmQueue):
         return self._views.life(url)
 
     @engine_errors
-    def ping(self) -> None:
-        """Raise EngineError where the engine is away, EngineFull where it takes nothing more."""
-        each_node(self._redis, self._tags, lambda node: ping(node, self.place))
+    def ping(self, writes: bool = False) -> None:
+        """Raise EngineError where the engine is away, or takes no ``writes``, EngineFull where it has no room left."""
+        ping(self._redis, self._tags, self.place, writes)
 
     @engine_errors
     def spread(self, before: int, shards: int) -> None:

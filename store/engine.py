@@ -557,8 +557,18 @@ def each_node(client: Client, tags: Sequence[str], ask: Callable[[redis.Redis], 
     return [ask(client)]
 
 
-def ping(node: redis.Redis, place: str) -> None:
-    """Raise EngineFull where a server takes nothing more; whatever the driver raises where it does not answer."""
+def ping(client: Client, tags: Sequence[str], place: str, writes: bool) -> None:
+    """Raise EngineFull where a server that has any of some tags takes nothing more; what the driver raises else.
+
+    With ``writes`` also where it takes none: a replica, or one with too few of them. Nothing is changed.
+    """
+    each_node(client, tags, lambda node: _ping(node, place))
+    if writes:
+        for tag in client.tag_of_each_node(tags) if isinstance(client, _Cluster) else tags[:1]:
+            client.delete(f"{tag}:nothing")  # there is none
+
+
+def _ping(node: redis.Redis, place: str) -> None:
     node.ping()  # is refused already by one that cannot write to its disk
     memory: Any = node.info("memory")
     used_bytes = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)

@@ -113,15 +113,20 @@ def test_a_replica_is_named_and_a_connection_that_leads_to_one_is_given_up(node:
         with pytest.raises(EngineError, match="is a replica and takes no writes"):
             queue.add(["ep1"])
         assert node.client.info("stats")["total_connections_received"] > before  # it was dialled again
+        queue.ping()
+        with pytest.raises(EngineError, match="is a replica and takes no writes"):
+            queue.ping(writes=True)
         node.client.replicaof("NO", "ONE")
         assert queue.add(["ep1"]).added == 1
+        queue.ping(writes=True)
 
 
 def test_too_few_replicas_are_named(node: Node) -> None:
     with opened(f"redis://127.0.0.1:{node.port}") as queue:
         node.client.config_set("min-replicas-to-write", "1")
-        with pytest.raises(EngineError, match="too few replicas follow"):
-            queue.add([BV])
+        for write in (lambda: queue.add([BV]), lambda: queue.ping(writes=True)):
+            with pytest.raises(EngineError, match="too few replicas follow"):
+                write()
 
 
 def test_a_change_that_no_replica_has_counts_as_not_made(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

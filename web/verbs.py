@@ -291,7 +291,7 @@ class Verbs:
     def healthz(self) -> tuple[Response, int]:
         """Say whether server and engine work."""
         try:
-            self._queue.ping()
+            self._queue.ping(writes=True)
         except EngineFull:
             return jsonify(error=_("Redis or Valkey has no room left: its memory or its disk is full")), 503
         except EngineError:
