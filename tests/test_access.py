@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from flask import g
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -33,7 +34,8 @@ from store.tokens import NAMES_AT_MOST, new_join_code, plain_join_code
 from web import create_app, join_line
 from web.access import PIN
 from web.guard import ROLES
-from web.keyring import KNOWN_SECONDS, Keyring
+from web.keyring import KNOWN_SECONDS, Access, Keyring
+from web.sight import seen_job
 
 ROOT = Path(web_server.__file__).parent
 TOKEN = "correct horse battery staple"
@@ -752,3 +754,24 @@ def test_no_secret_is_compared_by_its_text(name: str) -> None:
 )
 def test_a_careless_comparison_is_found(text: str) -> None:
     assert compares_secrets(ast.parse(text))
+
+
+@pytest.mark.parametrize("role", ["admin", "worker", "submit"])
+def test_what_a_job_tells_of_the_farm_is_for_admins(guarded: FlaskClient, role: str) -> None:
+    job = {
+        "url": VIDEO,
+        "title": "a title",
+        "worker": "machine-1",
+        "source": "fav:7",
+        "stored": "sftp://nas/videos",
+        "archived": ["success-0001.jsonl"],
+        "errors": [{"worker": "machine-2", "code": "http-404"}],
+    }
+    with guarded.application.test_request_context():
+        g.access = Access(role)
+        shown = seen_job(job)
+    if role == "admin":
+        assert shown == job
+    else:
+        hidden = {"worker": "", "source": "", "stored": "", "errors": [{"worker": "", "code": "http-404"}]}
+        assert shown == {"url": VIDEO, "title": "a title", **hidden}

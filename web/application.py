@@ -111,6 +111,8 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
 
     @app.before_request
     def hear_of_changes() -> None:
+        if "HTTP_COOKIE" not in request.environ:  # workers have none
+            return
         if access().role and changes.is_news(request.cookies.get(Changes.COOKIE, "")):  # not for anybody who writes one
             dashboard.clear()
 
