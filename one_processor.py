@@ -47,6 +47,7 @@ class OneProcessor:
         self._load = load or _load
         self._threads: list[int] = []
         self._turn = 0
+        self._is_kept = False
         self._before = self._load()
 
     def join(self) -> None:
@@ -60,6 +61,7 @@ class OneProcessor:
             if self._turn == 0:
                 self.part()
             elif self._turn == 1:
+                self._is_kept = True
                 self._move(frozenset({_present()}))
 
     def _is_worth_it(self) -> bool:
@@ -71,7 +73,8 @@ class OneProcessor:
 
     def part(self) -> None:
         """Let all go where they like."""
-        if len(ALLOWED) > 1:
+        if self._is_kept:  # else somebody else may have kept us somewhere: taskset, an administrator
+            self._is_kept = False
             self._move(ALLOWED)
 
     def _move(self, processors: frozenset[int]) -> None:

@@ -111,6 +111,18 @@ def test_the_seconds_are_those_of_this_process_and_of_all_processors() -> None:
     assert after.all - before.all == pytest.approx(seconds * CPUS, abs=0.1 * CPUS, rel=0.3)
 
 
+def test_who_is_not_kept_by_us_is_left_where_others_keep_him() -> None:
+    told = Told()
+    told.used = 0.0
+    together = OneProcessor(told)
+    with closing(Members(together)) as members:
+        for one in members.ids:
+            os.sched_setaffinity(one, {min(ALLOWED)})
+        together.turn()
+        together.part()
+        assert members.places() == {frozenset({min(ALLOWED)})}
+
+
 def test_they_stay_where_whoever_takes_the_turn_runs(kept: None) -> None:
     together = OneProcessor(Told())
     with closing(Members(together)) as members:
