@@ -63,6 +63,7 @@ class _Client(redis.Redis):
 
     def __init__(self, connection_pool: redis.ConnectionPool) -> None:
         super().__init__(connection_pool=connection_pool)
+        self.auto_close_connection_pool = True  # nobody else has it
         self._idle: deque[Any] = deque()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:

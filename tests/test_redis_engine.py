@@ -354,6 +354,7 @@ def test_scripts_share_a_connection_and_an_error_of_one_does_not_cost_it(node: N
             with pytest.raises(redis.ResponseError):
                 script(args=["NO-SUCH-COMMAND"])
         assert node.client.info("stats")["total_connections_received"] == before
+    wait_until("it is closed with its client", lambda: node.client.info("clients")["connected_clients"] == 1)
 
 
 @pytest.mark.slow
