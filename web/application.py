@@ -111,9 +111,8 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
 
     @app.before_request
     def hear_of_changes() -> None:
-        if "HTTP_COOKIE" not in request.environ:  # workers have none
-            return
-        if access().role and changes.is_news(request.cookies.get(Changes.COOKIE, "")):  # not for anybody who writes one
+        has_cookie = "HTTP_COOKIE" in request.environ  # workers have none; and not anybody who writes one is heard
+        if has_cookie and access().role and changes.is_news(request.cookies.get(Changes.COOKIE, "")):
             dashboard.clear()
 
     @app.after_request
