@@ -34,7 +34,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -635,24 +634,23 @@ class _Spawned:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._threads = ThreadPoolExecutor(3, "ffmpeg")
-        self._waits: list[asyncio.Future[object]] = []
+        self._is_over = False
 
     async def result(self, stdout: Feed, stderr: Feed) -> int:
         """Hand on what it writes, and return its exit status, as a negative number that of the signal it died of."""
         loop = asyncio.get_running_loop()
         assert self._process.stdout is not None and self._process.stderr is not None
-        for what in (
-            partial(_feed, self._process.stdout, stdout),
-            partial(_feed, self._process.stderr, stderr),
-            self._process.wait,
-        ):
-            self._waits.append(loop.run_in_executor(self._threads, what))
-        await asyncio.gather(*self._waits)
-        return self._process.returncode
+        _out, _err, status = await asyncio.gather(
+            loop.run_in_executor(self._threads, _feed, self._process.stdout, stdout),
+            loop.run_in_executor(self._threads, _feed, self._process.stderr, stderr),
+            loop.run_in_executor(self._threads, self._process.wait),
+        )
+        self._is_over = True
+        return status
 
     async def end(self) -> None:
         """Kill what still runs of its process group, and wait until it is gone."""
-        if len(self._waits) < 3 or any(wait.cancelled() or not wait.done() for wait in self._waits):
+        if not self._is_over:
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 if sys.platform == "win32":
                     self._process.kill()

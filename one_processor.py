@@ -1,7 +1,7 @@
 """Keep the threads of a server on one processor at a time. On Linux; elsewhere the system does as it likes.
 
 Python runs one thread at a time. Where the next one to run sits on another processor, that one is woken up for it,
-which takes as long as what the thread then does (docs/scale.md has the figures). Which processor it is, the system
+which costs more than to go on where the last one ran (docs/scale.md has the figures). Which processor it is, the system
 knows best: while there is little to do, and now and then for a moment, the threads may go where they like, and they
 stay where that has led.
 """
@@ -23,13 +23,8 @@ BUSY, IDLE = 0.3, 0.15
 """Of a processor, what they must have used; of all processors, what must be left over, or nobody could make way."""
 
 
-def _allowed() -> set[int]:
-    """Return the processors that this process may use; nothing where that cannot be told, or not be changed."""
-    return os.sched_getaffinity(0) if sys.platform == "linux" else set()
-
-
-ALLOWED = frozenset(_allowed())
-"""What whoever started us has left us, before anything was kept anywhere."""
+ALLOWED = frozenset(os.sched_getaffinity(0) if sys.platform == "linux" else ())
+"""The processors that whoever started us has left us; none where that cannot be told, or not be changed."""
 
 
 class Load(NamedTuple):
@@ -40,11 +35,22 @@ class Load(NamedTuple):
     all: float
 
 
+def load_so_far() -> Load:
+    """Return what was used so far; nothing where that is not told (proc(5))."""
+    idle = total = 0.0
+    if sys.platform == "linux":
+        with suppress(OSError, ValueError):
+            first_line = Path("/proc/stat").read_text("ascii").partition("\n")[0]
+            told = [int(text) / os.sysconf("SC_CLK_TCK") for text in first_line.split()[1:9]]
+            idle, total = sum(told[3:5]), sum(told)
+    return Load(time.process_time(), idle, total)
+
+
 class OneProcessor:
     """The threads that are kept together."""
 
-    def __init__(self, load: Callable[[], Load] | None = None) -> None:
-        self._load = load or _load
+    def __init__(self, load: Callable[[], Load] = load_so_far) -> None:
+        self._load = load
         self._threads: list[int] = []
         self._turn = 0
         self._is_kept = False
@@ -98,17 +104,6 @@ def everywhere() -> Iterator[None]:
     finally:
         with suppress(OSError):
             os.sched_setaffinity(0, before)
-
-
-def _load() -> Load:
-    """Return what was used so far; nothing where that is not told (proc(5))."""
-    idle = total = 0.0
-    if sys.platform == "linux":
-        with suppress(OSError, ValueError):
-            first_line = Path("/proc/stat").read_text("ascii").partition("\n")[0]
-            told = [int(text) / os.sysconf("SC_CLK_TCK") for text in first_line.split()[1:9]]
-            idle, total = sum(told[3:5]), sum(told)
-    return Load(time.process_time(), idle, total)
 
 
 def _present() -> int:

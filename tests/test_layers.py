@@ -56,7 +56,7 @@ DOORS = {
     "redis": {"redisConnect", "store"},
     "flask": {"web"},
     "werkzeug": {"web"},
-    "requests": {"add_url", "site_walk"},
+    "requests": {"site_walk"},
     "aiohttp": {"bili_client", "passport", "queue_client", "request_server", "server_trust", "transfer", "demo"},
     "imageio_ffmpeg": {"merge_stream_file", "demo"},
     "biliass": {"extras"},
@@ -65,7 +65,7 @@ DOORS = {
 """Who may import what leads out of this process; ``demo`` stands for all modules of that folder.
 
 ``site_walk`` is the half of add_url.py that asks the site; with requests, because add_url.py waits for one answer at a
-time and for nothing else. ``status_table`` asks with the session of site_walk.
+time and for nothing else. ``add_url``, ``joining`` and ``status_table`` ask servers through it.
 """
 
 IMPURE = frozenset(
