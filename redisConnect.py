@@ -19,7 +19,6 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -84,6 +83,7 @@ from store import (
     record_key,
     run_script,
     run_together,
+    script_texts,
     shard_of,
     shard_of_id,
     stored_pattern,
@@ -116,8 +116,6 @@ KEPT_BY_REPLICAS = frozenset(
     | {"nack", "redrive", "replay", "restore", "revisit", "watch"}
 )
 """What is waited for where REDIS_URL says so; a lease, a heartbeat or an order that is lost is soon had again."""
-
-_LUA = Path(__file__).resolve().parent / "lua"
 
 
 def open_queue(settings: Settings, is_patient: bool = False) -> Queue:
@@ -193,9 +191,7 @@ class Queue(FarmQueue):
         self._lease_seconds = settings.lease_seconds
         self._lease_ms = round(settings.lease_seconds * 1000)
         self._affinity_ms = round(settings.affinity_seconds * 1000)
-        self._scripts = {
-            path.stem: connection.register_script(_script(path)) for path in _LUA.glob("*.lua") if path.stem != "common"
-        }
+        self._scripts = {name: connection.register_script(text) for name, text in script_texts().items()}
         self._shards = settings.shards
         self._tags = [f"{{bili:{shard}}}" for shard in range(self._shards)]
         self._is_moved = False
@@ -384,7 +380,7 @@ class Queue(FarmQueue):
         args: list[str | int] = [source, identity_of(job).member, worker, self._lease_ms, secrets.token_hex(8)]
         args += [secrets.token_hex(4), self._origin(category, "", refresh, wishes), "1" if if_due else ""]
         answer = json.loads(self._run("claim", keys, args, shard))
-        return answer if isinstance(answer, str) else self._lease(*answer)
+        return answer if isinstance(answer, str) else self._leases([answer])[0]
 
     @engine_errors
     def watch(self, url: str, seconds: int) -> int:
@@ -473,7 +469,7 @@ class Queue(FarmQueue):
                 request, worker, instance, count, haves, self._lease_ms, self._affinity_ms, self._shards, owner
             )
             found = ShardLeases(self._run, secrets.token_hex, asked).lease()
-            return tuple(self._lease(*fields) for fields in found)
+            return self._leases(found)
         drawn = secrets.token_hex(8 * count)
         nonces = [owned(drawn[start : start + 16], owner) for start in range(0, len(drawn), 16)]
         arguments: list[str | int] = [
@@ -487,7 +483,7 @@ class Queue(FarmQueue):
             *nonces,
         ]
         found = self._run("lease", [answer_key(request)], [*arguments, *named, *sizes])
-        return tuple(self._lease(*fields) for fields in found)
+        return self._leases(found)
 
     @engine_errors
     def expand(
@@ -520,7 +516,7 @@ class Queue(FarmQueue):
         if rest and not ended and len(rest[0]) == 3:
             first, worker, instance = rest[0]
             return Expanded(added, known, self._take(token, first, worker, instance), ended)
-        return Expanded(added, known, self._lease(*rest[0]) if rest and not ended else None, ended)
+        return Expanded(added, known, self._leases(rest)[0] if rest and not ended else None, ended)
 
     def _run_expand(
         self,
@@ -594,7 +590,7 @@ class Queue(FarmQueue):
         args: list[str | int] = [url, worker, instance, self._lease_ms, nonce, secrets.token_hex(4)]
         # Under a name of its own: the answer to the expansion may be in the same shard.
         fields = json.loads(self._run("take", [answer_key(f"{token}:take", shard)], args, shard))
-        return self._lease(*fields) if fields else None
+        return self._leases([fields])[0] if fields else None
 
     @engine_errors
     def heartbeat(
@@ -939,10 +935,14 @@ class Queue(FarmQueue):
             origin["refresh"] = "all"
         return as_json(origin) if origin else ""
 
+    def _leases(self, found: Sequence[Sequence[Any]]) -> tuple[Lease, ...]:
+        """Return what scripts grant in one call, and note how far the numbers in its tokens go: they rise."""
+        for epoch, token in {fields[1].partition(".")[0]: fields[1] for fields in found}.items():
+            self._granted[epoch] = max(self._granted.get(epoch, 0), int(token.split(".")[1]))
+        return tuple(self._lease(*fields) for fields in found)
+
     def _lease(self, url: str, token: str, origin: str, attempt: int, ledger: str = "") -> Lease:
-        found = as_dict(origin)
-        epoch, fence, _nonce = token.split(".")
-        self._granted[epoch] = max(self._granted.get(epoch, 0), int(fence))
+        found = as_dict(origin) if origin else {}
         walk = None
         if ledger:
             stand = {name: value for name, value in as_dict(ledger).items() if name in ("cursor", "page", "taken")}
@@ -953,13 +953,6 @@ class Queue(FarmQueue):
         if answer is None:
             raise StaleToken(_("The lease of {id} has moved on: nothing was changed").format(id=url), 409)
         return answer
-
-
-def _script(path: Path) -> str:
-    """Return a script behind what it shares with others: with all, and with those that it names."""
-    own = path.read_text("utf-8")
-    parts = [_LUA / "common.lua", *(_LUA / "parts" / f"{name}.lua" for name in re.findall(r"(?m)^-- with (\w+)$", own))]
-    return "".join(part.read_text("utf-8") for part in parts) + own
 
 
 def _told(url: str, result: Result) -> list[str]:

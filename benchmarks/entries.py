@@ -26,7 +26,7 @@ from typing import Any
 
 import redis
 
-from config import ROOT, Settings
+from config import Settings
 from embedded_valkey import environment, find_binary
 from model import Page, Result
 from parse_ import aid_to_bvid, parse_job_id
@@ -41,6 +41,7 @@ from store.data import (
     key,
 )
 from store.records import path_pattern
+from store.scripts import completed
 
 PAGES_AT_ONCE = 2000
 FIRST_MS = 1_700_000_000_000
@@ -156,10 +157,8 @@ class Loader:
     """Writes entries with the functions of lua/common.lua."""
 
     def __init__(self, connection: redis.Redis) -> None:
-        text = (ROOT / "lua" / "common.lua").read_text("utf-8")
-        self._script = connection.register_script(
-            text + Path(__file__).resolve().with_suffix(".lua").read_text("utf-8")
-        )
+        own = Path(__file__).resolve().with_suffix(".lua").read_text("utf-8")
+        self._script = connection.register_script(completed(own))
         self._common = [key(name) for name in COMMON_KEYS]
         self._titles: list[str] = []
         for title in titles():

@@ -54,6 +54,7 @@ from store.farm import FarmQueue
 from store.lineage import Lineage, what_changed
 from store.records import path_pattern, stored_pattern
 from store.reshard import Reshard
+from store.scripts import script_texts
 from store.shards import Request, ShardLeases
 from store.tokens import (
     JOIN_SECONDS,
@@ -132,6 +133,7 @@ __all__ = [
     "restore",
     "run_script",
     "run_together",
+    "script_texts",
     "shard_of",
     "shard_of_id",
     "stored_pattern",
