@@ -14,6 +14,7 @@ if given then
   return cjson.decode(given)
 end
 local at = now()
+local pushed = {}
 local added, total = 0, (#ARGV - first_id + 1) / 2
 for i = 0, total - 1 do
   local id, member = ARGV[first_id + 2 * i], ARGV[first_id + 2 * i + 1]
@@ -25,7 +26,7 @@ for i = 0, total - 1 do
     if is_source(id) then
       begin_source(id, origin)
     end
-    push_tail(id)
+    pushed[#pushed + 1] = id
     if origin ~= '' then
       redis.call('HSET', ORIGIN, id, origin)
     end
@@ -41,6 +42,7 @@ for i = 0, total - 1 do
     added = added + 1
   end
 end
+push('RPUSH', pushed)
 local answer = { added, total - added }
 remember(answer_key, 'add', cjson.encode(answer))
 return answer

@@ -40,9 +40,7 @@ if not new and redis.call('SREM', closed_key, member) == 0 and (if_due or not is
   end
   return remember(answer_key, call, cjson.encode('open'))
 end
-if redis.call('EXISTS', EPOCH) == 0 then
-  redis.call('SET', EPOCH, ARGV[6])
-end
+epoch(ARGV[6])
 if due then
   origin = revisit_origin(id, at)
 end

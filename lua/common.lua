@@ -32,6 +32,7 @@ local DIED_LIMIT = 32 -- names that are kept of the workers that died with one j
 local UNREST_MS = 60000 -- deaths of other workers from so long before a job's first one on speak for the job
 local PROGRESS_BYTES = 1048576
 local STALE_LIMIT = 1000 -- entries that do not count are left out so many at a time
+local PUSHED_AT_ONCE = 1000 -- a call has room for some thousand arguments
 local ERRORS_LIMIT, ERROR_BYTES = 8, 200 -- so many failures are kept with a job, and so much of each reason
 local TITLES_LIMIT = 100000 -- so many of the pages that were done last are found by their titles
 local FORGOTTEN_LIMIT = 100000
@@ -102,25 +103,29 @@ local function stale_of(id)
   return tonumber(redis.call('HGET', STALE, id) or 0)
 end
 
-local function push(command, id)
-  redis.call(command, READY, id)
-  local stale = stale_of(id)
-  if stale < 0 then
-    redis.call('HSET', STALE, id, -stale)
+-- Of several at the head the last one comes first.
+local function push(command, ids)
+  for first = 1, #ids, PUSHED_AT_ONCE do
+    local last = math.min(first + PUSHED_AT_ONCE - 1, #ids)
+    redis.call(command, READY, unpack(ids, first, last))
+    for i, stale in ipairs(redis.call('HMGET', STALE, unpack(ids, first, last))) do
+      if stale and tonumber(stale) < 0 then
+        redis.call('HSET', STALE, ids[first + i - 1], -stale)
+      end
+    end
   end
 end
 
 local function push_head(id)
-  push('LPUSH', id)
+  push('LPUSH', { id })
 end
 
 local function push_tail(id)
-  push('RPUSH', id)
+  push('RPUSH', { id })
 end
 
--- The first of a job's entries was taken out of the list, and it was the one that counts.
-local function note_popped(id)
-  local stale = stale_of(id)
+-- The first of a job's entries was taken out of the list, and it was the one that counts; `stale` as it was before.
+local function note_popped(id, stale)
   if stale > 0 then
     redis.call('HSET', STALE, id, -stale)
   end
@@ -143,8 +148,9 @@ local function pop_ready()
     if not id then
       return nil
     end
-    if stale_of(id) >= 0 then
-      note_popped(id)
+    local stale = stale_of(id)
+    if stale >= 0 then
+      note_popped(id, stale)
       return id
     end
     note_dropped(id)
@@ -170,11 +176,12 @@ end
 
 -- Returns whether a job stands among the next ones; it is taken out of the list then.
 local function pull(id, reach)
-  if stale_of(id) < 0 or not redis.call('LPOS', READY, id, 'MAXLEN', reach) then
+  local stale = stale_of(id)
+  if stale < 0 or not redis.call('LPOS', READY, id, 'MAXLEN', reach) then
     return false
   end
   redis.call('LREM', READY, 1, id)
-  note_popped(id)
+  note_popped(id, stale)
   return true
 end
 
@@ -376,25 +383,17 @@ local function forgive(id, token)
   reconsider(id, tries)
 end
 
--- What lies further ahead than it is ever put was written before the clock was set back.
-local function bring_in(key, latest)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. latest, '+inf', 'LIMIT', 0, SWEEP_LIMIT)) do
-    redis.call('ZADD', key, latest, id)
-  end
-end
-
 -- While the queue was away nobody could renew a lease: each of them gets a whole term to be renewed in.
 local function leases_may_run_out(at, lease_ms)
-  local latest = at + lease_ms
-  bring_in(LEASED, latest)
-  local away_ms = at - tonumber(redis.call('GET', SWEPT) or at - 1000)
+  local times, latest = redis.call('MGET', SWEPT, GRACE), at + lease_ms
+  local away_ms, grace = at - tonumber(times[1] or at - 1000), tonumber(times[2] or 0)
   if away_ms >= 1000 or away_ms < 0 then
     redis.call('SET', SWEPT, string.format('%.0f', at))
   end
   if away_ms > OUTAGE_MS then
     redis.call('SET', GRACE, string.format('%.0f', latest))
+    return false
   end
-  local grace = tonumber(redis.call('GET', GRACE) or 0)
   return at >= grace or grace > latest
 end
 
@@ -406,8 +405,6 @@ local function sweep(at, lease_ms, affinity_ms)
       moved = moved + 1
     end
   end
-  bring_in(DELAYED, at + DELAY_MS_AT_MOST)
-  bring_in(KEPT, at + affinity_ms)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', at, 'LIMIT', 0, SWEEP_LIMIT)) do
     local tries = tries_of(id)
     leave_failed(id, tries)
@@ -600,6 +597,18 @@ local function revisit_origin(id, at)
   return cjson.encode(origin)
 end
 
+local known_epoch
+
+-- What tokens begin with; `new` is for a queue that has none yet.
+local function epoch(new)
+  known_epoch = known_epoch or redis.call('GET', EPOCH)
+  if not known_epoch then
+    redis.call('SET', EPOCH, new)
+    known_epoch = new
+  end
+  return known_epoch
+end
+
 -- Returns {id, token, origin, attempt, ledger} of a fresh lease; the ledger is that of a source, else empty.
 local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   if tries.worker ~= worker then
@@ -607,7 +616,7 @@ local function grant(id, tries, worker, instance, lease_ms, nonce, at)
   end
   tries.worker, tries.instance, tries.again = worker, instance, nil
   save_tries(id, tries)
-  local token = redis.call('GET', EPOCH) .. '.' .. string.format('%.0f', redis.call('INCR', FENCE)) .. '.' .. nonce
+  local token = epoch() .. '.' .. string.format('%.0f', redis.call('INCR', FENCE)) .. '.' .. nonce
   redis.call('HSET', TOKEN, id, token)
   redis.call('ZADD', LEASED, at + lease_ms, id)
   redis.call('HINCRBY', HOLDS, worker, 1)

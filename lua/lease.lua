@@ -56,9 +56,7 @@ if not seen or at - tonumber(seen) > 10000 then
   is_heard = 1
 end
 sweep(at, lease_ms, affinity_ms)
-if redis.call('EXISTS', EPOCH) == 0 then
-  redis.call('SET', EPOCH, ARGV[6])
-end
+epoch(ARGV[6])
 
 local leases = {}
 local function take(id)

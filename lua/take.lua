@@ -17,7 +17,7 @@ if redis.call('HEXISTS', ALONE, worker) == 0 and pull(id, STALE_LIMIT) then
   if tries.recorded then
     drop(id, tries)
   else
-    redis.call('SET', EPOCH, ARGV[6], 'NX')
+    epoch(ARGV[6])
     if ARGV[3] ~= '' then
       redis.call('ZADD', STARTED, 'NX', at, worker .. ' ' .. ARGV[3])
     end

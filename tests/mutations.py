@@ -60,8 +60,8 @@ MUTATIONS = (
         (
             Edit(
                 "lua/add.lua",
-                "    push_tail(id)\n    if origin",
-                "    redis.call('RPUSH', READY .. ':new', id)\n    if origin",
+                "push('RPUSH', pushed)",
+                "for _, id in ipairs(pushed) do redis.call('RPUSH', READY .. ':new', id) end",
             ),
             Edit(
                 "redisConnect.py",

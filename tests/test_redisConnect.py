@@ -20,7 +20,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from config import Settings
 from errors import EngineError, StaleToken
-from model import Counts, Failure, Lease, Page, Result
+from model import Added, Counts, Failure, Lease, Page, Result
 from parse_ import aid_to_bvid
 from redisConnect import Queue, open_queue
 from store.data import BUCKETS, key, shard_of_id
@@ -1006,6 +1006,29 @@ def test_many_jobs_due_at_one_instant_are_all_promoted_in_bounded_steps(queue: Q
 
 
 # ------------------------------------------------------------------------------------------ the engine
+
+
+def test_thousands_in_one_call_wait_once_each_where_some_had_been_cancelled_and_forgotten(
+    queue: Queue, connection: redis.Redis
+) -> None:
+    ids = [aid_to_bvid(aid) for aid in range(1, 2502)]
+    gone = [ids[0], ids[1200], ids[2500]]
+    queue.add(gone)
+    queue.cancel(gone)
+    queue.forget(gone)  # their entries stay in the list, and count again when they are added
+    assert queue.add(ids) == Added(2501, 0)
+    assert queue.counts().ready == 2501
+    assert [lease.url for lease in queue.lease("machine", 2600)] == [*gone, *(one for one in ids if one not in gone)]
+    assert not connection.hgetall(key("stale")) and connection.llen(key("ready")) == 0
+
+
+def test_as_many_pages_come_next_in_their_order(queue: Queue) -> None:
+    queue.add(BV[:2])
+    (lease,) = queue.lease("machine", 1)
+    pages = [Page(number, 5000 + number, "part") for number in range(1, 2502)]
+    assert queue.expand(lease.url, lease.token, pages).lease.url == f"{BV[0]}?p=1&cid=5001"
+    following = [lease.url for lease in queue.lease("machine", 2600)]
+    assert following == [*(f"{BV[0]}?p={number}&cid={5000 + number}" for number in range(2, 2502)), BV[1]]
 
 
 def test_flushed_scripts_are_loaded_again(queue: Queue, connection: redis.Redis) -> None:

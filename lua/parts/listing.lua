@@ -60,10 +60,10 @@ end
 -- Pages go to the head, in their order: a video that was begun is finished before the next one. What a source
 -- lists goes to the tail, like everything else that a user adds.
 local function queue_listed(pages, containers)
+  local reversed = {}
   for i = #pages, 1, -1 do
-    push_head(pages[i])
+    reversed[#reversed + 1] = pages[i]
   end
-  for _, job in ipairs(containers) do
-    push_tail(job)
-  end
+  push('LPUSH', reversed)
+  push('RPUSH', containers)
 end
