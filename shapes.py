@@ -72,7 +72,13 @@ def list_of(item: Check, maximum: int) -> Check:
     def check(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > maximum:
             raise ValueError(_("a list of at most {count} is expected").format(count=maximum))
-        return [at(f"[{index}]", item, entry) for index, entry in enumerate(value)]
+        found: list[Any] = []
+        try:
+            for entry in value:
+                found.append(item(entry))
+        except ValueError as error:
+            raise _placed(f"[{len(found)}]", error) from None
+        return found
 
     return check
 
@@ -82,15 +88,23 @@ def record(required: Mapping[str, Check], **optional: Check) -> Check:
 
     An optional field that is null counts as missing.
     """
+    fields = (*required.items(), *optional.items())
 
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(_("an object is expected"))
         if missing := [name for name in required if name not in value]:
             raise ValueError(_("{names} is missing").format(names=", ".join(missing)))
-        found = {name: at(f".{name}", item, value[name]) for name, item in required.items()}
-        given = {name: item for name, item in optional.items() if value.get(name) is not None}
-        return found | {name: at(f".{name}", item, value[name]) for name, item in given.items()}
+        found = {}
+        for name, item in fields:
+            given = value.get(name)
+            if given is None and name not in required:
+                continue
+            try:
+                found[name] = item(given)
+            except ValueError as error:
+                raise _placed(f".{name}", error) from None
+        return found
 
     return check
 
@@ -115,5 +129,9 @@ def at(place: str, check: Check, value: Any) -> Any:
     try:
         return check(value)
     except ValueError as error:
-        inner = str(error)
-        raise ValueError(f"{place}{inner}" if inner[:1] in ".[" else f"{place}: {inner}") from None
+        raise _placed(place, error) from None
+
+
+def _placed(place: str, error: ValueError) -> ValueError:
+    inner = str(error)
+    return ValueError(f"{place}{inner}" if inner[:1] in ".[" else f"{place}: {inner}")

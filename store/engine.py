@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import hiredis
 import redis
 from redis.backoff import ConstantBackoff, NoBackoff
+from redis.client import Pipeline
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
@@ -55,7 +56,7 @@ WAIT_MS = 2000
 
 
 class _Client(redis.Redis):
-    """Runs a script with less ado than the driver, which locks, polls and measures around each command.
+    """Runs scripts and pipelines with less ado than the driver, which locks, polls and measures around each command.
 
     The connection stays out of the driver's pool for the next one. Whether it is still good shows when it is used: the
     connection's own retry dials again, and each script may be repeated.
@@ -69,17 +70,25 @@ class _Client(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         if args[0] != "EVALSHA":
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+        def run(connection: Any) -> Any:
+            connection.send_command(*args)
+            return connection.read_response()
+
+        return self.exchange(run)
+
+    def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Any:
+        return super().pipeline(transaction, shard_hint) if transaction else _Pipeline(self)
+
+    def exchange(self, talk: Callable[[Any], _R]) -> _R:
+        """Return what a talk over a connection brings; it must read all answers before it raises a ResponseError."""
         try:
             connection = self._idle.pop()
         except IndexError:
             connection = self.connection_pool.get_connection()
-
-        def exchange() -> Any:
-            connection.send_command(*args)
-            return connection.read_response()
-
         try:
-            return connection.retry.call_with_retry(exchange, lambda _error: connection.disconnect())
+            found: _R = connection.retry.call_with_retry(lambda: talk(connection), lambda _: connection.disconnect())
+            return found
         except redis.ResponseError:  # it has answered
             raise
         except BaseException:  # else the next one would read what this one has asked for
@@ -87,6 +96,32 @@ class _Client(redis.Redis):
             raise
         finally:
             self._idle.append(connection)
+
+
+class _Pipeline(Pipeline):
+    """Commands that are no transaction, in one round trip."""
+
+    def __init__(self, client: _Client) -> None:
+        super().__init__(client.connection_pool, client.response_callbacks, False, None)
+        self._client = client
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands, self.command_stack = self.command_stack, []
+
+        def run(connection: Any) -> list[Any]:
+            connection.send_packed_command(connection.pack_commands([args for args, _options in commands]))
+            answers = []
+            for args, options in commands:
+                try:
+                    answers.append(self.parse_response(connection, args[0], **options))  # type: ignore[no-untyped-call]
+                except redis.ResponseError as error:
+                    answers.append(error)
+            return answers
+
+        answers = self._client.exchange(run) if commands else []
+        if raise_on_error:
+            self.raise_first_error(commands, answers)  # type: ignore[no-untyped-call]
+        return answers
 
 
 class _Placed(Protocol):
@@ -483,18 +518,23 @@ def run_script(client: Any, script: Any, keys: Sequence[str], args: Sequence[Any
 
     Its answer counts only when they have what it changed: else EngineError, and the verb is to be repeated.
     """
-    waits = url is not None and (url.wait_replicas or url.wait_fsync)
+
+    def run(*call: str) -> Any:
+        if url is not None and (url.wait_replicas or url.wait_fsync):
+            return _run_and_wait(client, call, keys, args, url)
+        return client.execute_command(*call, len(keys), *keys, *args)
+
     try:
-        if url is not None and waits:
-            return _run_and_wait(client, ("EVALSHA", script.sha), keys, args, url)
-        return script(keys=keys, args=args)
+        return run("EVALSHA", script.sha)
+    except NoScriptError:  # nobody has run it there yet
+        client.script_load(script.script)
+    try:
+        return run("EVALSHA", script.sha)
     except NoScriptError:  # flushed again between loading and calling, or this node has never seen it
-        if url is not None and waits:
-            return _run_and_wait(client, ("EVAL", script.script), keys, args, url)
-        return client.eval(script.script, len(keys), *keys, *args)
+        return run("EVAL", script.script)
 
 
-def _run_and_wait(client: Any, call: tuple[str, str], keys: Sequence[str], args: Sequence[Any], url: EngineUrl) -> Any:
+def _run_and_wait(client: Any, call: Sequence[str], keys: Sequence[str], args: Sequence[Any], url: EngineUrl) -> Any:
     with client.pipeline(transaction=False) as pipe:
         pipe.execute_command(*call, len(keys), *keys, *args)
         # A repeated verb may change nothing; what another connection has changed is waited for only behind a change.

@@ -357,6 +357,38 @@ def test_scripts_share_a_connection_and_an_error_of_one_does_not_cost_it(node: N
     wait_until("it is closed with its client", lambda: node.client.info("clients")["connected_clients"] == 1)
 
 
+def test_a_pipeline_takes_that_connection_too_and_an_error_in_it_leaves_no_answer_unread(node: Node) -> None:
+    client, _url = engine.connect_url(f"redis://127.0.0.1:{node.port}")
+    script = client.register_script("return redis.call(ARGV[1], '{bili:0}x')")
+    with contextlib.closing(client):
+        assert script(args=["STRLEN"]) == 0
+        before = node.client.info("stats")["total_connections_received"]
+        with client.pipeline(transaction=False) as pipe:
+            pipe.set("{bili:0}x", "é")
+            pipe.hgetall("{bili:0}x")  # no hash
+            pipe.execute_command("EVALSHA", script.sha, 0, "STRLEN")
+            with pytest.raises(redis.ResponseError, match=r"Command # 2 .*WRONGTYPE"):
+                pipe.execute()
+            assert pipe.execute() == []
+            pipe.hgetall("{bili:0}none")
+            pipe.hgetall("{bili:0}x")
+            answer, refusal = pipe.execute(raise_on_error=False)
+        assert answer == {} and isinstance(refusal, redis.ResponseError)
+        assert script(args=["STRLEN"]) == 2
+        assert node.client.info("stats")["total_connections_received"] == before
+
+
+def test_a_pipeline_dials_again_where_its_connection_was_cut(node: Node) -> None:
+    client, _url = engine.connect_url(f"redis://127.0.0.1:{node.port}")
+    with contextlib.closing(client):
+        for number in range(3):
+            with client.pipeline(transaction=False) as pipe:
+                pipe.sadd("{bili:0}seen", number)
+                pipe.scard("{bili:0}seen")
+                assert pipe.execute() == [1, number + 1]
+            node.client.client_kill_filter(_type="normal", skipme=True)
+
+
 @pytest.mark.slow
 def test_retries_end(node: Node) -> None:
     node.kill()

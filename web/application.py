@@ -25,7 +25,7 @@ from web.dashboard import Dashboard
 from web.guard import ENGINE_RETRY_SECONDS, Guard, SignInNeeded, demand_roles
 from web.jobs import Jobs
 from web.keyring import Keyring, access
-from web.messages import MAX_BODY_BYTES
+from web.messages import MAX_BODY_BYTES, this_request
 from web.metrics import Metrics
 from web.openapi import openapi
 from web.proxies import TrustedProxies
@@ -117,8 +117,9 @@ def create_app(settings: Settings, queue: Queue) -> Flask:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        metrics.count_request(response)
-        if request.method == "POST" and request.path not in SEEN_BY_NOBODY and response.status_code < 400:
+        asked = this_request()
+        metrics.count_request(asked, response)
+        if asked.method == "POST" and asked.path not in SEEN_BY_NOBODY and response.status_code < 400:
             dashboard.clear()
             response.set_cookie(
                 Changes.COOKIE, changes.note(), max_age=CHANGE_SECONDS, httponly=True, samesite="Strict"

@@ -35,6 +35,7 @@ from errors import EngineError
 from i18n import _
 from store import Tokens, is_made
 from web.keyring import EVERYTHING, NOBODY, Access, Keyring
+from web.messages import this_request
 from web.session import Sessions
 
 log = logging.getLogger(__name__)
@@ -214,21 +215,22 @@ class Guard:
 
     def check(self) -> Response | None:
         """Raise the HTTP error of a request that may not go on; note who asks."""
-        path, environ = request.path, request.environ
+        asked = this_request()
+        path, environ = asked.path, asked.environ
         self._check_host(environ)
         if path in self.OPEN_PATHS:
             return None
         self._check_site(environ)
-        address = request.url_rule.rule if request.url_rule else ""
-        g.access = NOBODY if may("", address or "/") else self._who_asks()
-        if address and not may(g.access.role, address):
-            if address == "/" and may(g.access.role, self.FIRST_PAGE):
+        address = asked.url_rule.rule if asked.url_rule else ""
+        g.access = who = NOBODY if may("", address or "/") else self._who_asks(path)
+        if address and not may(who.role, address):
+            if address == "/" and may(who.role, self.FIRST_PAGE):
                 return redirect(self.FIRST_PAGE, 303)
-            raise Forbidden(_("the role of this token ({role}) may not do that").format(role=g.access.role))
-        if environ["REQUEST_METHOD"] == "POST" and request.routing_exception is None:  # 404 or 405, whatever is sent
+            raise Forbidden(_("the role of this token ({role}) may not do that").format(role=who.role))
+        if environ["REQUEST_METHOD"] == "POST" and asked.routing_exception is None:  # 404 or 405, whatever is sent
             self._check_body()
-        elif g.access.role in self.PACED and path not in self.UNCOUNTED:
-            self._check_pace(g.access.token_id)
+        elif who.role in self.PACED and path not in self.UNCOUNTED:
+            self._check_pace(who.token_id)
         return None
 
     def _check_pace(self, token_id: str) -> None:
@@ -251,8 +253,8 @@ class Guard:
         if foreign:
             raise Forbidden(_("requests from other sites are refused"))
 
-    def _who_asks(self) -> Access:
-        is_bearer_only = request.path in self.BEARER_PATHS
+    def _who_asks(self, path: str) -> Access:
+        is_bearer_only = path in self.BEARER_PATHS
         given = _given_token(is_bearer_only)
         if self._is_open and (given is None or not is_made(given)):
             return EVERYTHING

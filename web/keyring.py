@@ -6,8 +6,9 @@ import hmac
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flask import g
 from werkzeug.exceptions import Forbidden
@@ -134,6 +135,19 @@ class Keyring:
         """Tell whether who asks may speak for a lease: a worker's token for those that were given to it."""
         asking = access()
         return asking.role != "worker" or owner_of(lease_token) == asking.token_id
+
+    def parted(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+        """Return the jobs of a heartbeat for whose leases who asks may speak, and the ids of the others."""
+        asking = access()
+        if asking.role != "worker":
+            return jobs, []
+        own, others = [], []
+        for job in jobs:
+            if owner_of(job["token"]) == asking.token_id:
+                own.append(job)
+            else:
+                others.append(job["url"])
+        return own, others
 
     def leased_to_others(self, urls: Sequence[str]) -> set[str]:
         """Return for which of these jobs somebody else may speak now, and not who asks."""

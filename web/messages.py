@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flask import request
+from flask import Request, request
 from werkzeug.exceptions import (
     BadRequest,
 )
@@ -164,6 +164,12 @@ NOTHING = record({})
 JOBS = record({"urls": list_of(job_id, MAX_URLS)})
 
 
+def this_request() -> Request:
+    """Return the request that is being answered: behind ``flask.request`` it is looked for at each use."""
+    found: Request = request._get_current_object()  # type: ignore[attr-defined]
+    return found
+
+
 def read_body(check: Check) -> Any:
     """Return the checked body of this request, or answer 400 with what is wrong with it."""
     try:
@@ -175,8 +181,18 @@ def read_body(check: Check) -> Any:
 
 def read_query(name: str, check: Check, default: Any) -> Any:
     """Return one checked parameter of the address, or answer 400 with what is wrong with it."""
-    values = request.args.getlist(name)  # get() would make an error page for each that is missing
-    return _checked(check, values[0], name) if values and values[0] else default
+    return query_reader()(name, check, default)
+
+
+def query_reader() -> Callable[[str, Check, Any], Any]:
+    """Return ``read_query`` for several parameters of this request."""
+    parameters = request.args
+
+    def read(name: str, check: Check, default: Any) -> Any:
+        values = parameters.getlist(name)  # get() would make an error page for each that is missing
+        return _checked(check, values[0], name) if values and values[0] else default
+
+    return read
 
 
 def _checked(check: Check, value: Any, name: str) -> Any:
@@ -204,3 +220,9 @@ def decimal(low: int, high: int) -> Check:
         return int(inside(int(text) if re.fullmatch("[0-9]{1,9}", text) else None))
 
     return check
+
+
+def separated(check: Check) -> Check:
+    """Return the check of up to 500 values in an address, with commas between them."""
+    values = list_of(check, 500)
+    return lambda text: values(text.split(","))

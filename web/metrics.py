@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import accumulate
 
-from flask import Response, g, request
+from flask import Request, Response, g
 
 from errors import EngineError
 from model import Counts
@@ -31,9 +31,9 @@ class Metrics:
         self._took_seconds: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def count_request(self, response: Response) -> None:
+    def count_request(self, asked: Request, response: Response) -> None:
         """Note a request, by its route, so that no client makes up names."""
-        rule = request.url_rule.rule if request.url_rule else "other"
+        rule = asked.url_rule.rule if asked.url_rule else "other"
         seconds = time.perf_counter() - g.get("began", time.perf_counter())
         with self._lock:
             self._requests[rule, response.status_code] += 1

@@ -25,7 +25,7 @@ from model import CURSOR_CHARACTERS, KIB, Failure, Page, Result
 from parse_ import SiteHosts
 from redisConnect import Queue
 from series import HOUR, RINGS
-from shapes import flag, line, list_of, one_of, record
+from shapes import flag, line, one_of, record
 from sources import lease_fields, listed_page, sort_out
 from store import Beat
 from web.actions import egress, names, note
@@ -49,14 +49,17 @@ from web.messages import (
     decimal,
     decimal_bytes,
     job_id,
+    query_reader,
     read_body,
     read_query,
+    separated,
 )
 from web.sight import seen_job, seen_workers, sees_all
 
 log = logging.getLogger(__name__)
 
 MAX_STATUS_BYTES = 16 * KIB
+_COUNT, _HAVE, _HAVE_BYTES = decimal(1, MAX_LEASES), separated(job_id), separated(decimal_bytes)
 
 
 class Verbs:
@@ -80,12 +83,11 @@ class Verbs:
         """Lease jobs; where nothing is ready, say in Retry-After when to ask again."""
         if request.method != "GET":  # Flask lets HEAD in with GET, and would lease for nobody
             raise MethodNotAllowed(["GET"])
-        worker = read_query("worker", WORKER, request.remote_addr or "unknown")
-        count = read_query("count", decimal(1, MAX_LEASES), 1)
-        have = read_query("have", lambda text: list_of(job_id, 500)(text.split(",")), [])
-        sizes = read_query("have_bytes", lambda text: list_of(decimal_bytes, 500)(text.split(",")), [])
-        again = read_query("request", REQUEST, "")
-        instance = read_query("instance", REQUEST, "")
+        read = query_reader()
+        worker = read("worker", WORKER, None) or request.remote_addr or "unknown"
+        count = read("count", _COUNT, 1)
+        have, sizes = read("have", _HAVE, []), read("have_bytes", _HAVE_BYTES, [])
+        again, instance = read("request", REQUEST, ""), read("instance", REQUEST, "")
         self._keyring.demand_name(worker)
         leases = self._queue.lease(worker, count, have, again, instance, sizes, access().token_id)
         response = jsonify([lease_fields(lease) for lease in leases])
@@ -117,15 +119,14 @@ class Verbs:
         body = read_body(HEARTBEAT)
         self._keyring.demand_name(body["worker"])
         self._budgets.demand_ways(body)
-        own = [job for job in body["jobs"] if self._keyring.owns(job["token"])]
+        own, others = self._keyring.parted(body["jobs"])
         jobs = [(job["url"], job["token"], _done_bytes(job)) for job in own]
         titles = {job["url"]: job["progress"]["title"] for job in own if job.get("progress", {}).get("title")}
-        lost = [job["url"] for job in body["jobs"] if not self._keyring.owns(job["token"])]
         status, groups = worker_status(body, egress()), stated_groups(body)
         self._budgets.note_risk(body, groups)
         heard = self._queue.hear(Beat(body["worker"], jobs, status, titles, groups, self._budgets.told_in(body)))
         self._budgets.note_end(body, groups)
-        if lost := [*lost, *heard.lost]:
+        if lost := [*others, *heard.lost]:
             log.info(_("%s has lost %s"), body["worker"], ", ".join(lost))
         pace = max(2.0, self._worker_count() / 200)
         answer: dict[str, Any] = {
