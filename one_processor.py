@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 TURNS = 16
 """In one of so many turns the threads may go where they like: it finds out whether others have crowded their place."""
-BUSY, IDLE = 0.3, 0.15
-"""Of a processor, what they must have used; of all processors, what must be left over, or nobody could make way."""
+BUSY, IDLE = 0.3, 0.03
+"""Of a processor, what they must have used; of all processors, what must be left over, or nobody could make way. A
+server that leases many at a time keeps the engine so busy that 5 percent are left (docs/scale.md)."""
 
 
 ALLOWED = frozenset(os.sched_getaffinity(0) if sys.platform == "linux" else ())
