@@ -519,22 +519,33 @@ def run_script(client: Any, script: Any, keys: Sequence[str], args: Sequence[Any
     Its answer counts only when they have what it changed: else EngineError, and the verb is to be repeated.
     """
 
-    def run(*call: str) -> Any:
+    def ask(by_text: bool) -> Any:
+        call = _call(script, by_text)
         if url is not None and (url.wait_replicas or url.wait_fsync):
             return _run_and_wait(client, call, keys, args, url)
         return client.execute_command(*call, len(keys), *keys, *args)
 
-    try:
-        return run("EVALSHA", script.sha)
-    except NoScriptError:  # nobody has run it there yet
-        client.script_load(script.script)
-    try:
-        return run("EVALSHA", script.sha)
-    except NoScriptError:  # flushed again between loading and calling, or this node has never seen it
-        return run("EVAL", script.script)
+    return _loaded(client, [script], ask)
 
 
-def _run_and_wait(client: Any, call: Sequence[str], keys: Sequence[str], args: Sequence[Any], url: EngineUrl) -> Any:
+def _call(script: Any, by_text: bool) -> tuple[str, str]:
+    return ("EVAL", script.script) if by_text else ("EVALSHA", script.sha)
+
+
+def _loaded(client: Any, scripts: Sequence[Any], ask: Callable[[bool], _R]) -> _R:
+    """Return the answer of scripts, which ``ask`` runs by their text or not; they are loaded where nobody has yet."""
+    try:
+        return ask(False)
+    except NoScriptError:  # those that were known, of several, are only repeated
+        for script in scripts:
+            client.script_load(script.script)
+    try:
+        return ask(False)
+    except NoScriptError:  # flushed again between loading and calling, or this node has never seen them
+        return ask(True)
+
+
+def _run_and_wait(client: Any, call: tuple[str, str], keys: Sequence[str], args: Sequence[Any], url: EngineUrl) -> Any:
     with client.pipeline(transaction=False) as pipe:
         pipe.execute_command(*call, len(keys), *keys, *args)
         # A repeated verb may change nothing; what another connection has changed is waited for only behind a change.
@@ -568,23 +579,14 @@ def run_together(
     All keys have the tag HOME. Whoever else asks may get in between; where one fails the others are done all the same.
     """
 
-    def ask(by_text: bool = False) -> list[Any]:
+    def ask(by_text: bool) -> list[Any]:
         with client.pipeline(transaction=False) as pipe:
             for script, keys, args in runs:
-                call = ("EVAL", script.script) if by_text else ("EVALSHA", script.sha)
-                pipe.execute_command(*call, len(keys), *keys, *args)
+                pipe.execute_command(*_call(script, by_text), len(keys), *keys, *args)
             look(pipe)
             return list(pipe.execute())
 
-    try:
-        return ask()
-    except NoScriptError:  # nobody has run them there yet; those that were known are only repeated
-        for script, _keys, _args in runs:
-            client.script_load(script.script)
-    try:
-        return ask()
-    except NoScriptError:  # flushed again between loading and calling
-        return ask(by_text=True)
+    return _loaded(client, [script for script, _keys, _args in runs], ask)
 
 
 # ------------------------------------------------------------------------------------------ what it says of itself

@@ -1005,9 +1005,6 @@ def test_many_jobs_due_at_one_instant_are_all_promoted_in_bounded_steps(queue: Q
     assert queue.counts().ready == 1000
 
 
-# ------------------------------------------------------------------------------------------ the engine
-
-
 def test_thousands_in_one_call_wait_once_each_where_some_had_been_cancelled_and_forgotten(
     queue: Queue, connection: redis.Redis
 ) -> None:
@@ -1029,6 +1026,9 @@ def test_as_many_pages_come_next_in_their_order(queue: Queue) -> None:
     assert queue.expand(lease.url, lease.token, pages).lease.url == f"{BV[0]}?p=1&cid=5001"
     following = [lease.url for lease in queue.lease("machine", 2600)]
     assert following == [*(f"{BV[0]}?p={number}&cid={5000 + number}" for number in range(2, 2502)), BV[1]]
+
+
+# ------------------------------------------------------------------------------------------ the engine
 
 
 def test_flushed_scripts_are_loaded_again(queue: Queue, connection: redis.Redis) -> None:

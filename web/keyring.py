@@ -133,17 +133,15 @@ class Keyring:
 
     def owns(self, lease_token: str) -> bool:
         """Tell whether who asks may speak for a lease: a worker's token for those that were given to it."""
-        asking = access()
-        return asking.role != "worker" or owner_of(lease_token) == asking.token_id
+        return _speaks_for(access(), lease_token)
 
-    def parted(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+    def parted(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
         """Return the jobs of a heartbeat for whose leases who asks may speak, and the ids of the others."""
         asking = access()
-        if asking.role != "worker":
-            return jobs, []
-        own, others = [], []
+        own: list[Mapping[str, Any]] = []
+        others: list[str] = []
         for job in jobs:
-            if owner_of(job["token"]) == asking.token_id:
+            if _speaks_for(asking, job["token"]):
                 own.append(job)
             else:
                 others.append(job["url"])
@@ -158,3 +156,7 @@ class Keyring:
         """Raise StaleToken for a lease that was given to somebody else."""
         if not self.owns(lease_token):
             raise StaleToken(_("The lease of {id} is not this worker's: nothing was changed").format(id=url), 409)
+
+
+def _speaks_for(asking: Access, lease_token: str) -> bool:
+    return asking.role != "worker" or owner_of(lease_token) == asking.token_id
